@@ -1,0 +1,83 @@
+//! How each component is: for `/readyz`, and one log line for each change.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The states of all components.
+#[derive(Clone, Debug, Default)]
+pub struct HealthBoard {
+    components: Arc<Mutex<Vec<Component>>>,
+}
+
+/// One component's place on the board.
+#[derive(Clone, Debug)]
+pub struct Health {
+    board: HealthBoard,
+    index: usize,
+}
+
+/// One component and how it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Component {
+    /// Kind and name as in the configuration, such as `sinks.store`.
+    pub name: String,
+    /// How it is.
+    pub state: State,
+}
+
+/// How a component is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Not ready yet, for the first time.
+    Starting,
+    /// At work.
+    Ready,
+    /// Cannot work now; it keeps trying.
+    Unavailable {
+        /// Why, for the operator. No secrets.
+        reason: String,
+    },
+}
+
+impl HealthBoard {
+    /// Adds a component; it is [`State::Starting`].
+    pub fn component(&self, name: impl Into<String>) -> Health {
+        let mut components = self.lock();
+        components.push(Component { name: name.into(), state: State::Starting });
+        Health { board: self.clone(), index: components.len() - 1 }
+    }
+
+    /// Every component, in the order they were added.
+    pub fn components(&self) -> Vec<Component> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Component>> {
+        self.components.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Health {
+    /// The component is at work.
+    pub fn ready(&self) {
+        if let Some(name) = self.change(State::Ready) {
+            tracing::info!(component = name, "ready");
+        }
+    }
+
+    /// The component cannot work now. Further reasons while it stays away are shown, but not logged again.
+    pub fn unavailable(&self, reason: impl Into<String>) {
+        let reason = reason.into();
+        if let Some(name) = self.change(State::Unavailable { reason: reason.clone() }) {
+            tracing::warn!(component = name, reason, "unavailable, trying again");
+        }
+    }
+
+    /// Sets the state; the name when it is one of another kind than before.
+    fn change(&self, state: State) -> Option<String> {
+        let mut components = self.board.lock();
+        let component = &mut components[self.index];
+        let changed = std::mem::discriminant(&component.state) != std::mem::discriminant(&state);
+        component.state = state;
+        changed.then(|| component.name.clone())
+    }
+}

@@ -1,0 +1,12 @@
+//! The house of The Eye: events, and the traits of what takes, carries and stores them. Opens no socket and no database.
+
+pub mod ack;
+pub mod batch;
+pub mod event;
+pub mod health;
+pub mod registry;
+pub mod sink;
+pub mod source;
+pub mod store;
+pub mod timestamp;
+pub mod transport;

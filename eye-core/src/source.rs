@@ -1,0 +1,79 @@
+//! Where events come from.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use axum::Router;
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+
+use crate::ack::Receipt;
+use crate::event::Event;
+use crate::health::Health;
+use crate::registry::BuildError;
+use crate::transport::{PublishError, Transport};
+
+/// Takes events in and answers their producers.
+///
+/// A source parses through the gate ([`crate::event`]), publishes to its [`Outlet`], and answers each producer from the
+/// [`Receipt`] alone: "ok" only after [`Outcome::Delivered`](crate::ack::Outcome::Delivered). It retries nothing.
+#[async_trait]
+pub trait Source: Send + 'static {
+    /// The HTTP routes of this source, for the one listener that ingest, queries and health share.
+    ///
+    /// Called once, before [`run`](Source::run). A handler runs to its end even when its client disconnects.
+    fn routes(&self, _outlet: &Outlet) -> Option<Router> {
+        None
+    }
+
+    /// Takes events until `shutdown` is cancelled, then stops taking, waits for the receipts it owes an answer to, and
+    /// returns. A source that lives from its routes alone keeps the default: the listener drains those.
+    ///
+    /// # Errors
+    /// Only what cannot be cured by trying again: the program stops. A server that is away is retried inside.
+    async fn run(self: Box<Self>, _outlet: Outlet, shutdown: CancellationToken) -> Result<(), SourceError> {
+        shutdown.cancelled().await;
+        Ok(())
+    }
+}
+
+/// A source's way into the pipeline.
+#[derive(Clone)]
+pub struct Outlet {
+    transport: Arc<dyn Transport>,
+    health: Health,
+}
+
+impl Outlet {
+    /// An outlet into `transport`; `health` is the source's own entry in `/readyz`.
+    pub fn new(transport: Arc<dyn Transport>, health: Health) -> Self {
+        Self { transport, health }
+    }
+
+    /// Hands events on. See [`Transport::publish`].
+    ///
+    /// # Errors
+    /// [`PublishError`] when the events were not taken; the producer may send them again.
+    pub async fn publish(&self, events: Vec<Event>) -> Result<Receipt, PublishError> {
+        self.transport.publish(events).await
+    }
+
+    /// Where the source says how it is.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+}
+
+/// Why a source ended.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct SourceError(pub String);
+
+/// What operators write below `[sources.NAME]`. See [`crate::sink::SinkConfig`] for the rules.
+pub trait SourceConfig: DeserializeOwned + Send + 'static {
+    /// The `type` that picks this plug-in.
+    const TYPE: &'static str;
+
+    /// Makes the source. A server that is away is not a failure here: [`Source::run`] keeps trying.
+    fn build(self) -> impl Future<Output = Result<Box<dyn Source>, BuildError>> + Send;
+}

@@ -1,0 +1,85 @@
+//! What lies between sources and sinks.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::de::DeserializeOwned;
+
+use crate::ack::{Ack, Receipt};
+use crate::batch::BatchLimits;
+use crate::event::Event;
+use crate::registry::BuildError;
+
+/// Carries events from the sources to every sink, bounded, or durable.
+///
+/// **Custody**: the receipt settles when someone durable has the events. A transport that is not durable settles it when
+/// every subscriber's ack is settled; a durable one at its own commit.
+#[async_trait]
+pub trait Transport: Send + Sync + 'static {
+    /// Takes the events of one request, all or none. An empty list is taken and delivered at once.
+    ///
+    /// Waits a short, settable time while there is no room. Dropping the future while it waits takes nothing.
+    ///
+    /// # Errors
+    /// [`PublishError`]: nothing was taken.
+    async fn publish(&self, events: Vec<Event>) -> Result<Receipt, PublishError>;
+
+    /// A subscription of its own for each `consumer` (a sink's name). Every subscription gets every event. All
+    /// subscribe before the first event is published.
+    ///
+    /// # Errors
+    /// [`TransportError`] when the subscription cannot be made.
+    async fn subscribe(&self, consumer: &str) -> Result<Box<dyn Subscription>, TransportError>;
+
+    /// Takes nothing more: `publish` answers [`PublishError::Closed`], and each subscription ends once it is drained.
+    fn close(&self);
+}
+
+/// One sink's view of the transport.
+#[async_trait]
+pub trait Subscription: Send + 'static {
+    /// Waits until there is at least one delivery, then returns what is there, within `limits`, without waiting for
+    /// more. The first delivery is returned whatever its size. `None` when the transport is closed and drained.
+    ///
+    /// Not necessarily cancel-safe: a caller polls the future to its end.
+    async fn receive(&mut self, limits: BatchLimits) -> Option<Vec<Delivery>>;
+}
+
+/// The events of one publish with the ack that is owed for them.
+#[derive(Debug)]
+pub struct Delivery {
+    /// Never empty.
+    pub events: Vec<Event>,
+    /// Settled by the writer.
+    pub ack: Ack,
+}
+
+/// Why events were not taken. Nothing of them was; the producer may send them again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// No room, and none came in time.
+    #[error("no room: {reason}")]
+    Full {
+        /// Which bound was met.
+        reason: String,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The program is shutting down.
+    #[error("shutting down")]
+    Closed,
+}
+
+/// Why a subscription could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct TransportError(pub String);
+
+/// What operators write below `[transport]`. See [`crate::sink::SinkConfig`] for the rules.
+pub trait TransportConfig: DeserializeOwned + Send + 'static {
+    /// The `type` that picks this plug-in.
+    const TYPE: &'static str;
+
+    /// Makes the transport.
+    fn build(self) -> impl Future<Output = Result<Box<dyn Transport>, BuildError>> + Send;
+}

@@ -8,5 +8,8 @@ pub mod registry;
 pub mod sink;
 pub mod source;
 pub mod store;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 pub mod timestamp;
 pub mod transport;
+pub mod writer;

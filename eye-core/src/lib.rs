@@ -4,6 +4,7 @@ pub mod ack;
 pub mod batch;
 pub mod event;
 pub mod health;
+pub mod json;
 pub mod registry;
 pub mod sink;
 pub mod source;

@@ -1,1 +1,3 @@
-//! Placeholder.
+//! Where events come from: The Eye's own sources.
+
+pub mod decode;

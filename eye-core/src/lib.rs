@@ -2,6 +2,7 @@
 
 pub mod ack;
 pub mod batch;
+pub mod config;
 pub mod event;
 pub mod health;
 pub mod json;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use crate::keeper::{Force, Kept, as_user};
+use crate::keeper::{Force, Kept, as_user, temporary_folder};
 use crate::wait::holds_within;
 
 /// The user of every server; it may do everything.
@@ -88,7 +88,7 @@ pub struct Database {
 impl Server {
     fn start(engine: Engine) -> Self {
         let port = free_port();
-        let folder = std::env::temp_dir().join(format!("eye-{}-{}-{port}", engine.user(), std::process::id()));
+        let folder = temporary_folder(engine.user());
         let kept = Kept::new(&folder, Some(engine.user()), &engine.server_command(&folder, port));
         engine.initialise(&folder);
         let server = Self { engine, port, process: Mutex::new(kept) };
@@ -99,6 +99,11 @@ impl Server {
     /// The port on 127.0.0.1; it stays the same over restarts.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Where its files are.
+    pub fn folder(&self) -> PathBuf {
+        self.process().folder().to_owned()
     }
 
     /// Where the program finds `database`, with user and password.

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::wait::holds_within;
 
@@ -51,6 +51,10 @@ impl Kept {
         let mut kept = Self { keeper, orders, answers, folder: folder.to_owned() };
         assert_eq!(kept.answer().as_deref(), Some("ready"), "cannot make the folder {}", folder.display());
         kept
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Runs the command. It must not run already.
@@ -110,6 +114,12 @@ impl Drop for Kept {
         // It kills and removes, neither waits for anybody.
         drop(self.keeper.wait());
     }
+}
+
+/// A name for a folder that nothing has had before, not even a test that a power cut kept from tidying up.
+pub(crate) fn temporary_folder(kind: &str) -> PathBuf {
+    let now = SystemTime::UNIX_EPOCH.elapsed().expect("the clock is past 1970");
+    std::env::temp_dir().join(format!("eye-{kind}-{}-{}", std::process::id(), now.as_nanos()))
 }
 
 /// A process by its number.

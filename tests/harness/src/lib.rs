@@ -4,8 +4,10 @@
 //! a panic that says what to do: a test never passes because a server was missing. Linux only (it reads `/proc`).
 
 mod database;
+mod eye;
 mod keeper;
 mod wait;
 
 pub use database::{Database, MariaDb, PASSWORD, Postgres, Server, USER};
+pub use eye::Eye;
 pub use wait::eventually;

@@ -102,6 +102,16 @@ mod tests {
     }
 
     #[test]
+    fn a_cut_is_noticed_even_where_only_zeros_are_missing() {
+        let ends_in_zero = (0..)
+            .map(|id| encode(Direction::Older, EventKey { timestamp: Timestamp::MIN, id: EventId::from_u128(id) }))
+            .find(|cursor| BASE64_URL_SAFE_NO_PAD.decode(cursor).unwrap().ends_with(&[0]))
+            .unwrap();
+        assert!(decode(&ends_in_zero).is_some());
+        assert_eq!(decode(&ends_in_zero[..39]), None);
+    }
+
+    #[test]
     fn fields_out_of_range_are_refused_whatever_the_checksum() {
         let good = BASE64_URL_SAFE_NO_PAD
             .decode(encode(Direction::Older, EventKey { timestamp: Timestamp::MIN, id: EventId::nil() }))

@@ -18,7 +18,8 @@ pub(super) struct Links {
 }
 
 impl Links {
-    /// By offset when the caller gave one, otherwise by cursor. `base` is the URL without its query.
+    /// By offset when the caller gave one, otherwise by cursor; a cursor needs an event, so an empty page leads nowhere.
+    /// `base` is the URL without its query.
     pub(super) fn new(base: &str, params: &Params, page: &EventPage) -> Self {
         let limit = params.query.limit.into();
         if let PageStart::Offset(offset) = params.query.start {

@@ -159,11 +159,11 @@ fn timestamp(value: &str) -> Result<Timestamp, String> {
     parsed.ok_or_else(|| "Enter a valid date/time.".to_owned())
 }
 
-/// `2021-01-01T00:00:00 02:00`: somebody sent the `+` of an offset unencoded, and it became a space. Only after a time
-/// of day: behind a bare date it could be meant as one.
+/// `2021-01-01T00:00:00 02:00`: somebody sent the `+` of an offset unencoded, and it became a space. Only a text that is
+/// no timestamp as it stands is read so: `2021-01-01 02:00` is a time of day.
 fn with_plus(value: &str) -> Option<String> {
     let (time, offset) = value.rsplit_once(' ')?;
-    time.contains(':').then(|| format!("{time}+{offset}"))
+    Some(format!("{time}+{offset}"))
 }
 
 fn limit(value: &str) -> Result<u32, String> {

@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use eye_core::config::{ConfigErrors, Document, PipelineConfig};
 use eye_core::registry::Registry;
+use eye_core::writer::WriterConfig;
 use serde::Deserialize;
 
-use crate::standins::{QueryConfig, ServerConfig, WriterConfig};
+use crate::api::QueryConfig;
+use crate::standins::ServerConfig;
 
 /// Everything that operators can set.
 #[derive(Debug)]

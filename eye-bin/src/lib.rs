@@ -1,5 +1,6 @@
-//! The Eye: collects events, stores them, answers queries.
+//! The program, as a library: what `main.rs` runs, and what the tests look into.
 
+pub mod api;
 pub mod cli;
 pub mod config;
 pub mod standins;

@@ -1,12 +1,10 @@
 //! Stands in for the sections and plug-ins that other files will bring: their keys and defaults, and nothing that works.
 //! To be deleted with their arrival.
 
-use std::num::{NonZeroU16, NonZeroU64};
-
 use eye_core::registry::{BuildError, Registry};
 use eye_core::sink::{Sink, SinkConfig};
-use eye_core::source::{Source, SourceConfig};
-use eye_core::transport::{Transport, TransportConfig};
+use eye_sources::http::HttpConfig;
+use eye_transports::memory::MemoryConfig;
 use serde::Deserialize;
 
 macro_rules! section {
@@ -31,24 +29,6 @@ section!(ServerConfig {
     trust_proxy: bool = false,
 });
 
-section!(QueryConfig {
-    sink: Option<String> = None,
-    max_concurrent: NonZeroU16 = NonZeroU16::new(16).expect("16 is not zero"),
-    timeout_ms: NonZeroU64 = NonZeroU64::new(30_000).expect("30,000 is not zero"),
-});
-
-section!(WriterConfig { max_events: usize = 5_000, max_bytes: usize = 4 << 20, retry_for_ms: u64 = 5_000 });
-
-section!(HttpConfig {
-    max_body_bytes: u32 = 5 << 20,
-    max_event_bytes: u32 = 1 << 20,
-    max_pending_bytes: u32 = 64 << 20,
-    body_timeout_ms: u64 = 30_000,
-    receipt_timeout_ms: u64 = 10_000,
-});
-
-section!(MemoryConfig { max_bytes: u32 = 64 << 20, max_wait_ms: u64 = 500 });
-
 section!(SqliteConfig { url: String = "sqlite://eye-data/eye.db".to_owned(), max_read_connections: u32 = 8 });
 
 /// Stands in.
@@ -71,20 +51,6 @@ pub struct MysqlConfig {
 
 fn absent<T>() -> Result<T, BuildError> {
     Err(BuildError("this plug-in is not there yet".to_owned()))
-}
-
-impl SourceConfig for HttpConfig {
-    const TYPE: &'static str = "http";
-    async fn build(self) -> Result<Box<dyn Source>, BuildError> {
-        absent()
-    }
-}
-
-impl TransportConfig for MemoryConfig {
-    const TYPE: &'static str = "memory";
-    async fn build(self) -> Result<Box<dyn Transport>, BuildError> {
-        absent()
-    }
 }
 
 impl SinkConfig for SqliteConfig {

@@ -29,15 +29,15 @@ section!(ServerConfig {
     trust_proxy: bool = false,
 });
 
-section!(SqliteConfig { url: String = "sqlite://eye-data/eye.db".to_owned(), max_read_connections: u32 = 8 });
+section!(SqliteConfig { url: String = "sqlite://eye-data/eye.db".to_owned(), max_read_connections: u32 = 4 });
 
 /// Stands in.
 #[derive(Clone, Debug, Deserialize)]
 pub struct PostgresConfig {
     #[serde(rename = "url")]
     _url: String,
-    #[serde(rename = "max_read_connections")]
-    _max_read_connections: Option<u32>,
+    #[serde(rename = "max_read_connections", default = "four")]
+    _max_read_connections: u32,
 }
 
 /// Stands in.
@@ -45,8 +45,12 @@ pub struct PostgresConfig {
 pub struct MysqlConfig {
     #[serde(rename = "url")]
     _url: String,
-    #[serde(rename = "max_read_connections")]
-    _max_read_connections: Option<u32>,
+    #[serde(rename = "max_read_connections", default = "four")]
+    _max_read_connections: u32,
+}
+
+fn four() -> u32 {
+    4
 }
 
 fn absent<T>() -> Result<T, BuildError> {

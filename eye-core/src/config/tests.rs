@@ -244,6 +244,16 @@ fn every_fault_of_a_component_is_reported_once_and_in_order() {
     assert_eq!(faults(text), expected);
 }
 
+/// An address cannot be made up; what stands after it is read all the same.
+#[test]
+fn a_fault_in_a_picky_type_hides_none_after_it() {
+    let expected = [
+        "5:11: sinks.a.address: expected socket address, found an integer",
+        "6:8: sinks.a.port: expected an integer, found a string",
+    ];
+    assert_eq!(store_faults("address = 5\nport = \"x\""), expected);
+}
+
 #[test]
 fn a_misspelt_required_key_is_one_fault() {
     let text = SOUND.replace("url =", "ulr =");

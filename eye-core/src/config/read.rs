@@ -274,9 +274,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
     ) -> Result<V::Value, ReadError> {
         match &self.0.value {
             Value::Text(text) => visitor.visit_enum(StrDeserializer::new(text)),
-            Value::Table(entries) => {
-                visitor.visit_enum(MapAccessDeserializer::new(Entries { entries, next: 0 }))
-            }
+            Value::Table(entries) => visitor.visit_enum(MapAccessDeserializer::new(Entries { entries, next: 0 })),
             Value::Reported => MadeUp.deserialize_enum(name, variants, visitor),
             other => Err(ReadError::custom(format_args!("expected a string, found {}", other.kind()))),
         }

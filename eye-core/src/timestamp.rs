@@ -2,7 +2,11 @@
 
 use std::fmt;
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
+use serde::{Serialize, Serializer};
+
+const SECONDS_PER_DAY: i64 = 86_400;
+const MICROS_PER_SECOND: i64 = 1_000_000;
 
 /// An instant from 1970 to 9999, in UTC, to the microsecond.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,6 +25,24 @@ impl Timestamp {
         Self { micros: Utc::now().timestamp_micros().clamp(Self::MIN.micros, Self::MAX.micros) }
     }
 
+    /// Reads a date, or a date and a time, as producers and queries write them.
+    ///
+    /// `2021-01-01`, `2021-01-01 09:15`, `2021-01-01T09:15:27.243860Z`, `2021-1-1 9:15:27,5+0200`: UTC unless there is
+    /// an offset, a bare date is its midnight in UTC, and digits after the microseconds are cut.
+    ///
+    /// # Errors
+    /// [`InvalidTimestamp`], whose text tells the producer what to write instead.
+    pub fn parse(text: &str) -> Result<Self, InvalidTimestamp> {
+        let mut reader = Reader { rest: text.as_bytes() };
+        let (year, month, day) = reader.date()?;
+        let micros_of_day = if reader.rest.is_empty() { 0 } else { reader.time_and_offset()? };
+        if !(1..=12).contains(&month) || !(1..=days_in_month(year, month)).contains(&day) {
+            return Err(InvalidTimestamp::Date);
+        }
+        let days = days_from_civil(year, month, day);
+        Self::from_micros(days * SECONDS_PER_DAY * MICROS_PER_SECOND + micros_of_day).ok_or(InvalidTimestamp::Year)
+    }
+
     /// Microseconds since 1970-01-01T00:00:00Z; `None` outside of the years 1970 to 9999.
     pub fn from_micros(micros: i64) -> Option<Self> {
         (Self::MIN.micros..=Self::MAX.micros).contains(&micros).then_some(Self { micros })
@@ -35,12 +57,381 @@ impl Timestamp {
     pub fn to_chrono(self) -> DateTime<Utc> {
         DateTime::from_timestamp_micros(self.micros).expect("the years 1970 to 9999 are within chrono's range")
     }
+
+    /// Writes the text of [`Display`](fmt::Display) into `buffer`. By hand, because it runs for every event and row.
+    fn write(self, buffer: &mut [u8; 27]) -> &str {
+        let (seconds, fraction) = (self.micros / MICROS_PER_SECOND, self.micros % MICROS_PER_SECOND);
+        let (days, second_of_day) = (seconds / SECONDS_PER_DAY, seconds % SECONDS_PER_DAY);
+        let (year, month, day) = civil_from_days(days);
+        *buffer = *b"0000-00-00T00:00:00.000000Z";
+        write_digits(&mut buffer[0..4], year);
+        write_digits(&mut buffer[5..7], month);
+        write_digits(&mut buffer[8..10], day);
+        write_digits(&mut buffer[11..13], second_of_day / 3600);
+        write_digits(&mut buffer[14..16], second_of_day / 60 % 60);
+        write_digits(&mut buffer[17..19], second_of_day % 60);
+        let length = if fraction == 0 {
+            buffer[19] = b'Z';
+            20
+        } else {
+            write_digits(&mut buffer[20..26], fraction);
+            27
+        };
+        std::str::from_utf8(&buffer[..length]).expect("digits and signs are ASCII")
+    }
 }
 
 /// RFC 3339 in UTC with 6 digits of fraction, or none when it is zero.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let format = if self.micros % 1_000_000 == 0 { SecondsFormat::Secs } else { SecondsFormat::Micros };
-        f.write_str(&self.to_chrono().to_rfc3339_opts(format, true))
+        f.pad(self.write(&mut [0; 27]))
+    }
+}
+
+/// As the text of [`Display`](fmt::Display).
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.write(&mut [0; 27]))
+    }
+}
+
+/// Why a text is not a timestamp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidTimestamp {
+    /// It is not written in one of the accepted forms.
+    #[error(
+        "Datetime has wrong format. Use one of these formats instead: \
+         YYYY-MM-DDThh:mm[:ss[.uuuuuu]][+HH:MM|-HH:MM|Z], YYYY-MM-DD."
+    )]
+    Format,
+    /// The calendar has no such day.
+    #[error("Datetime has a date that does not exist.")]
+    Date,
+    /// The clock has no such time.
+    #[error("Datetime has a time that does not exist: it goes from 00:00:00 to 23:59:59.")]
+    Time,
+    /// An offset of 24 hours or more.
+    #[error("Datetime has an offset that does not exist: it goes from -23:59 to +23:59.")]
+    Offset,
+    /// Too early or too late for the databases.
+    #[error("Datetime is out of range: in UTC it must be within the years 1970 to 9999.")]
+    Year,
+}
+
+/// What is left to read.
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl Reader<'_> {
+    /// Year, month and day, which the calendar may not have.
+    fn date(&mut self) -> Result<(i64, i64, i64), InvalidTimestamp> {
+        let year = self.number(4, 4)?;
+        self.expect(b"-")?;
+        let month = self.number(1, 2)?;
+        self.expect(b"-")?;
+        let day = self.number(1, 2)?;
+        Ok((year, month, day))
+    }
+
+    /// Microseconds since the date's midnight in UTC: negative, or more than a day, where the offset moves the date.
+    fn time_and_offset(&mut self) -> Result<i64, InvalidTimestamp> {
+        self.expect(b"T ")?;
+        let hour = self.number(1, 2)?;
+        self.expect(b":")?;
+        let minute = self.number(2, 2)?;
+        let (mut second, mut micros) = (0, 0);
+        if self.eat(b":").is_some() {
+            second = self.number(2, 2)?;
+            if self.eat(b".,").is_some() {
+                micros = self.fraction()?;
+            }
+        }
+        let offset_minutes = self.offset_minutes()?;
+        if hour > 23 || minute > 59 || second > 59 {
+            return Err(InvalidTimestamp::Time);
+        }
+        let seconds = hour * 3600 + (minute - offset_minutes) * 60 + second;
+        Ok(seconds * MICROS_PER_SECOND + micros)
+    }
+
+    /// The fraction's first six digits as microseconds; the others are cut, not rounded.
+    fn fraction(&mut self) -> Result<i64, InvalidTimestamp> {
+        let length = self.rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let kept = length.min(6);
+        let digits = self.number(kept.max(1), kept)?;
+        self.rest = &self.rest[length - kept..];
+        Ok(digits * 10_i64.pow(6 - kept as u32))
+    }
+
+    /// Minutes east of UTC, at the end of the text.
+    fn offset_minutes(&mut self) -> Result<i64, InvalidTimestamp> {
+        let Some(sign) = self.eat(b"Z+-") else { return self.end(0) };
+        if sign == b'Z' {
+            return self.end(0);
+        }
+        let hours = self.number(2, 2)?;
+        let minutes = if self.rest.is_empty() {
+            0
+        } else {
+            self.eat(b":");
+            self.number(2, 2)?
+        };
+        if hours > 23 || minutes > 59 {
+            return Err(InvalidTimestamp::Offset);
+        }
+        let offset = hours * 60 + minutes;
+        self.end(if sign == b'-' { -offset } else { offset })
+    }
+
+    fn end(&self, value: i64) -> Result<i64, InvalidTimestamp> {
+        if self.rest.is_empty() { Ok(value) } else { Err(InvalidTimestamp::Format) }
+    }
+
+    /// A number of `min` to `max` digits.
+    fn number(&mut self, min: usize, max: usize) -> Result<i64, InvalidTimestamp> {
+        let (mut value, mut length) = (0, 0);
+        while length < max
+            && let Some(digit) = self.rest.get(length).filter(|byte| byte.is_ascii_digit())
+        {
+            value = value * 10 + i64::from(digit - b'0');
+            length += 1;
+        }
+        self.rest = &self.rest[length..];
+        if length < min { Err(InvalidTimestamp::Format) } else { Ok(value) }
+    }
+
+    /// Takes the next byte if it is one of these.
+    fn eat(&mut self, bytes: &[u8]) -> Option<u8> {
+        let (&first, rest) = self.rest.split_first()?;
+        if !bytes.contains(&first) {
+            return None;
+        }
+        self.rest = rest;
+        Some(first)
+    }
+
+    fn expect(&mut self, bytes: &[u8]) -> Result<(), InvalidTimestamp> {
+        self.eat(bytes).map(|_| ()).ok_or(InvalidTimestamp::Format)
+    }
+}
+
+fn days_in_month(year: i64, month: i64) -> i64 {
+    match month {
+        2 if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) => 29,
+        2 => 28,
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    }
+}
+
+/// Days from 0000-03-01 to 1970-01-01. Years that start in March have their leap day at the end, which keeps the sums
+/// below simple.
+const EPOCH_DAYS: i64 = 719_468;
+
+/// Days since 1970-01-01, in the Gregorian calendar.
+fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
+    let march_year = if month <= 2 { year - 1 } else { year };
+    let months_since_march = (month + 9) % 12;
+    let day_of_year = (153 * months_since_march + 2) / 5 + day - 1;
+    let leap_days = march_year.div_euclid(4) - march_year.div_euclid(100) + march_year.div_euclid(400);
+    march_year * 365 + leap_days + day_of_year - EPOCH_DAYS
+}
+
+/// Year, month and day of a day since 1970-01-01 (not before).
+fn civil_from_days(days: i64) -> (i64, i64, i64) {
+    const DAYS_PER_400_YEARS: i64 = 146_097;
+    let days = days + EPOCH_DAYS;
+    let (cycle, day_of_cycle) = (days / DAYS_PER_400_YEARS, days % DAYS_PER_400_YEARS);
+    // Takes the leap days out: one each 4 years but not each 100, and the one that ends the cycle.
+    let year_of_cycle = (day_of_cycle - day_of_cycle / 1_460 + day_of_cycle / 36_524 - day_of_cycle / 146_096) / 365;
+    let day_of_year = day_of_cycle - (365 * year_of_cycle + year_of_cycle / 4 - year_of_cycle / 100);
+    let months_since_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * months_since_march + 2) / 5 + 1;
+    let month = (months_since_march + 2) % 12 + 1;
+    let year = cycle * 400 + year_of_cycle + i64::from(month <= 2);
+    (year, month, day)
+}
+
+fn write_digits(place: &mut [u8], mut number: i64) {
+    for byte in place.iter_mut().rev() {
+        *byte = b'0' + (number % 10) as u8;
+        number /= 10;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn accepted_forms_are_read_to_the_microsecond_in_utc() {
+        let table = [
+            ("2021-01-01 09:15:27.243860", "2021-01-01T09:15:27.243860Z"),
+            ("2021-01-01T09:15:27.243860", "2021-01-01T09:15:27.243860Z"),
+            ("2021-01-01T09:15:27.243860Z", "2021-01-01T09:15:27.243860Z"),
+            ("2021-01-01T09:15:27,243860Z", "2021-01-01T09:15:27.243860Z"),
+            ("2021-01-01T09:15:27.2Z", "2021-01-01T09:15:27.200000Z"),
+            ("2021-01-01T09:15:27.24", "2021-01-01T09:15:27.240000Z"),
+            ("2021-01-01T09:15:27.243", "2021-01-01T09:15:27.243000Z"),
+            ("2021-01-01T09:15:27.2438", "2021-01-01T09:15:27.243800Z"),
+            ("2021-01-01T09:15:27.24386", "2021-01-01T09:15:27.243860Z"),
+            ("2021-01-01T09:15:27.0000019", "2021-01-01T09:15:27.000001Z"),
+            ("2021-01-01T09:15:27.99999999", "2021-01-01T09:15:27.999999Z"),
+            ("2021-01-01T09:15:27.999999999Z", "2021-01-01T09:15:27.999999Z"),
+            ("2021-01-01T09:15:27.9999999999999999999999999999+00:00", "2021-01-01T09:15:27.999999Z"),
+            ("2021-01-01T09:15:27.000000", "2021-01-01T09:15:27Z"),
+            ("2021-01-01T09:15:27", "2021-01-01T09:15:27Z"),
+            ("2021-01-01 09:15", "2021-01-01T09:15:00Z"),
+            ("2021-01-01T09:15Z", "2021-01-01T09:15:00Z"),
+            ("2021-01-01T09:15+02:00", "2021-01-01T07:15:00Z"),
+            ("2021-01-01T09:15:27.5+02:00", "2021-01-01T07:15:27.500000Z"),
+            ("2021-01-01T09:15:27+0200", "2021-01-01T07:15:27Z"),
+            ("2021-01-01T09:15:27+02", "2021-01-01T07:15:27Z"),
+            ("2021-01-01T09:15:27-05:30", "2021-01-01T14:45:27Z"),
+            ("2021-01-01T09:15:27-0530", "2021-01-01T14:45:27Z"),
+            ("2021-01-01T09:15:27-00:00", "2021-01-01T09:15:27Z"),
+            ("2021-01-01T00:00:00+23:59", "2020-12-31T00:01:00Z"),
+            ("2021-01-01T23:59:59-23:59", "2021-01-02T23:58:59Z"),
+            ("2021-1-1 9:15:27", "2021-01-01T09:15:27Z"),
+            ("2021-1-01", "2021-01-01T00:00:00Z"),
+            ("2021-12-31", "2021-12-31T00:00:00Z"),
+            ("2021-01-01T00:00:00", "2021-01-01T00:00:00Z"),
+            ("2021-01-01T23:59:59.999999", "2021-01-01T23:59:59.999999Z"),
+            ("2020-02-29", "2020-02-29T00:00:00Z"),
+            ("2000-02-29", "2000-02-29T00:00:00Z"),
+            ("1970-01-01", "1970-01-01T00:00:00Z"),
+            ("1970-01-01T02:00:00+02:00", "1970-01-01T00:00:00Z"),
+            ("1969-12-31T23:00:00-01:00", "1970-01-01T00:00:00Z"),
+            ("9999-12-31T23:59:59.9999999", "9999-12-31T23:59:59.999999Z"),
+        ];
+        for (text, expected) in table {
+            assert_eq!(Timestamp::parse(text).map(|read| read.to_string()), Ok(expected.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn refused_forms_say_why() {
+        use InvalidTimestamp::*;
+        let table = [
+            ("", Format),
+            (" 2021-01-01", Format),
+            ("2021-01-01 ", Format),
+            ("now", Format),
+            ("1609492527", Format),
+            ("1609492527.243", Format),
+            ("2021", Format),
+            ("2021-01", Format),
+            ("2021-001", Format),
+            ("2021-W01-1", Format),
+            ("20210101", Format),
+            ("20210101T091527Z", Format),
+            ("21-01-01", Format),
+            ("02021-01-01", Format),
+            ("-2021-01-01", Format),
+            ("+2021-01-01", Format),
+            ("10000-01-01", Format),
+            ("2021-001-01", Format),
+            ("2021-01-001", Format),
+            ("2021/01/01", Format),
+            ("01.01.2021", Format),
+            ("2021-01-01Z", Format),
+            ("2021-01-01+02:00", Format),
+            ("2021-01-01T", Format),
+            ("2021-01-01T09", Format),
+            ("2021-01-01T09:", Format),
+            ("2021-01-01T09:1", Format),
+            ("2021-01-01T009:15", Format),
+            ("2021-01-01T09:15:", Format),
+            ("2021-01-01T09:15:2", Format),
+            ("2021-01-01T09:15:027", Format),
+            ("2021-01-01T09:15.5", Format),
+            ("2021-01-01T09:15:27.", Format),
+            ("2021-01-01T09:15:27.Z", Format),
+            ("2021-01-01T09:15:27.5.5", Format),
+            ("2021-01-01T09:15:27 Z", Format),
+            ("2021-01-01T09:15:27ZZ", Format),
+            ("2021-01-01T09:15:27+", Format),
+            ("2021-01-01T09:15:27+2", Format),
+            ("2021-01-01T09:15:27+020", Format),
+            ("2021-01-01T09:15:27+02:", Format),
+            ("2021-01-01T09:15:27+02:0", Format),
+            ("2021-01-01T09:15:27+02:000", Format),
+            ("2021-01-01T09:15:27+02:00Z", Format),
+            ("2021-01-01T09:15:27 CET", Format),
+            ("2021-01-01T09:15:27 Europe/Berlin", Format),
+            ("2021-01-01T09:15:27[Europe/Berlin]", Format),
+            ("2021-01-01T09:15:27Z[UTC]", Format),
+            ("2021-01-01T09:15:27 PM", Format),
+            ("2021-01-01_09:15:27", Format),
+            ("2021-01-01  09:15:27", Format),
+            ("Fri, 01 Jan 2021 09:15:27 GMT", Format),
+            ("٢٠٢١-٠١-٠١", Format),
+            ("2021-01-01T09:15:27\0", Format),
+            ("2021-00-01", Date),
+            ("2021-13-01", Date),
+            ("2021-01-00", Date),
+            ("2021-01-32", Date),
+            ("2021-02-29", Date),
+            ("2021-04-31", Date),
+            ("2100-02-29", Date),
+            ("2021-01-01T24:00:00", Time),
+            ("2021-01-01T24:00", Time),
+            ("2021-01-01T09:60:00", Time),
+            ("2021-01-01T09:15:60", Time),
+            ("2016-12-31T23:59:60Z", Time),
+            ("2021-01-01T09:15:27+24:00", Offset),
+            ("2021-01-01T09:15:27-24", Offset),
+            ("2021-01-01T09:15:27+9999", Offset),
+            ("2021-01-01T09:15:27+02:60", Offset),
+            ("1969-12-31T23:59:59.999999Z", Year),
+            ("1970-01-01T00:00:00+00:01", Year),
+            ("0000-01-01", Year),
+            ("9999-12-31T23:59:59-00:01", Year),
+        ];
+        for (text, expected) in table {
+            assert_eq!(Timestamp::parse(text), Err(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_bounds_are_the_years_1970_and_9999() {
+        assert_eq!(Timestamp::parse("1970-01-01T00:00:00Z"), Ok(Timestamp::MIN));
+        assert_eq!(Timestamp::parse("9999-12-31T23:59:59.999999Z"), Ok(Timestamp::MAX));
+        assert_eq!(Timestamp::from_micros(Timestamp::MIN.micros - 1), None);
+        assert_eq!(Timestamp::from_micros(Timestamp::MAX.micros + 1), None);
+    }
+
+    #[test]
+    fn display_can_be_padded() {
+        assert_eq!(format!("{:>22}|", Timestamp::MIN), "  1970-01-01T00:00:00Z|");
+    }
+
+    #[test]
+    fn serialises_as_its_text() {
+        let json = serde_json::to_string(&Timestamp::MAX).expect("a string");
+        assert_eq!(json, "\"9999-12-31T23:59:59.999999Z\"");
+    }
+
+    proptest! {
+        #[test]
+        fn reads_and_writes_as_chrono_does(micros in Timestamp::MIN.micros..=Timestamp::MAX.micros) {
+            let timestamp = Timestamp { micros };
+            let format = if micros % MICROS_PER_SECOND == 0 { "%FT%TZ" } else { "%FT%T%.6fZ" };
+            let text = timestamp.to_string();
+            prop_assert_eq!(&text, &timestamp.to_chrono().format(format).to_string());
+            prop_assert_eq!(Timestamp::parse(&text), Ok(timestamp));
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in any::<String>(), near in "[0-9TZ:.,+ -]{0,40}") {
+            for text in [text, near] {
+                if let Ok(timestamp) = Timestamp::parse(&text) {
+                    prop_assert!(Timestamp::from_micros(timestamp.as_micros()).is_some());
+                }
+            }
+        }
     }
 }

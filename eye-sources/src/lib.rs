@@ -1,1 +1,6 @@
-//! Placeholder.
+//! Where events come from: The Eye's own sources.
+
+mod answer;
+pub mod decode;
+mod encoding;
+pub mod http;

@@ -1,0 +1,159 @@
+//! What is wrong with an event, field by field.
+
+use std::fmt;
+
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+
+use crate::json::{Kind, Problem, SyntaxError};
+use crate::timestamp::InvalidTimestamp;
+
+use super::{MAX_DATA_LEVELS, MAX_TEXT_CHARS};
+
+/// Why an event was refused: one error for each wrong field.
+///
+/// Serialises for the producer as `{"session_id": ["This field is required."]}`, in the order of the event's fields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventErrors {
+    /// Sorted by field, one each.
+    errors: Vec<(Field, FieldError)>,
+}
+
+impl EventErrors {
+    pub(super) fn none() -> Self {
+        Self { errors: Vec::new() }
+    }
+
+    fn of_event(error: FieldError) -> Self {
+        Self { errors: vec![(Field::Event, error)] }
+    }
+
+    /// The event has more bytes than `max_event_bytes`.
+    pub fn too_large(max_event_bytes: usize) -> Self {
+        Self::of_event(FieldError::TooLarge(max_event_bytes))
+    }
+
+    /// The event is not JSON, and stood where that takes no other event along.
+    pub fn syntax(error: SyntaxError) -> Self {
+        Self::of_event(FieldError::Syntax(Box::new(error)))
+    }
+
+    pub(super) fn not_an_object(kind: Kind) -> Self {
+        Self::of_event(FieldError::NotAnObject(kind))
+    }
+
+    /// Whether it was refused for its size alone.
+    pub fn is_too_large(&self) -> bool {
+        matches!(self.errors[..], [(_, FieldError::TooLarge(_))])
+    }
+
+    /// Notes an error, unless the field has one already.
+    pub(super) fn add(&mut self, field: Field, error: FieldError) {
+        if let Err(place) = self.errors.binary_search_by_key(&field, |(field, _)| *field) {
+            self.errors.insert(place, (field, error));
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.errors.is_empty()
+    }
+}
+
+impl Serialize for EventErrors {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.errors.len()))?;
+        for (field, error) in &self.errors {
+            map.serialize_entry(field.name(), &[error])?;
+        }
+        map.end()
+    }
+}
+
+impl fmt::Display for EventErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, (field, error)) in self.errors.iter().enumerate() {
+            let separator = if place == 0 { "" } else { " " };
+            write!(f, "{separator}{}: {error}", field.name())?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for EventErrors {}
+
+/// Where an error belongs, in the order of the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Field {
+    SessionId,
+    Category,
+    Name,
+    Data,
+    Timestamp,
+    Id,
+    /// The event as a whole, or what is not a field of ours.
+    Event,
+}
+
+impl Field {
+    /// The field of this name; [`Field::Event`] for the names that are ignored.
+    pub(super) fn of_key(key: &str) -> Self {
+        match key {
+            "session_id" => Self::SessionId,
+            "category" => Self::Category,
+            "name" => Self::Name,
+            "data" => Self::Data,
+            "timestamp" => Self::Timestamp,
+            "id" => Self::Id,
+            _ => Self::Event,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::SessionId => "session_id",
+            Self::Category => "category",
+            Self::Name => "name",
+            Self::Data => "data",
+            Self::Timestamp => "timestamp",
+            Self::Id => "id",
+            Self::Event => "non_field_errors",
+        }
+    }
+}
+
+/// What is wrong with a field. The words are those of the Django REST framework where it has some.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum FieldError {
+    #[error("This field is required.")]
+    Required,
+    #[error("This field may not be null.")]
+    Null,
+    #[error("This field may not be blank.")]
+    Blank,
+    #[error("Not a valid string.")]
+    NotAString,
+    #[error("Ensure this field has no more than {MAX_TEXT_CHARS} characters.")]
+    TooLong,
+    #[error("Ensure this field is nested no more than {MAX_DATA_LEVELS} levels deep.")]
+    TooDeep,
+    #[error("{0}")]
+    InvalidTimestamp(#[from] InvalidTimestamp),
+    #[error("Expected a string such as \"2021-01-01T09:15:27.243860Z\", but got {0}.")]
+    TimestampOfKind(Kind),
+    #[error("Must be a valid UUID.")]
+    InvalidId,
+    #[error("{0}")]
+    Problem(#[from] Problem),
+    #[error("Invalid data. Expected an object, but got {0}.")]
+    NotAnObject(Kind),
+    #[error("{0}")]
+    Syntax(Box<SyntaxError>),
+    #[error("Ensure the event has no more than {0} bytes.")]
+    TooLarge(usize),
+}
+
+impl Serialize for FieldError {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}

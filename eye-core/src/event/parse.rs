@@ -1,0 +1,204 @@
+//! From a producer's JSON to an [`Event`]: the rules for every field.
+
+use std::ops::Range;
+
+use uuid::Uuid;
+
+use crate::json::{JsonText, Kind, Scanner, SyntaxError, Value};
+use crate::timestamp::Timestamp;
+
+use super::errors::{Field, FieldError};
+use super::{Event, EventErrors, EventId, EventLimits, MAX_DATA_LEVELS, MAX_TEXT_CHARS};
+
+impl Event {
+    /// Reads one event from `json`, which holds nothing else. The server mints the `id` where it has none.
+    ///
+    /// # Errors
+    /// [`EventErrors`] with everything that is wrong.
+    pub fn parse(json: &[u8], received_at: Timestamp, limits: &EventLimits) -> Result<Self, EventErrors> {
+        let text = JsonText::new(json);
+        let mut scanner = Scanner::new(&text);
+        scanner.skip_white_space();
+        let event = Self::scan(&mut scanner, received_at, limits).map_err(EventErrors::syntax)?;
+        scanner.skip_white_space();
+        if scanner.peek().is_some() {
+            return Err(EventErrors::syntax(scanner.unexpected("the end of the text")));
+        }
+        event
+    }
+
+    /// Reads the event at the scanner's place, for sources whose messages hold several. What is refused is passed over:
+    /// the scanner is then behind it, as behind an event.
+    ///
+    /// # Errors
+    /// The outer one where the text is not JSON: the scan cannot go on. The inner one where the event is refused.
+    pub fn scan(
+        scanner: &mut Scanner<'_>,
+        received_at: Timestamp,
+        limits: &EventLimits,
+    ) -> Result<Result<Self, EventErrors>, SyntaxError> {
+        scanner.clear();
+        let start = scanner.position();
+        let parsed = if scanner.peek() == Some(b'{') {
+            let mut draft = Draft::new();
+            draft.scan(scanner)?;
+            draft.finish()
+        } else {
+            Err(EventErrors::not_an_object(scanner.value()?.kind))
+        };
+        if scanner.position() - start > limits.max_event_bytes {
+            return Ok(Err(EventErrors::too_large(limits.max_event_bytes)));
+        }
+        Ok(parsed.map(|fields| fields.into_event(scanner, received_at)))
+    }
+}
+
+/// What is known of an event while its members come in. A member that comes again replaces what was there, except for
+/// the `problems`.
+struct Draft {
+    session_id: Result<Range<usize>, FieldError>,
+    category: Result<Range<usize>, FieldError>,
+    name: Result<Range<usize>, FieldError>,
+    data: Result<Range<usize>, FieldError>,
+    timestamp: Result<Timestamp, FieldError>,
+    id: Result<Option<EventId>, FieldError>,
+    problems: EventErrors,
+}
+
+/// A draft without errors. The ranges are those of the scanner's copies.
+struct Fields {
+    session_id: Range<usize>,
+    category: Range<usize>,
+    name: Range<usize>,
+    data: Range<usize>,
+    timestamp: Timestamp,
+    id: Option<EventId>,
+}
+
+impl Draft {
+    fn new() -> Self {
+        let required = || Err(FieldError::Required);
+        Self {
+            session_id: required(),
+            category: required(),
+            name: required(),
+            data: required(),
+            timestamp: Err(FieldError::Required),
+            id: Ok(None),
+            problems: EventErrors::none(),
+        }
+    }
+
+    /// Reads the object at the scanner's place.
+    fn scan(&mut self, scanner: &mut Scanner<'_>) -> Result<(), SyntaxError> {
+        scanner.eat(b'{');
+        scanner.skip_white_space();
+        if scanner.eat(b'}') {
+            return Ok(());
+        }
+        loop {
+            self.member(scanner)?;
+            scanner.skip_white_space();
+            if scanner.eat(b'}') {
+                return Ok(());
+            }
+            if !scanner.eat(b',') {
+                return Err(scanner.unexpected("`,` or `}`"));
+            }
+            scanner.skip_white_space();
+        }
+    }
+
+    fn member(&mut self, scanner: &mut Scanner<'_>) -> Result<(), SyntaxError> {
+        let (key, problem) = scanner.key()?;
+        if let Some(problem) = problem {
+            self.problems.add(Field::Event, problem.into());
+        }
+        let field = Field::of_key(&scanner.copied()[key]);
+        let value = scanner.value()?;
+        if let Some(problem) = value.problem {
+            self.problems.add(field, problem.into());
+            return Ok(());
+        }
+        match field {
+            Field::SessionId => self.session_id = text(scanner, &value),
+            Field::Category => self.category = text(scanner, &value),
+            Field::Name => self.name = text(scanner, &value),
+            Field::Timestamp => self.timestamp = timestamp(scanner, &value),
+            Field::Id => self.id = id(scanner, &value),
+            Field::Data if value.levels > MAX_DATA_LEVELS => self.problems.add(Field::Data, FieldError::TooDeep),
+            Field::Data if value.kind == Kind::Null => self.data = Err(FieldError::Null),
+            Field::Data => self.data = Ok(value.tokens),
+            Field::Event => {}
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Fields, EventErrors> {
+        let mut errors = self.problems;
+        let mut check = |field, error| errors.add(field, error);
+        let session_id = self.session_id.map_err(|error| check(Field::SessionId, error));
+        let category = self.category.map_err(|error| check(Field::Category, error));
+        let name = self.name.map_err(|error| check(Field::Name, error));
+        let data = self.data.map_err(|error| check(Field::Data, error));
+        let timestamp = self.timestamp.map_err(|error| check(Field::Timestamp, error));
+        let id = self.id.map_err(|error| check(Field::Id, error));
+        match (session_id, category, name, data, timestamp, id) {
+            (Ok(session_id), Ok(category), Ok(name), Ok(data), Ok(timestamp), Ok(id)) if errors.is_empty() => {
+                Ok(Fields { session_id, category, name, data, timestamp, id })
+            }
+            _ => Err(errors),
+        }
+    }
+}
+
+impl Fields {
+    fn into_event(self, scanner: &mut Scanner<'_>, received_at: Timestamp) -> Event {
+        let parts = [self.session_id, self.category, self.name, self.data];
+        let ends = Event::ends(parts.each_ref().map(ExactSizeIterator::len));
+        let text = scanner.join(parts).into();
+        let id = self.id.unwrap_or_else(Uuid::now_v7);
+        Event { id, timestamp: self.timestamp, received_at, text, ends }
+    }
+}
+
+/// `session_id`, `category` and `name`: 1 to 150 characters, of which one is not white space.
+fn text(scanner: &mut Scanner<'_>, value: &Value) -> Result<Range<usize>, FieldError> {
+    match value.kind {
+        Kind::String | Kind::Number => {}
+        Kind::Null => return Err(FieldError::Null),
+        Kind::Boolean | Kind::Array | Kind::Object => return Err(FieldError::NotAString),
+    }
+    let content = scanner.content(value);
+    let text = &scanner.copied()[content.clone()];
+    if text.trim_start().is_empty() {
+        return Err(FieldError::Blank);
+    }
+    // No character has less than a byte, which spares the usual text the counting.
+    if text.len() > MAX_TEXT_CHARS && text.chars().count() > MAX_TEXT_CHARS {
+        return Err(FieldError::TooLong);
+    }
+    Ok(content)
+}
+
+fn timestamp(scanner: &mut Scanner<'_>, value: &Value) -> Result<Timestamp, FieldError> {
+    match value.kind {
+        Kind::String => {
+            let content = scanner.content(value);
+            Ok(Timestamp::parse(&scanner.copied()[content])?)
+        }
+        Kind::Null => Err(FieldError::Null),
+        kind => Err(FieldError::TimestampOfKind(kind)),
+    }
+}
+
+fn id(scanner: &mut Scanner<'_>, value: &Value) -> Result<Option<EventId>, FieldError> {
+    match value.kind {
+        Kind::String => {
+            let content = scanner.content(value);
+            Uuid::try_parse(&scanner.copied()[content]).map(Some).map_err(|_| FieldError::InvalidId)
+        }
+        Kind::Null => Ok(None),
+        _ => Err(FieldError::InvalidId),
+    }
+}

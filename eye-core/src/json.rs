@@ -1,0 +1,559 @@
+//! One forward scan over JSON text: checks it, and copies its tokens without the white space between them.
+//!
+//! Iterative, so that no nesting overflows the stack. There are two kinds of error. A [`SyntaxError`] means that the
+//! text is not JSON, and ends the scan. A [`Problem`] means that it is JSON which some database could not store: it
+//! belongs to one value, and the scan goes on behind it.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
+
+/// Text to be scanned. A byte order mark at its start is skipped.
+pub struct JsonText<'a> {
+    text: Cow<'a, str>,
+    /// As it was sent, where that was not UTF-8: bytes and `text` have the same length.
+    not_utf8: Option<&'a [u8]>,
+}
+
+impl<'a> JsonText<'a> {
+    /// Prepares bytes for the scan.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Self { text: Cow::Borrowed(text), not_utf8: None },
+            Err(_) => Self { text: Cow::Owned(mask_invalid_utf8(bytes)), not_utf8: Some(bytes) },
+        }
+    }
+
+    /// The text; a byte that is not UTF-8 stands as U+007F.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+/// U+007F takes the place of what is not UTF-8: one byte for one byte, so that positions stay, and like that byte it is
+/// a syntax error outside of strings. Within strings [`Scanner::value`] looks at the bytes themselves.
+fn mask_invalid_utf8(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|_| '\u{7f}'));
+    }
+    text
+}
+
+/// The scan's place in a text.
+pub struct Scanner<'a> {
+    text: &'a str,
+    not_utf8: Option<&'a [u8]>,
+    position: usize,
+    /// Where the counting of lines and columns starts, and which line that is.
+    line_start: usize,
+    line: usize,
+    /// Where the tokens start that are not yet copied.
+    copy_from: usize,
+    problem: Option<Problem>,
+    /// What closes each open container, from the outermost on.
+    closers: Vec<u8>,
+    copied: String,
+}
+
+/// What [`Scanner::value`] has read.
+#[derive(Debug)]
+pub struct Value {
+    /// What it is.
+    pub kind: Kind,
+    /// How deep containers are nested in it: 0 for a scalar, 1 for `{}`.
+    pub levels: usize,
+    /// The first reason why it cannot be stored.
+    pub problem: Option<Problem>,
+    /// Its tokens, in [`Scanner::copied`].
+    pub tokens: Range<usize>,
+    /// Its place in the text.
+    span: Range<usize>,
+    /// A string that has escapes.
+    escaped: bool,
+}
+
+/// What a JSON value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names of JSON")]
+pub enum Kind {
+    Null,
+    Boolean,
+    Number,
+    String,
+    Array,
+    Object,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Null => "null",
+            Self::Boolean => "a boolean",
+            Self::Number => "a number",
+            Self::String => "a string",
+            Self::Array => "an array",
+            Self::Object => "an object",
+        })
+    }
+}
+
+/// Why a value that is JSON cannot be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// `\u0000`.
+    #[error("Null characters (\\u0000) are not allowed.")]
+    NullCharacter,
+    /// Half of a surrogate pair.
+    #[error("Lone surrogates (\\uD800 to \\uDFFF without their pair) are not allowed.")]
+    LoneSurrogate,
+    /// A number that is infinite for those who read it as a double.
+    #[error("Numbers beyond the range of a double (about 1.8e308) are not allowed; send them as strings.")]
+    NumberTooLarge,
+    /// Bytes that are not UTF-8.
+    #[error("The text is not valid UTF-8.")]
+    InvalidUtf8,
+}
+
+/// Where and why a text is not JSON.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyntaxError {
+    /// From 1.
+    pub line: usize,
+    /// In characters, from 1.
+    pub column: usize,
+    expected: &'static str,
+    found: Found,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Found {
+    Character(char),
+    InvalidUtf8,
+    End,
+    NothingAtAll,
+}
+
+impl fmt::Display for SyntaxError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { line, column, expected, found } = self;
+        write!(f, "JSON parse error at line {line} column {column}: expected {expected}, but ")?;
+        match found {
+            Found::Character(character) if character.is_control() => write!(f, "found {character:?}"),
+            Found::Character(character) => write!(f, "found `{character}`"),
+            Found::InvalidUtf8 => f.write_str("found a byte that is not UTF-8"),
+            Found::End => f.write_str("the text ends here"),
+            Found::NothingAtAll => f.write_str("the body is empty"),
+        }
+    }
+}
+
+impl std::error::Error for SyntaxError {}
+
+impl SyntaxError {
+    /// A body that holds nothing, where `expected` should be.
+    pub fn empty_body(expected: &'static str) -> Self {
+        Self { line: 1, column: 1, expected, found: Found::NothingAtAll }
+    }
+}
+
+/// What the copies of a usual event need, so that they are made in one allocation.
+const USUAL_COPIED_BYTES: usize = 1024;
+
+impl<'a> Scanner<'a> {
+    /// A scan from the start of `text`.
+    pub fn new(text: &'a JsonText<'a>) -> Self {
+        Self {
+            text: &text.text,
+            not_utf8: text.not_utf8,
+            position: 0,
+            line_start: 0,
+            line: 1,
+            copy_from: 0,
+            problem: None,
+            closers: Vec::new(),
+            copied: String::with_capacity(USUAL_COPIED_BYTES),
+        }
+    }
+
+    /// Goes to a line of `text` and sees nothing behind it. `number` is the line's, from 1.
+    pub fn enter_line(&mut self, text: &'a JsonText<'a>, line: Range<usize>, number: usize) {
+        self.text = &text.text[..line.end];
+        self.position = line.start;
+        self.line_start = line.start;
+        self.line = number;
+    }
+
+    /// The place in the text, in bytes.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// The next byte, without taking it.
+    pub fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.position).copied()
+    }
+
+    /// Takes the next byte if it is this one.
+    pub fn eat(&mut self, byte: u8) -> bool {
+        let is_next = self.peek() == Some(byte);
+        self.position += usize::from(is_next);
+        is_next
+    }
+
+    /// Goes to the next token, or to the end.
+    pub fn skip_white_space(&mut self) {
+        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
+            self.position += 1;
+        }
+    }
+
+    /// The error that something else than `expected` is here.
+    pub fn unexpected(&self, expected: &'static str) -> SyntaxError {
+        let before = &self.text[self.line_start..self.position];
+        let last_line = before.rsplit('\n').next().unwrap_or(before);
+        let line = self.line + before.bytes().filter(|&byte| byte == b'\n').count();
+        let found = match self.text[self.position..].chars().next() {
+            Some('\u{7f}') if self.not_utf8.is_some_and(|bytes| bytes[self.position] != 0x7f) => Found::InvalidUtf8,
+            Some(character) => Found::Character(character),
+            None => Found::End,
+        };
+        SyntaxError { line, column: last_line.chars().count() + 1, expected, found }
+    }
+
+    /// The copies made since [`clear`](Self::clear).
+    pub fn copied(&self) -> &str {
+        &self.copied
+    }
+
+    /// Forgets the copies.
+    pub fn clear(&mut self) {
+        self.copied.clear();
+    }
+
+    /// Copies what was copied once more, to stand in the order that is given.
+    pub fn join(&mut self, parts: [Range<usize>; 4]) -> &str {
+        let start = self.copied.len();
+        for part in parts {
+            self.copied.extend_from_within(part);
+        }
+        &self.copied[start..]
+    }
+
+    /// Reads a value at this place and copies its tokens.
+    ///
+    /// # Errors
+    /// [`SyntaxError`] where this is no JSON value.
+    pub fn value(&mut self) -> Result<Value, SyntaxError> {
+        let (start, tokens_start) = (self.position, self.copied.len());
+        self.copy_from = start;
+        self.problem = None;
+        self.closers.clear();
+        let (mut levels, mut escaped) = (0, false);
+        loop {
+            match self.peek() {
+                Some(opener @ (b'{' | b'[')) => {
+                    self.position += 1;
+                    let closer = if opener == b'{' { b'}' } else { b']' };
+                    self.closers.push(closer);
+                    levels = levels.max(self.closers.len());
+                    self.drop_white_space();
+                    if self.peek() != Some(closer) {
+                        self.key_in(closer)?;
+                        continue;
+                    }
+                }
+                Some(b'"') => escaped = self.string()?,
+                Some(b'-' | b'0'..=b'9') => self.number()?,
+                Some(b't') => self.literal("true")?,
+                Some(b'f') => self.literal("false")?,
+                Some(b'n') => self.literal("null")?,
+                _ => return Err(self.unexpected("a JSON value")),
+            }
+            if self.close_containers()? {
+                break;
+            }
+        }
+        self.copy_tokens();
+        let span = start..self.position;
+        let kind = match self.text.as_bytes()[start] {
+            b'{' => Kind::Object,
+            b'[' => Kind::Array,
+            b'"' => Kind::String,
+            b't' | b'f' => Kind::Boolean,
+            b'n' => Kind::Null,
+            _ => Kind::Number,
+        };
+        let problem = self.take_problem(&span);
+        Ok(Value { kind, levels, problem, tokens: tokens_start..self.copied.len(), span, escaped })
+    }
+
+    /// Reads an object's key and the colon behind it; the place is then that of the value. Gives the key as it is
+    /// without escapes, in [`copied`](Self::copied), and the first reason why it cannot be stored.
+    ///
+    /// # Errors
+    /// [`SyntaxError`] where this is no key.
+    pub fn key(&mut self) -> Result<(Range<usize>, Option<Problem>), SyntaxError> {
+        if self.peek() != Some(b'"') {
+            return Err(self.unexpected("a key in double quotes"));
+        }
+        let start = self.position;
+        self.problem = None;
+        let escaped = self.string()?;
+        let span = start..self.position;
+        let problem = self.take_problem(&span);
+        let copy_start = self.copied.len();
+        let content = &self.text[span.start + 1..span.end - 1];
+        if escaped {
+            unescape(content, &mut self.copied);
+        } else {
+            self.copied.push_str(content);
+        }
+        self.skip_white_space();
+        if !self.eat(b':') {
+            return Err(self.unexpected("`:`"));
+        }
+        self.skip_white_space();
+        Ok((copy_start..self.copied.len(), problem))
+    }
+
+    /// The content of a string without its escapes, or the text of a number, in [`copied`](Self::copied).
+    pub fn content(&mut self, value: &Value) -> Range<usize> {
+        if value.kind != Kind::String {
+            return value.tokens.clone();
+        }
+        if !value.escaped {
+            return value.tokens.start + 1..value.tokens.end - 1;
+        }
+        let start = self.copied.len();
+        unescape(&self.text[value.span.start + 1..value.span.end - 1], &mut self.copied);
+        start..self.copied.len()
+    }
+
+    /// A value is complete: closes the containers that end with it. True when none is open any more; otherwise the
+    /// place is that of the next value.
+    fn close_containers(&mut self) -> Result<bool, SyntaxError> {
+        while let Some(&closer) = self.closers.last() {
+            self.drop_white_space();
+            if self.eat(closer) {
+                self.closers.pop();
+            } else if self.eat(b',') {
+                self.drop_white_space();
+                self.key_in(closer)?;
+                return Ok(false);
+            } else {
+                return Err(self.unexpected(if closer == b'}' { "`,` or `}`" } else { "`,` or `]`" }));
+            }
+        }
+        Ok(true)
+    }
+
+    /// In an object, reads the key in front of its next value.
+    fn key_in(&mut self, closer: u8) -> Result<(), SyntaxError> {
+        if closer != b'}' {
+            return Ok(());
+        }
+        if self.peek() != Some(b'"') {
+            return Err(self.unexpected("a key in double quotes"));
+        }
+        self.string()?;
+        self.drop_white_space();
+        if !self.eat(b':') {
+            return Err(self.unexpected("`:`"));
+        }
+        self.drop_white_space();
+        Ok(())
+    }
+
+    /// Skips white space within a value, after copying the tokens in front of it in one go.
+    fn drop_white_space(&mut self) {
+        if let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
+            self.copy_tokens();
+            self.skip_white_space();
+            self.copy_from = self.position;
+        }
+    }
+
+    fn copy_tokens(&mut self) {
+        self.copied.push_str(&self.text[self.copy_from..self.position]);
+    }
+
+    /// Reads a string; true when it has escapes.
+    fn string(&mut self) -> Result<bool, SyntaxError> {
+        self.position += 1;
+        let mut escaped = false;
+        loop {
+            self.position += plain_length(&self.text.as_bytes()[self.position..]);
+            match self.peek() {
+                Some(b'"') => {
+                    self.position += 1;
+                    return Ok(escaped);
+                }
+                Some(b'\\') => {
+                    self.escape()?;
+                    escaped = true;
+                }
+                Some(_) => return Err(self.unexpected("an escape such as \\n instead of a control character")),
+                None => return Err(self.unexpected("the end of the string")),
+            }
+        }
+    }
+
+    fn escape(&mut self) -> Result<(), SyntaxError> {
+        self.position += 1;
+        match self.peek() {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.position += 1,
+            Some(b'u') => {
+                self.position += 1;
+                match self.hex_digits()? {
+                    0 => self.report(Problem::NullCharacter),
+                    0xD800..=0xDBFF if self.eat_low_surrogate() => {}
+                    0xD800..=0xDFFF => self.report(Problem::LoneSurrogate),
+                    _ => {}
+                }
+            }
+            _ => return Err(self.unexpected("one of `\"\\/bfnrtu` behind a backslash")),
+        }
+        Ok(())
+    }
+
+    fn hex_digits(&mut self) -> Result<u32, SyntaxError> {
+        let mut code = 0;
+        for _ in 0..4 {
+            let digit = self.peek().and_then(|byte| char::from(byte).to_digit(16));
+            code = code * 16 + digit.ok_or_else(|| self.unexpected("four hexadecimal digits behind `\\u`"))?;
+            self.position += 1;
+        }
+        Ok(code)
+    }
+
+    /// Takes `\uDC00` to `\uDFFF`. Anything else is left to the loop over the string.
+    fn eat_low_surrogate(&mut self) -> bool {
+        let rest = &self.text.as_bytes()[self.position..];
+        let is_low = matches!(
+            rest,
+            [b'\\', b'u', b'd' | b'D', b'c'..=b'f' | b'C'..=b'F', a, b, ..]
+                if a.is_ascii_hexdigit() && b.is_ascii_hexdigit()
+        );
+        self.position += if is_low { 6 } else { 0 };
+        is_low
+    }
+
+    fn number(&mut self) -> Result<(), SyntaxError> {
+        let start = self.position;
+        self.eat(b'-');
+        if !self.eat(b'0') {
+            self.digits()?;
+        }
+        if self.eat(b'.') {
+            self.digits()?;
+        }
+        let has_exponent = self.eat(b'e') || self.eat(b'E');
+        if has_exponent {
+            if !self.eat(b'+') {
+                self.eat(b'-');
+            }
+            self.digits()?;
+        }
+        // A double holds up to 308 digits before the point.
+        if has_exponent || self.position - start > 308 {
+            let number = self.text[start..self.position].parse::<f64>();
+            if !number.is_ok_and(f64::is_finite) {
+                self.report(Problem::NumberTooLarge);
+            }
+        }
+        self.word_end()
+    }
+
+    fn digits(&mut self) -> Result<(), SyntaxError> {
+        let start = self.position;
+        while let Some(b'0'..=b'9') = self.peek() {
+            self.position += 1;
+        }
+        if self.position == start { Err(self.unexpected("a digit")) } else { Ok(()) }
+    }
+
+    fn literal(&mut self, literal: &'static str) -> Result<(), SyntaxError> {
+        if !self.text.as_bytes()[self.position..].starts_with(literal.as_bytes()) {
+            return Err(self.unexpected("a JSON value"));
+        }
+        self.position += literal.len();
+        self.word_end()
+    }
+
+    /// Numbers and literals end where they end: `01` and `truefalse` are not two values.
+    fn word_end(&self) -> Result<(), SyntaxError> {
+        match self.peek() {
+            Some(b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'.' | b'+' | b'-' | b'_') => {
+                Err(self.unexpected("the end of the value"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn report(&mut self, problem: Problem) {
+        self.problem.get_or_insert(problem);
+    }
+
+    fn take_problem(&mut self, span: &Range<usize>) -> Option<Problem> {
+        let not_utf8 = self.not_utf8.is_some_and(|bytes| std::str::from_utf8(&bytes[span.clone()]).is_err());
+        self.problem.take().or(not_utf8.then_some(Problem::InvalidUtf8))
+    }
+}
+
+/// How many bytes from the start are neither `"` nor `\` nor control characters. Eight at a time, for this is where
+/// most of an event is read.
+fn plain_length(bytes: &[u8]) -> usize {
+    const ONES: u64 = u64::MAX / 0xFF;
+    const HIGHS: u64 = ONES * 0x80;
+    // The highest bit of each byte that is below `limit` (at most 0x80). Above the first such byte, there may be
+    // false ones: only the first is looked at.
+    let below = |word: u64, limit: u64| word.wrapping_sub(ONES * limit) & !word & HIGHS;
+    let mut length = 0;
+    while let Some(chunk) = bytes[length..].first_chunk::<8>() {
+        let word = u64::from_le_bytes(*chunk);
+        let quote = below(word ^ (ONES * u64::from(b'"')), 1);
+        let backslash = below(word ^ (ONES * u64::from(b'\\')), 1);
+        let special = quote | backslash | below(word, 0x20);
+        if special != 0 {
+            return length + special.trailing_zeros() as usize / 8;
+        }
+        length += 8;
+    }
+    let is_special = |byte: &u8| matches!(byte, b'"' | b'\\' | 0..0x20);
+    length + bytes[length..].iter().position(is_special).unwrap_or(bytes.len() - length)
+}
+
+/// Appends the content of a string that the scan has passed, with its escapes resolved. Lone surrogates, which the scan
+/// has reported, become U+FFFD.
+fn unescape(mut content: &str, into: &mut String) {
+    while let Some((plain, escape)) = content.split_once('\\') {
+        into.push_str(plain);
+        let (character, length) = match escape.as_bytes()[0] {
+            b'b' => ('\u{8}', 1),
+            b'f' => ('\u{c}', 1),
+            b'n' => ('\n', 1),
+            b'r' => ('\r', 1),
+            b't' => ('\t', 1),
+            b'u' => unescape_unicode(escape),
+            itself => (char::from(itself), 1),
+        };
+        into.push(character);
+        content = &escape[length..];
+    }
+    into.push_str(content);
+}
+
+/// The character of `u263a` or `ud83d\ude00`, and how long that is.
+fn unescape_unicode(escape: &str) -> (char, usize) {
+    let unit = |start| escape.get(start..start + 4).and_then(|digits| u16::from_str_radix(digits, 16).ok());
+    let high = unit(1).unwrap_or_default();
+    let low = if escape[5..].starts_with("\\u") { unit(7) } else { None };
+    let first = |units: &[u16]| char::decode_utf16(units.iter().copied()).next().and_then(Result::ok);
+    match low.and_then(|low| first(&[high, low])) {
+        Some(character) => (character, if character > '\u{ffff}' { 11 } else { 5 }),
+        None => (first(&[high]).unwrap_or(char::REPLACEMENT_CHARACTER), 5),
+    }
+}

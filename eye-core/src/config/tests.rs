@@ -374,11 +374,16 @@ fn the_chosen_sink_answers_queries() {
 
 #[test]
 fn text_that_is_not_toml_is_refused_with_its_position() {
-    let cases: [(&str, &[&str]); 4] = [
+    let deep = format!("a = {}", "[".repeat(100_000));
+    assert!(faults(&deep)[0].starts_with("1:"));
+
+    let cases: [(&str, &[&str]); 6] = [
         ("[sinks.a\ntype = \"null\"\n", &["1:9: "]),
         ("a = \nb = 1\nc = [1\n", &["1:5: ", "3:7: "]),
         ("a = 1\na = 2\n", &["2:1: duplicate key"]),
         ("a = \"hush\n", &["1:10: "]),
+        ("a = postgres://ann:hush@db\n", &["1:5: "]),
+        ("a = 1\nb = hush = hush\n", &["2:5: "]),
     ];
     for (text, expected) in cases {
         let found = faults(text);
@@ -448,5 +453,63 @@ fn a_check_of_the_whole_struct_is_reported_at_its_table() {
         document.section::<Checked>("range");
         let errors = document.into_pipeline(&registry()).unwrap_err().to_string();
         assert_eq!(errors, format!("eye.toml:{expected}"));
+    }
+}
+
+/// What looks like TOML, wrong in every way.
+fn hostile_text() -> impl proptest::strategy::Strategy<Value = String> {
+    use proptest::prelude::*;
+    let key =
+        prop_oneof![proptest::sample::select(field_names::<StoreConfig>()).prop_map(str::to_owned), "[a-zé]{0,3}"];
+    let value = proptest::sample::select(vec![
+        "1",
+        "-1",
+        "0",
+        "70000",
+        "1e400",
+        "nan",
+        "true",
+        "\"\"",
+        "\"core\"",
+        "\"${PASSWORD}\"",
+        "\"${NONE}\"",
+        "\"é${\"",
+        "[]",
+        "[1, \"a\", [true]]",
+        "{}",
+        "{ cert = 1 }",
+        "{ cert = \"é\", x = 1 }",
+        "1979-05-27",
+        "",
+        "[",
+        "'",
+    ]);
+    let line = prop_oneof![
+        6 => (key, value).prop_map(|(key, value)| format!("{key} = {value}\n")),
+        1 => proptest::sample::select(vec![
+            "[sinks.b]\ntype = \"store\"\n", "[sinks.c.tls]\n", "[query]\n", "[server]\n", "[transport]\n",
+            "[[sources.web]]\n", "[sources.x]\ntype = \"web\"\n", "\u{feff}", "\r\n", "\0", "é",
+        ]).prop_map(str::to_owned),
+    ];
+    proptest::collection::vec(line, 0..12).prop_map(|lines| format!("[sinks.a]\ntype = \"store\"\n{}", lines.concat()))
+}
+
+proptest::proptest! {
+    /// No text panics; what is refused has its place in the file, in order, and each fault once.
+    #[test]
+    fn no_text_panics(text in hostile_text()) {
+        if let Err(errors) = pipeline(&text) {
+            let lines: Vec<String> = errors.to_string().lines().map(str::to_owned).collect();
+            let place = |line: &String| {
+                let mut parts = line.strip_prefix("eye.toml:").unwrap().splitn(3, ':');
+                let mut number = || parts.next().unwrap().parse::<usize>().unwrap();
+                (number(), number())
+            };
+            assert!(lines.iter().map(place).is_sorted(), "{lines:#?}");
+            let mut unique = lines.clone();
+            unique.sort();
+            unique.dedup();
+            assert_eq!(unique.len(), lines.len(), "{lines:#?}");
+        }
     }
 }

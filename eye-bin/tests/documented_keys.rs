@@ -4,9 +4,10 @@ use std::fmt::Debug;
 
 use eye::api::QueryConfig;
 use eye::config::SentryConfig;
-use eye::standins::{MysqlConfig, PostgresConfig, ServerConfig, SqliteConfig};
+use eye::server::ServerConfig;
 use eye_core::config::field_names;
 use eye_core::writer::WriterConfig;
+use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
 use eye_sources::http::HttpConfig;
 use eye_transports::memory::MemoryConfig;
 use serde::de::DeserializeOwned;

@@ -29,7 +29,7 @@ use crate::sink::Sink;
 use crate::source::Source;
 use crate::transport::Transport;
 
-pub use read::field_names;
+pub use read::{at_least_one, field_names};
 use suggest::{instead, nearest};
 use value::{Entry, Node, Value, join};
 

@@ -8,8 +8,8 @@ use std::fmt::{self, Display};
 
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{
-    DeserializeOwned, DeserializeSeed, Deserializer, Error as _, Expected, IntoDeserializer, MapAccess, SeqAccess,
-    Unexpected, Visitor,
+    Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, Error as _, Expected, IntoDeserializer, MapAccess,
+    SeqAccess, Unexpected, Visitor,
 };
 
 use super::suggest::{instead, nearest};
@@ -40,6 +40,22 @@ pub fn field_names<T: DeserializeOwned>() -> &'static [&'static str] {
     // Whether the made-up values please the struct does not matter.
     let _ = T::deserialize(FieldNames(&mut names));
     names
+}
+
+/// For fields of which zero would mean "never" or "nothing": `#[serde(deserialize_with = "at_least_one")]`.
+///
+/// # Errors
+/// When there is no integer of the field's type, or it is below 1.
+pub fn at_least_one<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + PartialOrd + From<u8>,
+{
+    let number = T::deserialize(deserializer)?;
+    if number < T::from(1) {
+        return Err(D::Error::invalid_value(Unexpected::Unsigned(0), &"an integer that is 1 or greater"));
+    }
+    Ok(number)
 }
 
 /// Reports the error and changes the value so that reading it again finds the next one. False when that is no use.

@@ -64,6 +64,12 @@ struct StoreConfig {
     subjects: Option<Vec<String>>,
     labels: Option<BTreeMap<String, u8>>,
     tls: Option<Tls>,
+    #[serde(deserialize_with = "at_least_one", default = "one")]
+    least: u64,
+}
+
+fn one() -> u64 {
+    1
 }
 
 impl SinkConfig for StoreConfig {
@@ -213,6 +219,8 @@ fn wrong_values_say_what_is_expected() {
         ("subjects = \"a\"", "5:12: sinks.a.subjects: expected an array, found a string"),
         ("subjects = [\"a\", 1]", "5:18: sinks.a.subjects[1]: expected a string, found an integer"),
         ("labels = { \"a b\" = 256 }", "5:20: sinks.a.labels.\"a b\": expected an integer from 0 to 255, found 256"),
+        ("least = 0", "5:9: sinks.a.least: expected an integer that is 1 or greater, found 0"),
+        ("least = -1", "5:9: sinks.a.least: expected an integer that is 0 or greater, found -1"),
         ("tls = []", "5:7: sinks.a.tls: expected a table, found an array"),
         ("tls = \"x\"", "5:7: sinks.a.tls: expected a table, found a string"),
         ("tls = {}", "5:7: sinks.a.tls.cert: this key is required"),
@@ -235,7 +243,7 @@ fn every_fault_of_a_component_is_reported_once_and_in_order() {
         "6:8: sinks.a.port: expected an integer, found a string",
         "7:7: sinks.a.url: expected a string, found an integer",
         "8:1: sinks.a.bogus_key: unknown key; known keys: url, table, max_events, port, total, ratio, fast, mode, \
-         address, subjects, labels, tls",
+         address, subjects, labels, tls, least",
         "9:13: sinks.a.subjects[0]: expected a string, found an integer",
         "9:21: sinks.a.subjects[2]: expected a string, found an integer",
         "10:7: sinks.a.tls.cert: this key is required",
@@ -348,7 +356,7 @@ fn faults_of_the_pipeline_are_reported() {
         // Columns count characters, not bytes.
         (
             format!("{SOUND}\"é\" = 1"),
-            "7:1: sinks.a.\"é\": unknown key; known keys: url, table, max_events, port, total, ratio, fast, mode, address, subjects, labels, tls",
+            "7:1: sinks.a.\"é\": unknown key; known keys: url, table, max_events, port, total, ratio, fast, mode, address, subjects, labels, tls, least",
         ),
         (
             format!("{SOUND}labels = {{ \"é\" = true }}"),

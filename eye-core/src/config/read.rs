@@ -16,15 +16,13 @@ use super::suggest::{instead, nearest};
 use super::value::{Entry, Node, Value, join};
 use super::{Fault, Faults};
 
-/// Reads `node`, whose key is `path`; `None` when there are faults. All of them are in `faults` then.
+/// Reads `node`, whose key is `path`; `None` when something is wrong with it, all of which is in `faults` then.
 pub(super) fn read<T: DeserializeOwned>(path: &str, node: &mut Node, faults: &mut Faults) -> Option<T> {
     let before = faults.len();
-    let mut sound = !node.is_reported();
     loop {
         match T::deserialize(Reader(node)) {
-            Ok(value) => return sound.then_some(value),
+            Ok(value) => return (!node.is_reported() && faults.len() == before).then_some(value),
             Err(error) => {
-                sound = false;
                 if !repair(path, node, error, faults) {
                     debug_assert!(faults.len() > before || node.is_reported(), "a fault went unreported");
                     return None;

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::json::{JsonText, Scanner};
 
 const SESSION: &str = "e2085be5-9137-4e4e-80b5-f1ffddc25423";
 const RECEIVED_AT: Timestamp = Timestamp::MAX;
@@ -311,6 +312,8 @@ fn what_no_database_may_meet_is_refused_wherever_it_stands() {
             assert_eq!(errors(with(field, &format!("[{{\"a\":{sent}}}]"))), json!({field: [error]}), "{field}: {sent}");
         }
         assert_eq!(errors(with("unknown", sent)), json!({"non_field_errors": [error]}), "{sent}");
+        let deep = format!("{}{sent}{}", "[".repeat(40), "]".repeat(40));
+        assert_eq!(errors(with("unknown", &deep)), json!({"non_field_errors": [error]}), "{sent}");
         if sent.starts_with('"') {
             assert_eq!(errors(with_data(&format!("{{{sent}:1}}"))), json!({"data": [error]}), "{sent}");
             assert_eq!(
@@ -356,6 +359,19 @@ fn text_that_is_not_one_json_value_is_refused() {
         ("{\"a\" 1}", "JSON parse error at line 1 column 6: expected `:`, but found `1`"),
     ] {
         assert_eq!(errors(sent), json!({"non_field_errors": [error]}));
+    }
+}
+
+#[test]
+fn the_copies_of_one_event_make_room_for_the_next() {
+    let json = with_data("[1, 2]");
+    let body = json.repeat(100);
+    let text = JsonText::new(body.as_bytes());
+    let mut scanner = Scanner::new(&text);
+    while scanner.peek().is_some() {
+        let event = Event::scan(&mut scanner, RECEIVED_AT, &EventLimits::default()).unwrap().unwrap();
+        assert_eq!(event.data(), "[1,2]");
+        assert!(scanner.copied().len() < 2 * json.len());
     }
 }
 

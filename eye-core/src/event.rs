@@ -143,7 +143,4 @@ impl From<EventFields<'_>> for Event {
 }
 
 #[cfg(test)]
-#[path = "testkit/strategy.rs"]
-pub mod strategy;
-#[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::json::{JsonText, Scanner};
+use crate::testkit::strategy;
 
 const SESSION: &str = "e2085be5-9137-4e4e-80b5-f1ffddc25423";
 const RECEIVED_AT: Timestamp = Timestamp::MAX;

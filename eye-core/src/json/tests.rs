@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::value::RawValue;
 
 use super::*;
+use crate::testkit::strategy;
 
 /// The value of a text that holds nothing else, and the copy of its tokens.
 fn scan(json: &[u8]) -> Result<(Value, String), SyntaxError> {
@@ -191,10 +192,10 @@ proptest! {
 
     #[test]
     fn any_json_survives_as_its_tokens(
-        tokens in crate::event::strategy::data(),
+        tokens in strategy::data(),
         spaces in any::<[u8; 8]>(),
     ) {
-        let json = crate::event::strategy::spaced(&tokens, &spaces);
+        let json = strategy::spaced(&tokens, &spaces);
         let (value, copy) = scan(json.as_bytes()).unwrap();
         prop_assert_eq!(value.problem, None);
         prop_assert_eq!(&copy, &tokens.concat());

@@ -1,2 +1,7 @@
-//! Placeholder.
-fn main() {}
+//! The program with the built-in plug-ins.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    eye::run(&eye::standins::registry())
+}

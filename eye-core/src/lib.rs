@@ -6,6 +6,7 @@ pub mod config;
 pub mod event;
 pub mod health;
 pub mod json;
+pub mod pipeline;
 pub mod registry;
 pub mod sink;
 pub mod source;

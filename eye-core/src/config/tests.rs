@@ -96,6 +96,12 @@ impl Default for Server {
     }
 }
 
+#[derive(Deserialize, Default)]
+struct Query {
+    #[serde(rename = "sink")]
+    _sink: Option<String>,
+}
+
 fn registry() -> Registry {
     Registry::new().source::<WebConfig>().transport::<MemoryConfig>().sink::<StoreConfig>().sink::<NullConfig>()
 }
@@ -110,6 +116,7 @@ fn variable(name: &str) -> Result<String, VarError> {
 fn pipeline(text: &str) -> Result<PipelineConfig, ConfigErrors> {
     let mut document = Document::parse("eye.toml", text, variable)?;
     document.section::<Server>("server");
+    document.section::<Query>("query");
     document.value("shutdown_timeout_s", 10_u64);
     document.into_pipeline(&registry())
 }
@@ -253,36 +260,90 @@ fn faults_of_the_pipeline_are_reported() {
     let source = "[sources.web]\ntype = \"web\"\n";
     let cases = [
         (source.to_owned(), "1:1: sinks: no sink; add one as [sinks.NAME] with its `type`; known types: null, store"),
-        (format!("{source}[sinks]"), "3:2: sinks: no sink; add one as [sinks.NAME] with its `type`; known types: null, store"),
+        (
+            format!("{source}[sinks]"),
+            "3:2: sinks: no sink; add one as [sinks.NAME] with its `type`; known types: null, store",
+        ),
         (sink.to_owned(), "1:1: sources: no source; add one as [sources.NAME] with its `type`; known types: web"),
         (format!("sources = 1\n{sink}"), "1:11: sources: expected a table, found an integer; write [sources.NAME]"),
-        (format!("{sink}[[sources.web]]\ntype = \"web\""), "3:1: sources.web: expected a table, found an array; write [sources.NAME]"),
-        (format!("{sink}[sources]\ntype = \"web\""), "4:8: sources.type: expected a table, found a string; write [sources.NAME]"),
+        (
+            format!("{sink}[[sources.web]]\ntype = \"web\""),
+            "3:1: sources.web: expected a table, found an array; write [sources.NAME]",
+        ),
+        (
+            format!("{sink}[sources]\ntype = \"web\""),
+            "4:8: sources.type: expected a table, found a string; write [sources.NAME]",
+        ),
         (format!("{source}[sinks.a]\n"), "3:1: sinks.a.type: this key is required; known types: null, store"),
         (format!("{source}[sinks.a]\ntype = 1"), "4:8: sinks.a.type: expected a string, found an integer"),
-        (format!("{source}[sinks.a]\ntype = \"stroe\""), "4:8: sinks.a.type: no sink type `stroe`; did you mean `store`? known types: null, store"),
-        (format!("{source}[sinks.a]\ntype = \"webhook\""), "4:8: sinks.a.type: no sink type `webhook`; known types: null, store"),
-        (format!("{source}{sink}[sources.\"\"]\ntype = \"web\""), "5:10: sources.\"\": a name is 1 to 64 letters, digits, `_` or `-`"),
-        (format!("{source}{sink}[sources.\"a.b\"]\ntype = \"web\""), "5:10: sources.\"a.b\": a name is 1 to 64 letters, digits, `_` or `-`"),
-        (format!("{source}{sink}[transport]\ntype = \"dsk\""), "6:8: transport.type: no transport type `dsk`; known types: memory"),
-        (format!("{source}{sink}[transport]\nmax_event = 1"), "6:1: transport.max_event: unknown key; did you mean `max_events`?"),
+        (
+            format!("{source}[sinks.a]\ntype = \"stroe\""),
+            "4:8: sinks.a.type: no sink type `stroe`; did you mean `store`? known types: null, store",
+        ),
+        (
+            format!("{source}[sinks.a]\ntype = \"webhook\""),
+            "4:8: sinks.a.type: no sink type `webhook`; known types: null, store",
+        ),
+        (
+            format!("{source}{sink}[sources.\"\"]\ntype = \"web\""),
+            "5:10: sources.\"\": a name is 1 to 64 letters, digits, `_` or `-`",
+        ),
+        (
+            format!("{source}{sink}[sources.\"a.b\"]\ntype = \"web\""),
+            "5:10: sources.\"a.b\": a name is 1 to 64 letters, digits, `_` or `-`",
+        ),
+        (
+            format!("{source}{sink}[transport]\ntype = \"dsk\""),
+            "6:8: transport.type: no transport type `dsk`; known types: memory",
+        ),
+        (
+            format!("{source}{sink}[transport]\nmax_event = 1"),
+            "6:1: transport.max_event: unknown key; did you mean `max_events`?",
+        ),
         (format!("transport = \"memory\"\n{source}{sink}"), "1:13: transport: expected a table, found a string"),
-        (format!("{source}{sink}[query]\nsink = \"a\""), "6:8: query.sink: the sink `a` cannot answer queries; sinks that can: none can"),
+        (
+            format!("{source}{sink}[query]\nsink = \"a\""),
+            "6:8: query.sink: the sink `a` cannot answer queries; sinks that can: none can",
+        ),
         (format!("{source}{sink}[query]\nsink = \"b\""), "6:8: query.sink: no sink `b`; sinks: a"),
-        (format!("{SOUND}{}", "[sinks.store]\ntype=\"store\"\nurl=\"\"\ntable=\"\"\n[query]\nsink = \"stor\""), "12:8: query.sink: no sink `stor`; did you mean `store`?"),
-        (format!("{SOUND}{}", "[sinks.b]\ntype=\"store\"\nurl=\"\"\ntable=\"\""), "7:8: query.sink: several sinks can answer queries; choose one in [query]: a, b"),
+        (
+            format!("{SOUND}{}", "[sinks.store]\ntype=\"store\"\nurl=\"\"\ntable=\"\"\n[query]\nsink = \"stor\""),
+            "12:8: query.sink: no sink `stor`; did you mean `store`?",
+        ),
+        (
+            format!("{SOUND}{}", "[sinks.b]\ntype=\"store\"\nurl=\"\"\ntable=\"\""),
+            "7:8: query.sink: several sinks can answer queries; choose one in [query]: a, b",
+        ),
         (format!("{SOUND}[query]\nsnk = \"a\""), "8:1: query.snk: unknown key; did you mean `sink`?"),
         (format!("{SOUND}[query]\nsink = 1"), "8:8: query.sink: expected a string, found an integer"),
         (format!("query = 1\n{SOUND}"), "1:9: query: expected a table, found an integer"),
         (format!("{SOUND}[servre]\n"), "7:2: servre: unknown key; did you mean `server`?"),
-        (format!("shutdown_timeout = 1\n{SOUND}"), "1:1: shutdown_timeout: unknown key; did you mean `shutdown_timeout_s`?"),
-        (format!("shutdown_timeout_s = \"1\"\n{SOUND}"), "1:22: shutdown_timeout_s: expected an integer, found a string"),
+        (
+            format!("shutdown_timeout = 1\n{SOUND}"),
+            "1:1: shutdown_timeout: unknown key; did you mean `shutdown_timeout_s`?",
+        ),
+        (
+            format!("shutdown_timeout_s = \"1\"\n{SOUND}"),
+            "1:22: shutdown_timeout_s: expected an integer, found a string",
+        ),
         (format!("server = 1\n{SOUND}"), "1:10: server: expected a table, found an integer"),
-        (SOUND.replace("\"u\"", "\"${URL}\""), "5:7: sinks.a.url: the environment variable `URL` is not set; set it, or write `${URL:-default}`"),
-        (SOUND.replace("\"store\"", "\"${TYPE}\""), "4:8: sinks.a.type: the environment variable `TYPE` is not set; set it, or write `${TYPE:-default}`"),
+        (
+            SOUND.replace("\"u\"", "\"${URL}\""),
+            "5:7: sinks.a.url: the environment variable `URL` is not set; set it, or write `${URL:-default}`",
+        ),
+        (
+            SOUND.replace("\"store\"", "\"${TYPE}\""),
+            "4:8: sinks.a.type: the environment variable `TYPE` is not set; set it, or write `${TYPE:-default}`",
+        ),
         // Columns count characters, not bytes.
-        (format!("{SOUND}\"é\" = 1"), "7:1: sinks.a.\"é\": unknown key; known keys: url, table, max_events, port, total, ratio, fast, mode, address, subjects, labels, tls"),
-        (format!("{SOUND}labels = {{ \"é\" = true }}"), "7:18: sinks.a.labels.\"é\": expected an integer, found a boolean"),
+        (
+            format!("{SOUND}\"é\" = 1"),
+            "7:1: sinks.a.\"é\": unknown key; known keys: url, table, max_events, port, total, ratio, fast, mode, address, subjects, labels, tls",
+        ),
+        (
+            format!("{SOUND}labels = {{ \"é\" = true }}"),
+            "7:18: sinks.a.labels.\"é\": expected an integer, found a boolean",
+        ),
     ];
     for (text, expected) in cases {
         assert_eq!(faults(&text), [expected], "{text}");
@@ -305,9 +366,9 @@ fn the_chosen_sink_answers_queries() {
 fn text_that_is_not_toml_is_refused_with_its_position() {
     let cases: [(&str, &[&str]); 4] = [
         ("[sinks.a\ntype = \"null\"\n", &["1:9: "]),
-        ("a = \nb = 1\nc = [1\n", &["1:5: ", "4:1: "]),
+        ("a = \nb = 1\nc = [1\n", &["1:5: ", "3:7: "]),
         ("a = 1\na = 2\n", &["2:1: duplicate key"]),
-        ("a = \"hush\n", &["1:5: "]),
+        ("a = \"hush\n", &["1:10: "]),
     ];
     for (text, expected) in cases {
         let found = faults(text);

@@ -232,14 +232,11 @@ impl Engine {
 
     /// Makes the server's files and its user.
     fn initialise(self, folder: &Path) {
-        let mut command = match self {
+        let (program, arguments) = match self {
             Self::Postgres => {
                 write(&folder.join("password"), PASSWORD);
-                let mut command = as_user(Some(self.user()), &self.program("initdb"));
-                command.arg("--pwfile").arg(folder.join("password"));
-                command.args(["-U", USER, "-A", "scram-sha-256", "-E", "UTF8", "--locale=C", "--no-sync"]);
-                command.arg("-D").arg(folder.join("data"));
-                command
+                let access = format!("-U {USER} -A scram-sha-256 --pwfile=@/password");
+                ("initdb", format!("-D @/data {access} -E UTF8 --locale=C --no-sync"))
             }
             Self::MariaDb => {
                 let user = format!("'{USER}'@'127.0.0.1'");
@@ -248,36 +245,30 @@ impl Engine {
                      GRANT ALL ON *.* TO {user} WITH GRANT OPTION;\n"
                 );
                 write(&folder.join("init.sql"), &sql);
-                let mut command = as_user(Some(self.user()), &self.program("mariadb-install-db"));
-                command.args(["--no-defaults", "--skip-test-db", "--auth-root-authentication-method=normal"]);
-                command.args(MARIADB_SETTINGS).arg(format!("--datadir={}", folder.join("data").display()));
-                command
+                let access = "--skip-test-db --auth-root-authentication-method=normal";
+                ("mariadb-install-db", format!("--no-defaults {MARIADB_SETTINGS} {access}"))
             }
         };
-        let output = command.current_dir("/").output().expect("the program was found");
+        let mut command = as_user(Some(self.user()), &self.program(program));
+        let output = command.args(words(&arguments, folder)).current_dir("/").output().expect("the program was found");
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert!(output.status.success(), "{self:?} cannot make its files in {}:\n{said}", folder.display());
     }
 
     fn server_command(self, folder: &Path, port: u16) -> Vec<String> {
-        let folder = folder.display();
         let (program, arguments) = match self {
             Self::Postgres => {
-                let settings = "-c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=200";
-                ("postgres", format!("-D {folder}/data -p {port} {settings}"))
+                let network = format!("-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=");
+                ("postgres", format!("-D @/data {network} -c max_connections=200"))
             }
             Self::MariaDb => {
-                let files = format!(
-                    "--datadir={folder}/data --socket={folder}/socket --pid-file={folder}/pid \
-                     --init-file={folder}/init.sql"
-                );
-                let network = format!("--bind-address=127.0.0.1 --port={port} --skip-name-resolve");
-                let settings = MARIADB_SETTINGS.join(" ");
-                ("mariadbd", format!("--no-defaults {files} {network} --max-connections=200 {settings}"))
+                let network = format!("--bind-address=127.0.0.1 --port={port} --skip-name-resolve --socket=@/socket");
+                let files = "--pid-file=@/pid --init-file=@/init.sql";
+                ("mariadbd", format!("--no-defaults {MARIADB_SETTINGS} {network} {files} --max-connections=200"))
             }
         };
         let program = self.program(program).display().to_string();
-        std::iter::once(program).chain(arguments.split_whitespace().map(str::to_owned)).collect()
+        std::iter::once(program).chain(words(&arguments, folder)).collect()
     }
 
     /// The database's own client, ready to be given a database and a statement.
@@ -316,8 +307,14 @@ impl Engine {
     }
 }
 
-/// The size of the redo log counts when the files are made, so both programs get these.
-const MARIADB_SETTINGS: [&str; 2] = ["--innodb-log-file-size=32M", "--innodb-buffer-pool-size=64M"];
+/// What counts when the files are made as well as when they are used. In a temporary folder that they share, servers
+/// that run at once remove each other's tables.
+const MARIADB_SETTINGS: &str = "--datadir=@/data --tmpdir=@ --innodb-log-file-size=32M --innodb-buffer-pool-size=64M";
+
+/// The words of a command line, with the folder for each `@`.
+fn words(line: &str, folder: &Path) -> Vec<String> {
+    line.split(' ').map(|word| word.replace('@', &folder.display().to_string())).collect()
+}
 
 fn write(file: &Path, content: &str) {
     fs::write(file, content).unwrap_or_else(|error| panic!("cannot write {}: {error}", file.display()));

@@ -143,4 +143,7 @@ impl From<EventFields<'_>> for Event {
 }
 
 #[cfg(test)]
+#[path = "testkit/strategy.rs"]
+pub mod strategy;
+#[cfg(test)]
 mod tests;

@@ -291,11 +291,11 @@ impl<'a> Scanner<'a> {
     }
 
     /// Reads an object's key and the colon behind it; the place is then that of the value. Gives the key as it is
-    /// without escapes, in [`copied`](Self::copied), and the first reason why it cannot be stored.
+    /// without escapes, and the first reason why it cannot be stored.
     ///
     /// # Errors
     /// [`SyntaxError`] where this is no key.
-    pub fn key(&mut self) -> Result<(Range<usize>, Option<Problem>), SyntaxError> {
+    pub fn key(&mut self) -> Result<(Cow<'a, str>, Option<Problem>), SyntaxError> {
         if self.peek() != Some(b'"') {
             return Err(self.unexpected("a key in double quotes"));
         }
@@ -304,19 +304,20 @@ impl<'a> Scanner<'a> {
         let escaped = self.string()?;
         let span = start..self.position;
         let problem = self.take_problem(&span);
-        let copy_start = self.copied.len();
         let content = &self.text[span.start + 1..span.end - 1];
-        if escaped {
-            unescape(content, &mut self.copied);
+        let key = if escaped {
+            let mut key = String::new();
+            unescape(content, &mut key);
+            Cow::Owned(key)
         } else {
-            self.copied.push_str(content);
-        }
+            Cow::Borrowed(content)
+        };
         self.skip_white_space();
         if !self.eat(b':') {
             return Err(self.unexpected("`:`"));
         }
         self.skip_white_space();
-        Ok((copy_start..self.copied.len(), problem))
+        Ok((key, problem))
     }
 
     /// The content of a string without its escapes, or the text of a number, in [`copied`](Self::copied).
@@ -557,3 +558,6 @@ fn unescape_unicode(escape: &str) -> (char, usize) {
         None => (first(&[high]).unwrap_or(char::REPLACEMENT_CHARACTER), 5),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -34,8 +34,12 @@ impl Timestamp {
     /// [`InvalidTimestamp`], whose text tells the producer what to write instead.
     pub fn parse(text: &str) -> Result<Self, InvalidTimestamp> {
         let mut reader = Reader { rest: text.as_bytes() };
-        let days = reader.date()?;
+        let (year, month, day) = reader.date()?;
         let micros_of_day = if reader.rest.is_empty() { 0 } else { reader.time_and_offset()? };
+        if !(1..=12).contains(&month) || !(1..=days_in_month(year, month)).contains(&day) {
+            return Err(InvalidTimestamp::Date);
+        }
+        let days = days_from_civil(year, month, day);
         Self::from_micros(days * SECONDS_PER_DAY * MICROS_PER_SECOND + micros_of_day).ok_or(InvalidTimestamp::Year)
     }
 
@@ -120,17 +124,14 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Days since 1970-01-01.
-    fn date(&mut self) -> Result<i64, InvalidTimestamp> {
+    /// Year, month and day, which the calendar may not have.
+    fn date(&mut self) -> Result<(i64, i64, i64), InvalidTimestamp> {
         let year = self.number(4, 4)?;
         self.expect(b"-")?;
         let month = self.number(1, 2)?;
         self.expect(b"-")?;
         let day = self.number(1, 2)?;
-        if !(1..=12).contains(&month) || !(1..=days_in_month(year, month)).contains(&day) {
-            return Err(InvalidTimestamp::Date);
-        }
-        Ok(days_from_civil(year, month, day))
+        Ok((year, month, day))
     }
 
     /// Microseconds since the date's midnight in UTC: negative, or more than a day, where the offset moves the date.
@@ -256,5 +257,181 @@ fn write_digits(place: &mut [u8], mut number: i64) {
     for byte in place.iter_mut().rev() {
         *byte = b'0' + (number % 10) as u8;
         number /= 10;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn accepted_forms_are_read_to_the_microsecond_in_utc() {
+        let table = [
+            ("2021-01-01 09:15:27.243860", "2021-01-01T09:15:27.243860Z"),
+            ("2021-01-01T09:15:27.243860", "2021-01-01T09:15:27.243860Z"),
+            ("2021-01-01T09:15:27.243860Z", "2021-01-01T09:15:27.243860Z"),
+            ("2021-01-01T09:15:27,243860Z", "2021-01-01T09:15:27.243860Z"),
+            ("2021-01-01T09:15:27.2Z", "2021-01-01T09:15:27.200000Z"),
+            ("2021-01-01T09:15:27.24", "2021-01-01T09:15:27.240000Z"),
+            ("2021-01-01T09:15:27.243", "2021-01-01T09:15:27.243000Z"),
+            ("2021-01-01T09:15:27.2438", "2021-01-01T09:15:27.243800Z"),
+            ("2021-01-01T09:15:27.24386", "2021-01-01T09:15:27.243860Z"),
+            ("2021-01-01T09:15:27.0000019", "2021-01-01T09:15:27.000001Z"),
+            ("2021-01-01T09:15:27.99999999", "2021-01-01T09:15:27.999999Z"),
+            ("2021-01-01T09:15:27.999999999Z", "2021-01-01T09:15:27.999999Z"),
+            ("2021-01-01T09:15:27.9999999999999999999999999999+00:00", "2021-01-01T09:15:27.999999Z"),
+            ("2021-01-01T09:15:27.000000", "2021-01-01T09:15:27Z"),
+            ("2021-01-01T09:15:27", "2021-01-01T09:15:27Z"),
+            ("2021-01-01 09:15", "2021-01-01T09:15:00Z"),
+            ("2021-01-01T09:15Z", "2021-01-01T09:15:00Z"),
+            ("2021-01-01T09:15+02:00", "2021-01-01T07:15:00Z"),
+            ("2021-01-01T09:15:27.5+02:00", "2021-01-01T07:15:27.500000Z"),
+            ("2021-01-01T09:15:27+0200", "2021-01-01T07:15:27Z"),
+            ("2021-01-01T09:15:27+02", "2021-01-01T07:15:27Z"),
+            ("2021-01-01T09:15:27-05:30", "2021-01-01T14:45:27Z"),
+            ("2021-01-01T09:15:27-0530", "2021-01-01T14:45:27Z"),
+            ("2021-01-01T09:15:27-00:00", "2021-01-01T09:15:27Z"),
+            ("2021-01-01T00:00:00+23:59", "2020-12-31T00:01:00Z"),
+            ("2021-01-01T23:59:59-23:59", "2021-01-02T23:58:59Z"),
+            ("2021-1-1 9:15:27", "2021-01-01T09:15:27Z"),
+            ("2021-1-01", "2021-01-01T00:00:00Z"),
+            ("2021-12-31", "2021-12-31T00:00:00Z"),
+            ("2021-01-01T00:00:00", "2021-01-01T00:00:00Z"),
+            ("2021-01-01T23:59:59.999999", "2021-01-01T23:59:59.999999Z"),
+            ("2020-02-29", "2020-02-29T00:00:00Z"),
+            ("2000-02-29", "2000-02-29T00:00:00Z"),
+            ("1970-01-01", "1970-01-01T00:00:00Z"),
+            ("1970-01-01T02:00:00+02:00", "1970-01-01T00:00:00Z"),
+            ("1969-12-31T23:00:00-01:00", "1970-01-01T00:00:00Z"),
+            ("9999-12-31T23:59:59.9999999", "9999-12-31T23:59:59.999999Z"),
+        ];
+        for (text, expected) in table {
+            assert_eq!(Timestamp::parse(text).map(|read| read.to_string()), Ok(expected.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn refused_forms_say_why() {
+        use InvalidTimestamp::*;
+        let table = [
+            ("", Format),
+            (" 2021-01-01", Format),
+            ("2021-01-01 ", Format),
+            ("now", Format),
+            ("1609492527", Format),
+            ("1609492527.243", Format),
+            ("2021", Format),
+            ("2021-01", Format),
+            ("2021-001", Format),
+            ("2021-W01-1", Format),
+            ("20210101", Format),
+            ("20210101T091527Z", Format),
+            ("21-01-01", Format),
+            ("02021-01-01", Format),
+            ("-2021-01-01", Format),
+            ("+2021-01-01", Format),
+            ("10000-01-01", Format),
+            ("2021-001-01", Format),
+            ("2021-01-001", Format),
+            ("2021/01/01", Format),
+            ("01.01.2021", Format),
+            ("2021-01-01Z", Format),
+            ("2021-01-01+02:00", Format),
+            ("2021-01-01T", Format),
+            ("2021-01-01T09", Format),
+            ("2021-01-01T09:", Format),
+            ("2021-01-01T09:1", Format),
+            ("2021-01-01T009:15", Format),
+            ("2021-01-01T09:15:", Format),
+            ("2021-01-01T09:15:2", Format),
+            ("2021-01-01T09:15:027", Format),
+            ("2021-01-01T09:15.5", Format),
+            ("2021-01-01T09:15:27.", Format),
+            ("2021-01-01T09:15:27.Z", Format),
+            ("2021-01-01T09:15:27.5.5", Format),
+            ("2021-01-01T09:15:27 Z", Format),
+            ("2021-01-01T09:15:27ZZ", Format),
+            ("2021-01-01T09:15:27+", Format),
+            ("2021-01-01T09:15:27+2", Format),
+            ("2021-01-01T09:15:27+020", Format),
+            ("2021-01-01T09:15:27+02:", Format),
+            ("2021-01-01T09:15:27+02:0", Format),
+            ("2021-01-01T09:15:27+02:000", Format),
+            ("2021-01-01T09:15:27+02:00Z", Format),
+            ("2021-01-01T09:15:27 CET", Format),
+            ("2021-01-01T09:15:27 Europe/Berlin", Format),
+            ("2021-01-01T09:15:27[Europe/Berlin]", Format),
+            ("2021-01-01T09:15:27Z[UTC]", Format),
+            ("2021-01-01T09:15:27 PM", Format),
+            ("2021-01-01_09:15:27", Format),
+            ("2021-01-01  09:15:27", Format),
+            ("Fri, 01 Jan 2021 09:15:27 GMT", Format),
+            ("٢٠٢١-٠١-٠١", Format),
+            ("2021-01-01T09:15:27\0", Format),
+            ("2021-00-01", Date),
+            ("2021-13-01", Date),
+            ("2021-01-00", Date),
+            ("2021-01-32", Date),
+            ("2021-02-29", Date),
+            ("2021-04-31", Date),
+            ("2100-02-29", Date),
+            ("2021-01-01T24:00:00", Time),
+            ("2021-01-01T24:00", Time),
+            ("2021-01-01T09:60:00", Time),
+            ("2021-01-01T09:15:60", Time),
+            ("2016-12-31T23:59:60Z", Time),
+            ("2021-01-01T09:15:27+24:00", Offset),
+            ("2021-01-01T09:15:27-24", Offset),
+            ("2021-01-01T09:15:27+9999", Offset),
+            ("2021-01-01T09:15:27+02:60", Offset),
+            ("1969-12-31T23:59:59.999999Z", Year),
+            ("1970-01-01T00:00:00+00:01", Year),
+            ("0000-01-01", Year),
+            ("9999-12-31T23:59:59-00:01", Year),
+        ];
+        for (text, expected) in table {
+            assert_eq!(Timestamp::parse(text), Err(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_bounds_are_the_years_1970_and_9999() {
+        assert_eq!(Timestamp::parse("1970-01-01T00:00:00Z"), Ok(Timestamp::MIN));
+        assert_eq!(Timestamp::parse("9999-12-31T23:59:59.999999Z"), Ok(Timestamp::MAX));
+        assert_eq!(Timestamp::from_micros(Timestamp::MIN.micros - 1), None);
+        assert_eq!(Timestamp::from_micros(Timestamp::MAX.micros + 1), None);
+    }
+
+    #[test]
+    fn display_can_be_padded() {
+        assert_eq!(format!("{:>22}|", Timestamp::MIN), "  1970-01-01T00:00:00Z|");
+    }
+
+    #[test]
+    fn serialises_as_its_text() {
+        let json = serde_json::to_string(&Timestamp::MAX).expect("a string");
+        assert_eq!(json, "\"9999-12-31T23:59:59.999999Z\"");
+    }
+
+    proptest! {
+        #[test]
+        fn reads_and_writes_as_chrono_does(micros in Timestamp::MIN.micros..=Timestamp::MAX.micros) {
+            let timestamp = Timestamp { micros };
+            let format = if micros % MICROS_PER_SECOND == 0 { "%FT%TZ" } else { "%FT%T%.6fZ" };
+            let text = timestamp.to_string();
+            prop_assert_eq!(&text, &timestamp.to_chrono().format(format).to_string());
+            prop_assert_eq!(Timestamp::parse(&text), Ok(timestamp));
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in any::<String>(), near in "[0-9TZ:.,+ -]{0,40}") {
+            for text in [text, near] {
+                if let Ok(timestamp) = Timestamp::parse(&text) {
+                    prop_assert!(Timestamp::from_micros(timestamp.as_micros()).is_some());
+                }
+            }
+        }
     }
 }

@@ -1,4 +1,11 @@
-//! Collecting deliveries into a batch, and mapping what became of its events back to their acks. Pure: nothing here waits.
+//! Collecting deliveries into a batch, and mapping what became of its events back to their acks. Pure: nothing waits.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::ack::{Ack, Outcome, Rejection};
+use crate::event::Event;
+use crate::transport::Delivery;
 
 /// How much one batch may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,4 +14,124 @@ pub struct BatchLimits {
     pub max_events: usize,
     /// Bytes of events at most.
     pub max_bytes: usize,
+}
+
+/// The events of several deliveries in one row, with the acks that are owed for them.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    events: Vec<Event>,
+    // Each ack with the end of its events; they start where the one before ends.
+    acks: Vec<(Ack, usize)>,
+    rejections: Vec<Rejection>,
+    failures: Vec<(Range<usize>, Arc<str>)>,
+}
+
+impl Batch {
+    pub(crate) fn collect(deliveries: Vec<Delivery>) -> Self {
+        let mut events = Vec::with_capacity(deliveries.iter().map(|delivery| delivery.events.len()).sum());
+        let mut acks = Vec::with_capacity(deliveries.len());
+        for delivery in deliveries {
+            events.extend(delivery.events);
+            acks.push((delivery.ack, events.len()));
+        }
+        Self { events, acks, rejections: Vec::new(), failures: Vec::new() }
+    }
+
+    pub(crate) fn events(&self) -> &[Event] {
+        &self.events
+    }
+
+    /// Notes that one event was refused for good.
+    pub(crate) fn reject(&mut self, index: usize, reason: impl Into<Arc<str>>) {
+        self.rejections.push(Rejection { index, reason: reason.into() });
+    }
+
+    /// Notes that nobody answers for some events.
+    pub(crate) fn fail(&mut self, range: Range<usize>, reason: impl Into<Arc<str>>) {
+        self.failures.push((range, reason.into()));
+    }
+
+    /// How many events were refused so far.
+    pub(crate) fn rejected(&self) -> usize {
+        self.rejections.len()
+    }
+
+    /// Tells every delivery what became of its events; what was noted neither way is delivered.
+    pub(crate) fn settle(mut self) {
+        self.rejections.sort_by_key(|rejection| rejection.index);
+        let mut rejections = self.rejections.into_iter().peekable();
+        let mut start = 0;
+        for (ack, end) in self.acks {
+            let rejected: Vec<Rejection> = std::iter::from_fn(|| rejections.next_if(|rejection| rejection.index < end))
+                .map(|rejection| Rejection { index: rejection.index - start, ..rejection })
+                .collect();
+            let failure = self.failures.iter().find(|(range, _)| range.start < end && start < range.end);
+            ack.settle(match failure {
+                Some((_, reason)) => Outcome::failed(reason.clone()),
+                None if rejected.is_empty() => Outcome::Delivered,
+                None => Outcome::Rejected(rejected),
+            });
+            start = end;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ack::Receipt;
+    use crate::event::EventFields;
+    use crate::timestamp::Timestamp;
+
+    fn deliveries(sizes: &[usize]) -> (Batch, Vec<Receipt>) {
+        let event = Event::from(EventFields {
+            id: uuid::Uuid::nil(),
+            timestamp: Timestamp::MIN,
+            received_at: Timestamp::MIN,
+            session_id: "s",
+            category: "c",
+            name: "n",
+            data: "1",
+        });
+        let (deliveries, receipts) = sizes
+            .iter()
+            .map(|&size| {
+                let (settle, receipt) = Receipt::pair();
+                (Delivery { events: vec![event.clone(); size], ack: Ack::new(settle) }, receipt)
+            })
+            .unzip();
+        (Batch::collect(deliveries), receipts)
+    }
+
+    async fn outcomes(receipts: Vec<Receipt>) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        for receipt in receipts {
+            outcomes.push(receipt.outcome().await);
+        }
+        outcomes
+    }
+
+    fn rejected(indices: &[usize]) -> Outcome {
+        Outcome::Rejected(indices.iter().map(|&index| Rejection { index, reason: "bad".into() }).collect())
+    }
+
+    #[tokio::test]
+    async fn refusals_find_their_delivery_with_the_place_within_it() {
+        let (mut batch, receipts) = deliveries(&[2, 1, 3]);
+        for index in [5, 1, 3] {
+            batch.reject(index, "bad");
+        }
+        batch.settle();
+        assert_eq!(outcomes(receipts).await, [rejected(&[1]), Outcome::Delivered, rejected(&[0, 2])]);
+    }
+
+    #[tokio::test]
+    async fn a_failed_range_fails_every_delivery_it_touches_and_no_other() {
+        let (mut batch, receipts) = deliveries(&[2, 2, 2, 2]);
+        batch.reject(2, "bad");
+        batch.fail(3..5, "away");
+        batch.settle();
+        let failed = Outcome::failed("away");
+        assert_eq!(outcomes(receipts).await, [Outcome::Delivered, failed.clone(), failed, Outcome::Delivered]);
+    }
 }

@@ -13,13 +13,14 @@ pub struct HealthBoard {
 pub struct Health {
     board: HealthBoard,
     index: usize,
+    name: Arc<str>,
 }
 
 /// One component and how it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Component {
     /// Kind and name as in the configuration, such as `sinks.store`.
-    pub name: String,
+    pub name: Arc<str>,
     /// How it is.
     pub state: State,
 }
@@ -40,10 +41,11 @@ pub enum State {
 
 impl HealthBoard {
     /// Adds a component; it is [`State::Starting`].
-    pub fn component(&self, name: impl Into<String>) -> Health {
+    pub fn component(&self, name: impl Into<Arc<str>>) -> Health {
+        let name = name.into();
         let mut components = self.lock();
-        components.push(Component { name: name.into(), state: State::Starting });
-        Health { board: self.clone(), index: components.len() - 1 }
+        components.push(Component { name: name.clone(), state: State::Starting });
+        Health { board: self.clone(), index: components.len() - 1, name }
     }
 
     /// Every component, in the order they were added.
@@ -57,27 +59,30 @@ impl HealthBoard {
 }
 
 impl Health {
+    /// Kind and name of the component, such as `sinks.store`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The component is at work.
     pub fn ready(&self) {
-        if let Some(name) = self.change(State::Ready) {
-            tracing::info!(component = name, "ready");
+        if self.change(State::Ready) {
+            tracing::info!(component = self.name(), "ready");
         }
     }
 
     /// The component cannot work now. Further reasons while it stays away are shown, but not logged again.
     pub fn unavailable(&self, reason: impl Into<String>) {
         let reason = reason.into();
-        if let Some(name) = self.change(State::Unavailable { reason: reason.clone() }) {
-            tracing::warn!(component = name, reason, "unavailable, trying again");
+        if self.change(State::Unavailable { reason: reason.clone() }) {
+            tracing::warn!(component = self.name(), reason, "unavailable, trying again");
         }
     }
 
-    /// Sets the state; the name when it is one of another kind than before.
-    fn change(&self, state: State) -> Option<String> {
+    /// Sets the state; whether it is one of another kind than before.
+    fn change(&self, state: State) -> bool {
         let mut components = self.board.lock();
-        let component = &mut components[self.index];
-        let changed = std::mem::discriminant(&component.state) != std::mem::discriminant(&state);
-        component.state = state;
-        changed.then(|| component.name.clone())
+        let before = std::mem::replace(&mut components[self.index].state, state.clone());
+        std::mem::discriminant(&before) != std::mem::discriminant(&state)
     }
 }

@@ -2,12 +2,17 @@
 
 pub mod ack;
 pub mod batch;
+pub mod config;
 pub mod event;
 pub mod health;
 pub mod json;
+pub mod pipeline;
 pub mod registry;
 pub mod sink;
 pub mod source;
 pub mod store;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 pub mod timestamp;
 pub mod transport;
+pub mod writer;

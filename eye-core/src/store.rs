@@ -97,13 +97,13 @@ pub enum StoreError {
     /// The store is away or too busy; asking again later may help.
     #[error("the store is away: {reason}")]
     Unavailable {
-        /// What the store said.
+        /// What the store said, for the log: no secrets, no data of events.
         reason: String,
     },
     /// The store answered with an error; asking again will not help.
     #[error("the store could not answer: {reason}")]
     Failed {
-        /// What the store said.
+        /// What the store said, for the log: no secrets, no data of events.
         reason: String,
     },
 }

@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The transports that come with The Eye.
+
+pub mod memory;

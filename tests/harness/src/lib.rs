@@ -1,1 +1,13 @@
-//! Placeholder.
+//! Real servers for The Eye's tests: databases and the built program, as processes of their own on loopback ports.
+//!
+//! Everything lives in temporary folders and dies with the test process, however that ends. Whatever goes wrong here is
+//! a panic that says what to do: a test never passes because a server was missing. Linux only (it reads `/proc`).
+
+mod database;
+mod eye;
+mod keeper;
+mod wait;
+
+pub use database::{Database, MariaDb, PASSWORD, Postgres, Server, USER};
+pub use eye::Eye;
+pub use wait::eventually;

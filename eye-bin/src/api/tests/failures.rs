@@ -1,0 +1,114 @@
+//! Stores that cannot answer, and the bounds on asking them.
+
+use async_trait::async_trait;
+use eye_core::sink::WriteError;
+use eye_core::store::EventStore;
+use tokio::sync::Notify;
+
+use super::*;
+
+/// A store that answers as told.
+enum StubSink {
+    Fails(fn() -> StoreError),
+    Never,
+    HasNoStore,
+    WaitsFor { entered: Notify, leave: Notify },
+}
+
+#[async_trait]
+impl Sink for StubSink {
+    async fn write(&self, _batch: &[Event]) -> Result<(), WriteError> {
+        unreachable!("the API writes nothing")
+    }
+
+    fn store(&self) -> Option<&dyn EventStore> {
+        (!matches!(self, Self::HasNoStore)).then_some(self as &dyn EventStore)
+    }
+}
+
+#[async_trait]
+impl EventStore for StubSink {
+    async fn query(&self, _query: EventQuery) -> Result<EventPage, StoreError> {
+        match self {
+            Self::Fails(error) => Err(error()),
+            Self::Never | Self::HasNoStore => std::future::pending().await,
+            Self::WaitsFor { entered, leave } => {
+                entered.notify_one();
+                leave.notified().await;
+                Ok(EventPage::default())
+            }
+        }
+    }
+}
+
+fn config(max_concurrent: u16, timeout_ms: u64) -> QueryConfig {
+    QueryConfig {
+        sink: None,
+        max_concurrent: max_concurrent.try_into().unwrap(),
+        timeout_ms: timeout_ms.try_into().unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_answer_is_said_to_the_caller_without_its_reasons() {
+    let away = || StoreError::Unavailable { reason: "10.0.0.7 refused".into() };
+    let failed = || StoreError::Failed { reason: "syntax at secret".into() };
+    let cases = [
+        (StubSink::Fails(away), 503, r#"{"detail":"The store is away or too busy. Try again."}"#),
+        (
+            StubSink::Fails(failed),
+            500,
+            r#"{"detail":"The store could not answer the query. The server's log says why."}"#,
+        ),
+        (StubSink::HasNoStore, 500, r#"{"detail":"The store could not answer the query. The server's log says why."}"#),
+        (
+            StubSink::Never,
+            503,
+            r#"{"detail":"The query took too long. Try again, or ask for less with a filter or a smaller `limit`."}"#,
+        ),
+    ];
+    for (sink, status, body) in cases {
+        let api = router(Arc::new(sink), &config(1, 1), false, ALLOWED);
+        for _again in 0..2 {
+            let answer = get(&api, "/api/event/").await;
+            assert_eq!((answer.status.as_u16(), answer.text.as_str()), (status, body));
+            assert_eq!(answer.headers.get(RETRY_AFTER).is_some(), status == 503);
+            assert_eq!(answer.headers[CONTENT_TYPE], "application/json");
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_query_too_many_waits_shortly_and_is_refused() {
+    let sink = Arc::new(StubSink::WaitsFor { entered: Notify::new(), leave: Notify::new() });
+    let StubSink::WaitsFor { entered, leave } = &*sink else { unreachable!() };
+    let api = router(sink.clone(), &config(1, 60_000), false, ALLOWED);
+    let first = tokio::spawn({
+        let api = api.clone();
+        async move { get(&api, "/api/event/").await }
+    });
+    entered.notified().await;
+
+    let second = get(&api, "/api/event/").await;
+    assert_eq!(second.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(second.text, r#"{"detail":"Too many queries run at once. Try again."}"#);
+    assert!(second.headers.contains_key(RETRY_AFTER));
+    let invalid = get(&api, "/api/event/?limit=0").await;
+    assert_eq!(invalid.status, StatusCode::BAD_REQUEST, "needs no place");
+
+    leave.notify_one();
+    assert_eq!(first.await.unwrap().status, StatusCode::OK);
+    leave.notify_one();
+    assert_eq!(get(&api, "/api/event/").await.status, StatusCode::OK, "the place is free again");
+}
+
+#[test]
+fn the_configuration_has_defaults_and_refuses_zero() {
+    let read = |json: Value| serde_json::from_value::<QueryConfig>(json);
+    assert_eq!(read(json!({})).unwrap(), config(16, 30_000));
+    assert_eq!(read(json!({ "sink": "store" })).unwrap().sink.as_deref(), Some("store"));
+    for key in ["max_concurrent", "timeout_ms"] {
+        assert!(read(json!({ key: 1 })).is_ok());
+        assert!(read(json!({ key: 0 })).is_err());
+    }
+}

@@ -1,0 +1,69 @@
+//! Conformance suites for plug-ins: what the pipeline relies on, as tests that any sink, store or transport can run.
+//!
+//! A plug-in's own test makes a fixture and calls the suite:
+//!
+//! ```ignore
+//! #[tokio::test]
+//! async fn my_sink_conforms() {
+//!     eye_core::testkit::sink::suite(async || MyFixture::new()).await;
+//! }
+//! ```
+//!
+//! A suite panics at the first case that does not hold; each case prints its name before it starts.
+
+#![allow(clippy::unwrap_used, reason = "a suite fails by panicking")]
+
+pub mod sink;
+pub mod store;
+pub mod transport;
+
+use uuid::Uuid;
+
+use crate::event::{Event, EventFields};
+use crate::timestamp::Timestamp;
+
+/// 2021-01-01T00:00:00Z, where the suites' events start.
+const START_MICROS: i64 = 1_609_459_200_000_000;
+
+/// The `n`th event of a fixed sequence: one each millisecond, in 10 sessions, 3 categories and 5 names.
+pub fn event(n: u32) -> Event {
+    event_with(n, &format!("name {}", n % 5), &format!(r#"{{"n":{n},"path":"/"}}"#))
+}
+
+/// Like [`event`], with a name and data of one's own.
+pub fn event_with(n: u32, name: &str, data: &str) -> Event {
+    Event::from(EventFields {
+        id: Uuid::from_u128(u128::from(n) + 1),
+        timestamp: timestamp(n),
+        received_at: timestamp(n + 5),
+        session_id: &format!("session {}", n % 10),
+        category: &format!("category {}", n % 3),
+        name,
+        data,
+    })
+}
+
+/// The instant of the `n`th event.
+pub fn timestamp(n: u32) -> Timestamp {
+    Timestamp::from_micros(START_MICROS + i64::from(n) * 1000).unwrap()
+}
+
+/// Events `from` to `to`, `to` excluded.
+pub fn events(from: u32, to: u32) -> Vec<Event> {
+    (from..to).map(event).collect()
+}
+
+/// Asserts that two lists hold the same events, in whatever order.
+#[track_caller]
+pub fn assert_same_events(actual: &[Event], expected: &[Event]) {
+    let sorted = |events: &[Event]| {
+        let mut events = events.to_vec();
+        events.sort_by_key(Event::key);
+        events
+    };
+    let (actual, expected) = (sorted(actual), sorted(expected));
+    assert_eq!(actual.len(), expected.len(), "how many events are stored");
+    for (actual, expected) in actual.iter().zip(&expected) {
+        assert_eq!(actual, expected);
+    }
+}

@@ -1,0 +1,93 @@
+//! What sources and writers rely on from a transport, whatever its custody.
+
+use super::{event, events};
+use crate::ack::Outcome;
+use crate::batch::BatchLimits;
+use crate::event::Event;
+use crate::transport::{Delivery, PublishError, Subscription, Transport};
+
+const WIDE: BatchLimits = BatchLimits { max_events: 1000, max_bytes: 1024 * 1024 };
+
+/// Runs every case, each on a transport of its own, without anything in it.
+///
+/// # Panics
+/// At the first case that does not hold.
+pub async fn suite(new_transport: impl AsyncFn() -> Box<dyn Transport>) {
+    macro_rules! run {
+        ($($case:ident)*) => { $(
+            println!("transport suite: {}", stringify!($case));
+            $case(&*new_transport().await).await;
+        )* };
+    }
+    run! {
+        every_subscriber_gets_every_event_in_order
+        a_receipt_settles_once_all_is_delivered
+        nothing_published_is_delivered_at_once
+        a_batch_keeps_to_its_limits
+        close_drains_and_then_refuses
+    }
+}
+
+async fn drain(subscription: &mut dyn Subscription) -> Vec<Event> {
+    let mut received = Vec::new();
+    while let Some(deliveries) = subscription.receive(WIDE).await {
+        received.extend(settle(deliveries));
+    }
+    received
+}
+
+fn settle(deliveries: Vec<Delivery>) -> Vec<Event> {
+    let mut events = Vec::new();
+    for delivery in deliveries {
+        events.extend(delivery.events);
+        delivery.ack.settle(Outcome::Delivered);
+    }
+    events
+}
+
+async fn every_subscriber_gets_every_event_in_order(transport: &dyn Transport) {
+    let mut first = transport.subscribe("first").await.unwrap();
+    let mut second = transport.subscribe("second").await.unwrap();
+    for n in 0..10 {
+        transport.publish(events(n * 3, n * 3 + 3)).await.unwrap();
+    }
+    transport.close();
+    assert_eq!(drain(&mut *first).await, events(0, 30));
+    assert_eq!(drain(&mut *second).await, events(0, 30));
+}
+
+async fn a_receipt_settles_once_all_is_delivered(transport: &dyn Transport) {
+    let mut subscription = transport.subscribe("only").await.unwrap();
+    let receipt = transport.publish(events(0, 3)).await.unwrap();
+    assert_eq!(settle(subscription.receive(WIDE).await.unwrap()), events(0, 3));
+    assert_eq!(receipt.outcome().await, Outcome::Delivered);
+}
+
+async fn nothing_published_is_delivered_at_once(transport: &dyn Transport) {
+    let _subscription = transport.subscribe("only").await.unwrap();
+    assert_eq!(transport.publish(Vec::new()).await.unwrap().outcome().await, Outcome::Delivered);
+}
+
+async fn a_batch_keeps_to_its_limits(transport: &dyn Transport) {
+    let mut subscription = transport.subscribe("only").await.unwrap();
+    for request in [events(0, 5), events(5, 7), events(7, 9), events(9, 10)] {
+        transport.publish(request).await.unwrap();
+    }
+    let by_count = BatchLimits { max_events: 4, ..WIDE };
+    let first = settle(subscription.receive(by_count).await.unwrap());
+    assert_eq!(first, events(0, 5), "a delivery that is larger than the limit comes alone");
+    let second = settle(subscription.receive(by_count).await.unwrap());
+    assert!(second.len() <= 4, "{} events", second.len());
+    let by_bytes = BatchLimits { max_bytes: event(9).size_bytes(), ..WIDE };
+    let third = settle(subscription.receive(by_bytes).await.unwrap());
+    assert_eq!([first, second, third].concat(), events(0, 10));
+}
+
+async fn close_drains_and_then_refuses(transport: &dyn Transport) {
+    let mut subscription = transport.subscribe("only").await.unwrap();
+    transport.publish(events(0, 3)).await.unwrap();
+    transport.close();
+    assert_eq!(transport.publish(events(3, 4)).await.unwrap_err(), PublishError::Closed);
+    assert_eq!(drain(&mut *subscription).await, events(0, 3));
+    assert!(transport.subscribe("late").await.is_err());
+}

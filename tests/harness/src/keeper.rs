@@ -1,0 +1,151 @@
+//! A process that dies with the test process, even when that is killed and nothing is dropped.
+//!
+//! Each server runs below a small shell, the keeper, which reads from a pipe that only the test process holds open. At
+//! the end of that pipe it kills the server and removes its folder.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, SystemTime};
+
+use crate::wait::holds_within;
+
+const SCRIPT: &str = include_str!("keeper.sh");
+
+/// A server process, with its folder.
+pub(crate) struct Kept {
+    keeper: Child,
+    orders: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+    folder: PathBuf,
+}
+
+/// Signals that hit every process of a server.
+#[derive(Clone, Copy)]
+pub(crate) enum Force {
+    Kill,
+    Pause,
+    Resume,
+}
+
+impl Kept {
+    /// Makes `folder`, which must not exist yet, as the user `user` when root; `command` is what [`start`](Self::start)
+    /// will run in it.
+    pub(crate) fn new(folder: &Path, user: Option<&str>, command: &[String]) -> Self {
+        let mut keeper = as_user(user, Path::new("sh"))
+            .args(["-c", SCRIPT, "keeper"])
+            .arg(folder)
+            .args(command)
+            .current_dir("/")
+            // Apart from the terminal's group: Ctrl-C ends the tests, and then the keeper has work to do.
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a shell can be started");
+        let orders = keeper.stdin.take();
+        let answers = BufReader::new(keeper.stdout.take().expect("stdout is piped"));
+        let mut kept = Self { keeper, orders, answers, folder: folder.to_owned() };
+        assert_eq!(kept.answer().as_deref(), Some("ready"), "cannot make the folder {}", folder.display());
+        kept
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Runs the command. It must not run already.
+    pub(crate) fn start(&mut self) -> Pid {
+        Pid(self.order("start"))
+    }
+
+    /// Asks the server to end by the signal `signal`, waits for it, and returns its exit code (128 + N when a signal N
+    /// ended it), or `None` when it still runs at the deadline.
+    pub(crate) fn terminate(&mut self, signal: &str, deadline: Duration) -> Option<i32> {
+        let server = Pid(self.order(&format!("ask {signal}")));
+        holds_within(deadline, || server.has_ended()).then(|| self.reap())
+    }
+
+    /// Signals every process of the server; [`Force::Kill`] waits until none is left.
+    pub(crate) fn force(&mut self, force: Force) {
+        match force {
+            Force::Pause => drop(self.order("force STOP")),
+            Force::Resume => drop(self.order("force CONT")),
+            Force::Kill => {
+                let processes: Vec<Pid> =
+                    self.order("force KILL").split_whitespace().map(|pid| Pid(pid.to_owned())).collect();
+                let ended = holds_within(Duration::from_secs(10), || processes.iter().all(Pid::has_ended));
+                assert!(ended, "a killed process of {} does not end", self.folder.display());
+                self.reap();
+            }
+        }
+    }
+
+    /// The exit code of a server that has ended.
+    pub(crate) fn reap(&mut self) -> i32 {
+        self.order("reap").parse().expect("the shell answers with an exit code")
+    }
+
+    /// What the server has written to stdout and stderr, over all its starts.
+    pub(crate) fn log(&self) -> String {
+        let bytes = fs::read(self.folder.join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn order(&mut self, order: &str) -> String {
+        let orders = self.orders.as_mut().expect("open until the drop");
+        writeln!(orders, "{order}").expect("the keeper reads until the drop");
+        self.answer().unwrap_or_else(|| panic!("the keeper of {} is gone", self.folder.display()))
+    }
+
+    fn answer(&mut self) -> Option<String> {
+        let mut line = String::new();
+        let read = self.answers.read_line(&mut line).expect("a pipe can be read");
+        (read > 0).then(|| line.trim().to_owned())
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        drop(self.orders.take());
+        // It kills and removes, neither waits for anybody.
+        drop(self.keeper.wait());
+    }
+}
+
+/// A name for a folder that nothing has had before, not even a test that a power cut kept from tidying up.
+pub(crate) fn temporary_folder(kind: &str) -> PathBuf {
+    let now = SystemTime::UNIX_EPOCH.elapsed().expect("the clock is past 1970");
+    std::env::temp_dir().join(format!("eye-{kind}-{}-{}", std::process::id(), now.as_nanos()))
+}
+
+/// A process by its number.
+pub(crate) struct Pid(String);
+
+impl Pid {
+    /// Whether it has ended; one that its parent has not yet asked for its exit code (a zombie) has.
+    pub(crate) fn has_ended(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap_or_default();
+        // `PID (NAME) STATE …`, and the name may hold anything.
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+    }
+}
+
+/// A command that runs as `user` when this process is root, which the database servers refuse to run as.
+pub(crate) fn as_user(user: Option<&str>, program: &Path) -> Command {
+    match user {
+        Some(user) if is_root() => {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid", user, "--regid", user, "--init-groups", "--"]).arg(program);
+            command
+        }
+        _ => Command::new(program),
+    }
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").expect("Linux has /proc").uid() == 0
+}

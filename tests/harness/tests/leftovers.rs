@@ -1,0 +1,65 @@
+//! Servers die with their tests, however those end.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use eye_harness::{MariaDb, Postgres, eventually};
+
+/// How many processes work in `folder`, by the links in `/proc`.
+fn processes_in(folder: &Path) -> usize {
+    let processes = fs::read_dir("/proc").expect("Linux has /proc").flatten();
+    // PostgreSQL and MariaDB work in their data folder; the link of a process that may not be looked at is left out.
+    processes
+        .filter_map(|process| fs::read_link(process.path().join("cwd")).ok())
+        .filter(|cwd| cwd.starts_with(folder))
+        .count()
+}
+
+#[test]
+fn a_dropped_server_leaves_nothing() {
+    for server in [Postgres::start(), MariaDb::start()] {
+        let folder = server.folder();
+        assert!(processes_in(&folder) >= 2, "the keeper and the server");
+        drop(server);
+        assert_eq!(processes_in(&folder), 0);
+        assert!(!folder.exists());
+    }
+}
+
+/// Not a test of its own: the next one runs it as a process to be killed.
+#[test]
+#[ignore = "runs until it is killed"]
+fn holds_servers() {
+    let paused = Postgres::start();
+    paused.pause();
+    for server in [&paused, Postgres::shared(), MariaDb::shared()] {
+        println!("holds {}", server.folder().display());
+    }
+    loop {
+        std::thread::park();
+    }
+}
+
+#[tokio::test]
+async fn a_killed_test_leaves_nothing() {
+    let mut test = Command::new(std::env::current_exe().expect("Linux knows it"))
+        .args(["--exact", "holds_servers", "--ignored", "--nocapture"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the test starts");
+    let lines = BufReader::new(test.stdout.take().expect("stdout is piped")).lines().map_while(Result::ok);
+    let held = lines.filter_map(|line| line.split_once("holds ").map(|(_, folder)| PathBuf::from(folder)));
+    let folders: Vec<PathBuf> = held.filter(|folder| folder.is_absolute()).take(3).collect();
+    assert!(folders.len() == 3 && folders.iter().all(|folder| processes_in(folder) >= 2), "{folders:?}");
+
+    test.kill().expect("it is our child");
+    test.wait().expect("it is our child");
+
+    eventually("no process and no folder left", Duration::from_secs(30), async || {
+        folders.iter().all(|folder| processes_in(folder) == 0 && !folder.exists())
+    })
+    .await;
+}

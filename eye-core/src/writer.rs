@@ -19,8 +19,10 @@ use crate::transport::Subscription;
 #[serde(default)]
 pub struct WriterConfig {
     /// Events in one batch, at most; a single request's events stay together even when they are more.
+    #[serde(deserialize_with = "crate::config::at_least_one")]
     pub max_events: usize,
     /// Bytes of events in one batch, at most, with the same exception.
+    #[serde(deserialize_with = "crate::config::at_least_one")]
     pub max_bytes: usize,
     /// How long a batch that a sink cannot take now is tried again before its producers are told.
     pub retry_for_ms: u64,

@@ -1,5 +1,6 @@
 # Keeps one server: usage FOLDER COMMAND... Makes the folder, obeys orders on stdin, one a line, and answers each with
 # one line. When stdin ends, the test process has dropped the server or died: kills the server, removes the folder.
+# shellcheck disable=SC2046,SC2086 # the lists of process numbers are to be split
 folder=$1
 shift
 server=

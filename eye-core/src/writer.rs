@@ -116,7 +116,8 @@ impl Writer {
     /// Writes a batch, halving it around events that are refused; the reason when the sink is away at the end of it.
     async fn write(&self, batch: &mut Batch) -> Option<String> {
         let give_up_at = Instant::now() + Duration::from_millis(self.config.retry_for_ms);
-        let mut parts = Vec::from([0..batch.events().len()]);
+        let whole = 0..batch.events().len();
+        let mut parts = vec![whole];
         let mut tries = UNKNOWN_TRIES;
         let mut any_stored = false;
         let mut suspects = Vec::new();

@@ -159,6 +159,7 @@ impl Intake {
         let sent = Sent {
             indices: decoded.indices,
             invalid: decoded.rejected,
+            unlisted: decoded.unlisted,
             many: decoded.many,
             max_event_bytes: self.config.max_event_bytes,
         };

@@ -54,6 +54,7 @@ pub async fn suite<F: SinkFixture + 'static>(new_fixture: impl AsyncFn() -> F) {
         an_empty_batch_is_fine
         the_same_batch_twice_is_stored_once
         one_event_twice_in_a_batch_is_stored_once
+        the_same_batch_after_a_restart_is_stored_once
         the_same_id_at_another_time_is_another_event
         ten_thousand_events
         unicode_and_large_events
@@ -97,6 +98,15 @@ async fn one_event_twice_in_a_batch_is_stored_once(fixture: Arc<impl SinkFixture
     let sink = open(&*fixture).await;
     sink.write(&[event(1), event(2), event(1)]).await.unwrap();
     assert_same_events(&fixture.stored().await, &events(1, 3));
+}
+
+async fn the_same_batch_after_a_restart_is_stored_once(fixture: Arc<impl SinkFixture>) {
+    for _ in 0..2 {
+        let sink = open(&*fixture).await;
+        sink.write(&events(0, 50)).await.unwrap();
+        sink.close().await.unwrap();
+    }
+    assert_same_events(&fixture.stored().await, &events(0, 50));
 }
 
 async fn the_same_id_at_another_time_is_another_event(fixture: Arc<impl SinkFixture>) {

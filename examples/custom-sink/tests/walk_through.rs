@@ -19,9 +19,9 @@ fn snippets(language: &str) -> Vec<&'static str> {
 
 #[test]
 fn each_snippet_is_from_the_example() {
-    for (language, expected) in [("rust", 10), ("toml", 2)] {
+    for language in ["rust", "toml"] {
         let snippets = snippets(language);
-        assert_eq!(snippets.len(), expected, "{language} snippets");
+        assert!(!snippets.is_empty(), "no {language} in the doc");
         for snippet in snippets {
             assert!(EXAMPLE.iter().any(|file| file.contains(snippet)), "not in the example:\n{snippet}");
         }

@@ -261,3 +261,6 @@ impl Subscription for Prepared {
         self.0.take()
     }
 }
+
+#[cfg(test)]
+mod tests;

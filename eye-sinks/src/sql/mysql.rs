@@ -129,19 +129,20 @@ impl Driver for MysqlDriver {
             LazyLock::new(|| InsertStatements::new("ON DUPLICATE KEY UPDATE id = id"));
         let max_packet_bytes = self.max_packet_bytes.load(Ordering::Relaxed);
         let mut transaction = connection.begin().await?;
+        // Without a time zone, because a value with one is sent as a TIMESTAMP, which ends in 2038.
         for step in STATEMENTS.steps(batch, MAX_STATEMENT_BYTES.min(max_packet_bytes / 2)) {
             if let [event] = step.events {
                 check_packet(event, max_packet_bytes)?;
             }
             let query = step.events.iter().fold(sqlx::query(step.sql), |query, event| {
                 query
-                    .bind(event.timestamp().to_chrono())
+                    .bind(event.timestamp().to_chrono().naive_utc())
                     .bind(event.id())
                     .bind(event.session_id())
                     .bind(event.category())
                     .bind(event.name())
                     .bind(event.data())
-                    .bind(event.received_at().to_chrono())
+                    .bind(event.received_at().to_chrono().naive_utc())
             });
             query.execute(&mut *transaction).await?;
         }

@@ -6,8 +6,7 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{build, event, matching, named, newest, open, page, parse};
-use eye_core::event::{Event, EventFields};
+use common::{at, build, event, matching, named, newest, open, page, parse};
 use eye_core::sink::{Sink, SinkConfig, WriteError};
 use eye_core::store::{EventFilter, EventQuery, PageStart, StoreError};
 use eye_core::timestamp::Timestamp;
@@ -243,12 +242,6 @@ async fn no_debug_output_shows_the_password<C: SinkConfig>(servers: Servers) {
 
 async fn the_first_and_the_last_instant_are_kept<C: SinkConfig>(servers: Servers) {
     let sink = open::<C>(&(servers.shared)().create_database().url).await;
-    let at = |timestamp| {
-        let id = uuid::Uuid::max();
-        let fields =
-            EventFields { id, timestamp, received_at: timestamp, session_id: "s", category: "c", name: "n", data: "1" };
-        Event::from(fields)
-    };
     let events = [Timestamp::MAX, Timestamp::from_micros(2_147_483_648_000_001).unwrap(), Timestamp::MIN].map(at);
     sink.write(&events).await.unwrap();
     assert_eq!(newest(&*sink, 10).await.events, events);

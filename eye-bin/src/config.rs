@@ -14,7 +14,7 @@ use eye_core::writer::WriterConfig;
 use serde::Deserialize;
 
 use crate::api::QueryConfig;
-use crate::standins::ServerConfig;
+use crate::server::ServerConfig;
 
 /// Everything that operators can set.
 #[derive(Debug)]
@@ -59,12 +59,18 @@ impl fmt::Debug for SentryConfig {
 }
 
 /// What `eye` runs without any configuration.
+const BUILT_IN_NAME: &str = "built-in configuration";
 const BUILT_IN: &str = include_str!("../../config/sqlite.toml");
 
 /// The file in the working folder that is used where nothing is said.
 const DEFAULT_FILE: &str = "eye.toml";
 
 impl Config {
+    /// Whether no file was there to be read.
+    pub fn is_built_in(&self) -> bool {
+        self.file == BUILT_IN_NAME
+    }
+
     /// The configuration of `option` (`--config`), else of `$EYE_CONFIG`, else of `./eye.toml`, else the built-in one.
     ///
     /// # Errors
@@ -101,7 +107,7 @@ fn find(option: Option<PathBuf>, variable: Option<OsString>, default: &Path) -> 
     }
     match read(default, "make it readable, or move it away to run with the built-in configuration") {
         Err(ConfigError::Unreadable { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
-            Ok(("built-in configuration".to_owned(), BUILT_IN.to_owned()))
+            Ok((BUILT_IN_NAME.to_owned(), BUILT_IN.to_owned()))
         }
         result => result,
     }
@@ -175,7 +181,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::standins::registry;
+    use crate::built_in as registry;
 
     #[test]
     fn an_option_goes_before_the_variable_and_the_variable_before_the_working_folder() {

@@ -1,7 +1,7 @@
-//! The program with the built-in plug-ins.
+//! The Eye with the plug-ins that come with it.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    eye::run(&eye::standins::registry())
+    eye::run(&eye::built_in())
 }

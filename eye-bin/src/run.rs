@@ -1,7 +1,7 @@
 //! The way of the program from start to stop.
 
 use std::process;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use axum::Router;
@@ -12,6 +12,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::api;
 use crate::config::Config;
 use crate::server::{self, Server};
+
+/// Runs `work` to its end. What still runs then, nobody waits for: none of it was acknowledged.
+pub(crate) fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let result = runtime.block_on(work);
+    runtime.shutdown_background();
+    result
+}
 
 /// Runs the pipeline and the listener until a signal comes or a component ends by itself.
 ///
@@ -126,6 +134,3 @@ fn exit_at_the_next_signal(mut signals: Signals) {
         process::exit(1);
     });
 }
-
-/// How long the runtime waits for what still runs once the program is done; nothing that was acknowledged does.
-pub(crate) const RUNTIME_STOP: Duration = Duration::from_millis(100);

@@ -17,7 +17,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use sqlx::{ConnectOptions, Connection};
 
 use super::url::{self, MaxReadConnections};
-use super::write::InsertStatements;
+use super::write::{InsertStatements, Step};
 use super::{CONNECT_TIMEOUT, Driver, QUERY_TIMEOUT, SqlSink, error};
 
 /// Stores events in one SQLite file, which is created with its folder where it is not there yet.
@@ -210,17 +210,10 @@ impl Driver for SqliteDriver {
         self.check_file()?;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
         for step in STATEMENTS.steps(batch, usize::MAX) {
-            let query = step.events.iter().fold(sqlx::query(step.sql), |query, event| {
-                query
-                    .bind(event.timestamp().as_micros())
-                    .bind(event.id())
-                    .bind(event.session_id())
-                    .bind(event.category())
-                    .bind(event.name())
-                    .bind(event.data())
-                    .bind(event.received_at().as_micros())
-            });
-            query.execute(&mut *transaction).await?;
+            if let Err(error) = insert_step(&mut transaction, &step).await {
+                transaction.rollback().await?;
+                return Err(error);
+            }
         }
         transaction.commit().await
     }
@@ -232,4 +225,18 @@ impl Driver for SqliteDriver {
             .connect_lazy_with(self.options.clone());
         SqlxSqliteConnector::from_sqlx_sqlite_pool(pool)
     }
+}
+
+async fn insert_step(connection: &mut SqliteConnection, step: &Step<'_>) -> Result<(), sqlx::Error> {
+    let query = step.events.iter().fold(sqlx::query(step.sql), |query, event| {
+        query
+            .bind(event.timestamp().as_micros())
+            .bind(event.id())
+            .bind(event.session_id())
+            .bind(event.category())
+            .bind(event.name())
+            .bind(event.data())
+            .bind(event.received_at().as_micros())
+    });
+    query.execute(connection).await.map(drop)
 }

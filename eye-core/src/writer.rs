@@ -1,5 +1,6 @@
 //! Takes batches from a subscription and writes them to one sink: the only retry loop in the project.
 
+use std::iter::repeat_n;
 use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::batch::{Batch, BatchLimits};
 use crate::health::Health;
+use crate::refusals::{Refusal, Refusals};
 use crate::sink::{Sink, WriteError};
 use crate::transport::Subscription;
 
@@ -35,6 +37,9 @@ impl Default for WriterConfig {
 /// While nothing is written, the sink is asked this often whether it is still there.
 const IDLE_CHECK: Duration = Duration::from_secs(2);
 
+/// Why the sink refused an event may quote it, so that is for its producer alone.
+const REFUSED: Refusal = Refusal { part: "event", problem: "refused by the sink" };
+
 /// How often a batch is tried when the sink cannot say what is wrong, before it is halved.
 const UNKNOWN_TRIES: u32 = 3;
 
@@ -45,6 +50,7 @@ const UNKNOWN_TRIES: u32 = 3;
 pub(crate) struct Writer {
     sink: Arc<dyn Sink>,
     health: Health,
+    refusals: Refusals,
     config: WriterConfig,
     shutdown: CancellationToken,
 }
@@ -66,7 +72,8 @@ enum Written {
 impl Writer {
     /// A writer whose pauses are cut short by `shutdown`: from then on each write is tried once.
     pub(crate) fn new(sink: Arc<dyn Sink>, health: Health, config: WriterConfig, shutdown: CancellationToken) -> Self {
-        Self { sink, health, config, shutdown }
+        let refusals = Refusals::new(health.name());
+        Self { sink, health, refusals, config, shutdown }
     }
 
     /// Writes until the subscription ends, then closes the sink. Not cancel-safe.
@@ -148,7 +155,7 @@ impl Writer {
             }
         }
         if batch.rejected() > 0 {
-            tracing::debug!(component = self.health.name(), events = batch.rejected(), "refused by the sink");
+            self.refusals.note(repeat_n(REFUSED, batch.rejected()));
         }
         away
     }

@@ -1,3 +1,57 @@
-//! The program, as a library: what `main.rs` runs, and what the tests look into.
+//! The program, as a library: what `main.rs` runs, and what a program with plug-ins of its own runs.
 
 pub mod api;
+pub mod cli;
+pub mod config;
+mod run;
+pub mod server;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use eye_core::registry::Registry;
+use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
+use eye_sources::http::HttpConfig;
+use eye_transports::memory::MemoryConfig;
+
+use cli::{Cli, Command, EXIT_CONFIG};
+use config::Config;
+
+/// Every plug-in that comes with The Eye; add your own to it.
+pub fn built_in() -> Registry {
+    Registry::new()
+        .source::<HttpConfig>()
+        .transport::<MemoryConfig>()
+        .sink::<SqliteConfig>()
+        .sink::<PostgresConfig>()
+        .sink::<MysqlConfig>()
+}
+
+/// Does what the command line says, with these plug-ins. Blocks until the program is to exit with this code.
+pub fn run(registry: &Registry) -> ExitCode {
+    let cli = Cli::parse();
+    let command = cli.command();
+    tracing_subscriber::fmt().json().with_writer(std::io::stderr).init();
+    let config = match Config::load(cli.config, registry) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    let done = match command {
+        Command::Check => {
+            println!("{}: ok: {config}", config.file);
+            Ok(())
+        }
+        Command::Run => run::block_on(run::run(config)),
+        Command::Migrate => run::block_on(run::migrate(config)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

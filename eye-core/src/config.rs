@@ -11,7 +11,7 @@
 //!
 //! `type` picks the plug-in from the [`Registry`]; the other keys go to its struct. Without `[transport]` the transport
 //! is `memory`. Without `[query] sink` the only sink that can answer queries does; several are a fault, and with none
-//! nobody answers.
+//! nobody answers. Whatever else the program reads, it reads by [`Document::section`].
 
 mod interpolate;
 mod read;
@@ -57,7 +57,7 @@ pub struct Document<'t> {
 }
 
 /// The keys that [`Document::into_pipeline`] reads.
-const PIPELINE_KEYS: [&str; 4] = ["sources", "transport", "sinks", "query"];
+const PIPELINE_KEYS: [&str; 3] = ["sources", "transport", "sinks"];
 
 impl<'t> Document<'t> {
     /// Parses TOML; `file` is its name in messages. `variable` looks up what `${VAR}` stands for; outside of tests that
@@ -92,8 +92,9 @@ impl<'t> Document<'t> {
     /// The value of a top-level key; `default` when there is none, or when it has faults, which are kept for later.
     pub fn value<T: DeserializeOwned>(&mut self, key: &'static str, default: T) -> T {
         self.known.push(key);
-        match self.take(key) {
-            Some(mut entry) => read::read(key, &mut entry.node, &mut self.faults).unwrap_or(default),
+        // The entry stays: the pipeline looks at `[query] sink` again.
+        match self.entries.iter_mut().find(|entry| entry.key == key) {
+            Some(entry) => read::read(key, &mut entry.node, &mut self.faults).unwrap_or(default),
             None => default,
         }
     }
@@ -196,29 +197,37 @@ impl<'t> Document<'t> {
         node: &mut Node,
         default: Option<&str>,
     ) -> Option<&'p Plugin<C>> {
-        let Value::Table(entries) = &mut node.value else { return None };
-        let types = plugins.type_names();
-        let (at, message) = match entries.iter().position(|entry| entry.key == "type") {
-            Some(index) => {
-                let type_node = entries.remove(index).node;
-                match type_node.value {
-                    Value::Text(name) => match plugins.find(&name) {
-                        Some(plugin) => return Some(plugin),
-                        None => (type_node.at, unknown_type(word, &name, &types)),
-                    },
-                    Value::Reported => return None,
-                    other => (type_node.at, format!("expected a string, found {}", other.kind())),
-                }
-            }
-            None => match default {
-                Some(name) => match plugins.find(name) {
-                    Some(plugin) => return Some(plugin),
-                    None => (node.at, unknown_type(word, name, &types)),
-                },
-                None => (node.at, format!("this key is required; known types: {}", types.join(", "))),
-            },
+        let type_node = match node.take("type") {
+            Some(entry) => entry.node,
+            None => self.default_type(key, &plugins.type_names(), node, default)?,
         };
-        self.faults.push(Fault { at, key: join(key, "type"), message });
+        let message = match &type_node.value {
+            Value::Text(name) => match plugins.find(name) {
+                Some(plugin) => return Some(plugin),
+                None => unknown_type(word, name, &plugins.type_names()),
+            },
+            Value::Reported => return None,
+            other => format!("expected a string, found {}", other.kind()),
+        };
+        self.faults.push(Fault { at: type_node.at, key: join(key, "type"), message });
+        None
+    }
+
+    /// What stands for a missing `type`; `None` once it is reported.
+    fn default_type(&mut self, key: &str, types: &[&str], node: &Node, default: Option<&str>) -> Option<Node> {
+        let Value::Table(entries) = &node.value else { return None };
+        let slip = entries.iter().find(|entry| nearest(&entry.key, ["type"]).is_some());
+        let fault = match (slip, default) {
+            (Some(Entry { key: slip, at, .. }), _) => {
+                Fault { at: *at, key: join(key, slip), message: read::unknown_key(slip, &["type"]) }
+            }
+            (None, Some(default)) => return Some(Node { at: node.at, value: Value::Text(default.to_owned()) }),
+            (None, None) => {
+                let message = format!("this key is required; known types: {}", types.join(", "));
+                Fault { at: node.at, key: join(key, "type"), message }
+            }
+        };
+        self.faults.push(fault);
         None
     }
 
@@ -244,12 +253,11 @@ impl<'t> Document<'t> {
 
     fn query_sink(&mut self, sinks: &[Component<dyn Sink>]) -> Option<String> {
         let key = "query.sink";
-        let chosen = match self.take("query") {
-            Some(mut entry) => {
-                let at = entry.node.entry("sink").map(|entry| entry.node.at);
-                let QueryKeys { sink } = read::read("query", &mut entry.node, &mut self.faults)?;
-                sink.zip(at)
-            }
+        let chosen = self.take("query").and_then(|mut query| query.node.take("sink"));
+        let chosen = match chosen.map(|entry| entry.node) {
+            Some(Node { at, value: Value::Text(name) }) => Some((name, at)),
+            // Whoever reads the section has reported it.
+            Some(_) => return None,
             None => None,
         };
         let able: Vec<_> = sinks.iter().filter(|sink| sink.answers_queries == Some(true)).collect();
@@ -279,15 +287,8 @@ impl<'t> Document<'t> {
     }
 
     fn take(&mut self, key: &str) -> Option<Entry> {
-        let index = self.entries.iter().position(|entry| entry.key == key)?;
-        Some(self.entries.remove(index))
+        value::take(&mut self.entries, key)
     }
-}
-
-/// The keys of `[query]`.
-#[derive(serde::Deserialize)]
-struct QueryKeys {
-    sink: Option<String>,
 }
 
 fn unknown_type(word: &str, name: &str, types: &[&str]) -> String {

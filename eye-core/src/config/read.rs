@@ -45,15 +45,11 @@ pub fn field_names<T: DeserializeOwned>() -> &'static [&'static str] {
 /// Reports the error and changes the value so that reading it again finds the next one. False when that is no use.
 fn repair(path: &str, node: &mut Node, error: ReadError, faults: &mut Faults) -> bool {
     let Some((path, node)) = descend(path, node, &error.steps) else { return false };
-    match error.problem {
-        Problem::Value(message) => {
+    match error.problem.without_secrets(&node.value) {
+        Problem::Value(message) | Problem::Refused(message) => {
             if node.is_reported() {
                 return false;
             }
-            let message = match &node.value {
-                Value::Text(text) if !text.is_empty() => message.replace(text.as_str(), "…"),
-                _ => message,
-            };
             faults.push(Fault { at: node.at, key: path, message });
             node.value = Value::Reported;
             !error.steps.is_empty()
@@ -117,7 +113,10 @@ struct ReadError {
 
 #[derive(Debug)]
 enum Problem {
+    /// In our words.
     Value(String),
+    /// In the words of the plug-in.
+    Refused(String),
     UnknownKey {
         index: usize,
         known: &'static [&'static str],
@@ -127,9 +126,25 @@ enum Problem {
     AlreadyReported,
 }
 
+impl Problem {
+    /// A plug-in's own check may repeat the value. Shorter ones than this are words, not secrets.
+    fn without_secrets(self, value: &Value) -> Self {
+        match (self, value) {
+            (Self::Refused(message), Value::Text(text)) if text.len() >= 4 => {
+                Self::Refused(message.replace(text.as_str(), "…"))
+            }
+            (problem, _) => problem,
+        }
+    }
+}
+
 impl ReadError {
     fn new(problem: Problem) -> Self {
         Self { problem, steps: Vec::new() }
+    }
+
+    fn value(message: impl Display) -> Self {
+        Self::new(Problem::Value(message.to_string()))
     }
 
     fn within(mut self, step: usize) -> Self {
@@ -148,25 +163,25 @@ impl std::error::Error for ReadError {}
 
 impl serde::de::Error for ReadError {
     fn custom<M: Display>(message: M) -> Self {
-        Self::new(Problem::Value(message.to_string()))
+        Self::new(Problem::Refused(message.to_string()))
     }
 
     fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::custom(format_args!("expected {}, found {}", name(expected, false), kind(found)))
+        Self::value(format_args!("expected {}, found {}", name(expected, false), kind(found)))
     }
 
     fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
         let expected = name(expected, true);
         match found {
-            Unexpected::Unsigned(number) => Self::custom(format_args!("expected {expected}, found {number}")),
-            Unexpected::Signed(number) => Self::custom(format_args!("expected {expected}, found {number}")),
-            Unexpected::Float(number) => Self::custom(format_args!("expected {expected}, found {number}")),
-            _ => Self::custom(format_args!("expected {expected}")),
+            Unexpected::Unsigned(number) => Self::value(format_args!("expected {expected}, found {number}")),
+            Unexpected::Signed(number) => Self::value(format_args!("expected {expected}, found {number}")),
+            Unexpected::Float(number) => Self::value(format_args!("expected {expected}, found {number}")),
+            _ => Self::value(format_args!("expected {expected}")),
         }
     }
 
     fn unknown_variant(found: &str, known: &'static [&'static str]) -> Self {
-        Self::custom(format_args!("unknown value; {}", instead(found, known, "known values")))
+        Self::value(format_args!("unknown value; {}", instead(found, known, "known values")))
     }
 
     fn missing_field(key: &'static str) -> Self {
@@ -213,6 +228,17 @@ fn kind(found: Unexpected<'_>) -> &'static str {
     }
 }
 
+macro_rules! read_plainly {
+    ($($method:ident)*) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
+            match &self.0.value {
+                Value::Reported => MadeUp.$method(visitor),
+                _ => self.deserialize_any(visitor),
+            }
+        }
+    )*};
+}
+
 /// A value as serde reads it.
 struct Reader<'n>(&'n Node);
 
@@ -225,15 +251,13 @@ impl<'de> Deserializer<'de> for Reader<'_> {
             Value::Integer(integer) => match (i64::try_from(*integer), u64::try_from(*integer)) {
                 (Ok(integer), _) => visitor.visit_i64(integer),
                 (_, Ok(integer)) => visitor.visit_u64(integer),
-                _ => Err(ReadError::custom("the number is out of range")),
+                _ => Err(ReadError::value("the number is out of range")),
             },
             Value::Float(float) => visitor.visit_f64(*float),
             Value::Boolean(boolean) => visitor.visit_bool(*boolean),
-            Value::Datetime => Err(ReadError::custom(format_args!(
-                "expected {}, found {}",
-                name(&visitor, false),
-                self.0.value.kind()
-            ))),
+            Value::Datetime => {
+                Err(ReadError::value(format_args!("expected {}, found {}", name(&visitor, false), self.0.value.kind())))
+            }
             Value::Array(nodes) => visitor.visit_seq(Elements { nodes, next: 0 }),
             Value::Table(entries) => visitor.visit_map(Entries { entries, next: 0 }),
             Value::Reported => MadeUp.deserialize_any(visitor),
@@ -241,7 +265,10 @@ impl<'de> Deserializer<'de> for Reader<'_> {
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
-        visitor.visit_some(self)
+        match &self.0.value {
+            Value::Reported => MadeUp.deserialize_option(visitor),
+            _ => visitor.visit_some(self),
+        }
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, ReadError> {
@@ -276,14 +303,19 @@ impl<'de> Deserializer<'de> for Reader<'_> {
             Value::Text(text) => visitor.visit_enum(StrDeserializer::new(text)),
             Value::Table(entries) => visitor.visit_enum(MapAccessDeserializer::new(Entries { entries, next: 0 })),
             Value::Reported => MadeUp.deserialize_enum(name, variants, visitor),
-            other => Err(ReadError::custom(format_args!("expected a string, found {}", other.kind()))),
+            other => Err(ReadError::value(format_args!("expected a string, found {}", other.kind()))),
         }
     }
 
-    serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple
-        tuple_struct map identifier ignored_any
+    read_plainly! {
+        deserialize_bool deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64 deserialize_i128
+        deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64 deserialize_u128
+        deserialize_f32 deserialize_f64 deserialize_char deserialize_str deserialize_string
+        deserialize_bytes deserialize_byte_buf deserialize_unit deserialize_seq deserialize_map
+        deserialize_identifier deserialize_ignored_any
     }
+
+    serde::forward_to_deserialize_any! { unit_struct tuple tuple_struct }
 }
 
 struct Elements<'n> {

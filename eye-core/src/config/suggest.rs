@@ -3,7 +3,9 @@
 /// The candidate that `word` is most likely a slip of, if any is near.
 pub(crate) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     let word = word.to_lowercase();
-    let bound = (word.chars().count() / 3).max(1);
+    let length = word.chars().count();
+    // A third of the word may differ, but never all of it.
+    let bound = (length / 3).max(1).min(length.saturating_sub(1));
     candidates
         .into_iter()
         .map(|candidate| (distance(&word, candidate), candidate))
@@ -43,6 +45,7 @@ mod tests {
             ("ur", Some("url")),
             ("password", None),
             ("", None),
+            ("u", None),
             ("xyz", None),
         ];
         for (word, expected) in cases {

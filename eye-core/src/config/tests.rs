@@ -96,6 +96,12 @@ impl Default for Server {
     }
 }
 
+#[derive(Deserialize, Default)]
+struct Query {
+    #[serde(rename = "sink")]
+    _sink: Option<String>,
+}
+
 fn registry() -> Registry {
     Registry::new().source::<WebConfig>().transport::<MemoryConfig>().sink::<StoreConfig>().sink::<NullConfig>()
 }
@@ -110,6 +116,7 @@ fn variable(name: &str) -> Result<String, VarError> {
 fn pipeline(text: &str) -> Result<PipelineConfig, ConfigErrors> {
     let mut document = Document::parse("eye.toml", text, variable)?;
     document.section::<Server>("server");
+    document.section::<Query>("query");
     document.value("shutdown_timeout_s", 10_u64);
     document.into_pipeline(&registry())
 }
@@ -359,9 +366,9 @@ fn the_chosen_sink_answers_queries() {
 fn text_that_is_not_toml_is_refused_with_its_position() {
     let cases: [(&str, &[&str]); 4] = [
         ("[sinks.a\ntype = \"null\"\n", &["1:9: "]),
-        ("a = \nb = 1\nc = [1\n", &["1:5: ", "4:1: "]),
+        ("a = \nb = 1\nc = [1\n", &["1:5: ", "3:7: "]),
         ("a = 1\na = 2\n", &["2:1: duplicate key"]),
-        ("a = \"hush\n", &["1:5: "]),
+        ("a = \"hush\n", &["1:10: "]),
     ];
     for (text, expected) in cases {
         let found = faults(text);

@@ -35,10 +35,10 @@ pub(super) struct Entry {
 }
 
 impl Node {
-    /// The table's entry of that key.
-    pub(super) fn entry(&self, key: &str) -> Option<&Entry> {
-        match &self.value {
-            Value::Table(entries) => entries.iter().find(|entry| entry.key == key),
+    /// Takes an entry out of a table.
+    pub(super) fn take(&mut self, key: &str) -> Option<Entry> {
+        match &mut self.value {
+            Value::Table(entries) => take(entries, key),
             _ => None,
         }
     }
@@ -68,6 +68,12 @@ impl Value {
             Self::Reported => "a wrong value",
         }
     }
+}
+
+/// Takes the entry of that key out.
+pub(super) fn take(entries: &mut Vec<Entry>, key: &str) -> Option<Entry> {
+    let index = entries.iter().position(|entry| entry.key == key)?;
+    Some(entries.remove(index))
 }
 
 /// The entries of a parsed table, variables replaced; what cannot be is reported.

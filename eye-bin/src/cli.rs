@@ -1,0 +1,107 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Exit code for a configuration that cannot be used, as in BSD's `sysexits.h`.
+pub const EXIT_CONFIG: u8 = 78;
+
+/// The Eye collects events from applications, stores them and answers queries.
+#[derive(Parser, Debug)]
+#[command(name = "eye", version, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do; `run` when nothing is said.
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    /// The configuration [default: $EYE_CONFIG, else ./eye.toml if there is one, else HTTP on 127.0.0.1:8000 into
+    /// SQLite at eye-data/eye.db]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+
+    /// How log lines look on stderr; RUST_LOG chooses which are shown
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "text", global = true)]
+    pub log_format: LogFormat,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  eye                                      run with ./eye.toml, or with the built-in configuration
+  eye run --config /etc/eye/eye.toml       run with this configuration
+  eye check --config eye.toml              say what is wrong with it, and start nothing
+  eye migrate --config eye.toml            bring the databases' schema up to date, then exit
+  RUST_LOG=debug eye --log-format json     more log lines, as JSON
+
+Exit codes: 0 success, 1 failure, 2 wrong usage, 78 wrong configuration.";
+
+/// What to do.
+#[derive(Subcommand, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Take events, store them and answer queries, until SIGTERM or SIGINT (the default)
+    Run,
+    /// Check the configuration and start nothing
+    Check,
+    /// Bring the schema of every configured database up to date
+    Migrate,
+}
+
+/// How log lines look.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+impl Cli {
+    /// What to do.
+    pub fn command(&self) -> Command {
+        self.command.unwrap_or(Command::Run)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from([&["eye"], arguments].concat())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        <Cli as CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn eye_alone_runs_with_text_logs() {
+        let cli = parse(&[]).unwrap();
+        assert_eq!((cli.command(), cli.config, cli.log_format), (Command::Run, None, LogFormat::Text));
+    }
+
+    #[test]
+    fn options_stand_before_or_after_the_command() {
+        for arguments in [["--config", "a.toml", "check"], ["check", "--config", "a.toml"]] {
+            let cli = parse(&arguments).unwrap();
+            assert_eq!((cli.command(), cli.config), (Command::Check, Some(PathBuf::from("a.toml"))));
+        }
+        assert_eq!(parse(&["migrate", "--log-format", "json"]).unwrap().log_format, LogFormat::Json);
+    }
+
+    #[test]
+    fn wrong_usage_exits_with_2_and_help_with_0() {
+        for arguments in [&["rnu"][..], &["--conf", "x"], &["--config"], &["run", "x"], &["--log-format", "xml"]] {
+            assert_eq!(parse(arguments).unwrap_err().exit_code(), 2, "{arguments:?}");
+        }
+        let help = parse(&["--help"]).unwrap_err();
+        assert_eq!((help.kind(), help.exit_code()), (ErrorKind::DisplayHelp, 0));
+        assert_eq!(parse(&["--version"]).unwrap_err().kind(), ErrorKind::DisplayVersion);
+    }
+}

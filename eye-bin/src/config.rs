@@ -1,0 +1,238 @@
+//! Which configuration is used, and what it says.
+
+use std::env::{self, VarError};
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use eye_core::config::{ConfigErrors, Document, PipelineConfig};
+use eye_core::registry::Registry;
+use eye_core::writer::WriterConfig;
+use serde::Deserialize;
+
+use crate::api::QueryConfig;
+use crate::server::ServerConfig;
+
+/// Everything that operators can set.
+#[derive(Debug)]
+pub struct Config {
+    /// Where it is from: a file as it was given, or `built-in configuration`.
+    pub file: String,
+    /// How long a shutdown may take.
+    pub shutdown_timeout: Duration,
+    /// The listener.
+    pub server: ServerConfig,
+    /// Where panics and errors are reported.
+    pub sentry: SentryConfig,
+    /// Answers to queries.
+    pub query: QueryConfig,
+    /// Batches and retries, for every sink.
+    pub writer: WriterConfig,
+    /// Sources, transport, sinks, and who answers queries.
+    pub pipeline: PipelineConfig,
+}
+
+/// What operators write below `[sentry]`.
+#[derive(Deserialize)]
+#[serde(default)]
+pub struct SentryConfig {
+    /// Where to report to; a secret. Empty: nowhere.
+    pub dsn: String,
+    /// The `environment` tag of every report.
+    pub environment: String,
+}
+
+impl Default for SentryConfig {
+    fn default() -> Self {
+        Self { dsn: String::new(), environment: "production".to_owned() }
+    }
+}
+
+/// Without the DSN: it is a secret.
+impl fmt::Debug for SentryConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SentryConfig").field("environment", &self.environment).finish_non_exhaustive()
+    }
+}
+
+/// What `eye` runs without any configuration.
+const BUILT_IN_NAME: &str = "built-in configuration";
+const BUILT_IN: &str = include_str!("../../config/sqlite.toml");
+
+/// The file in the working folder that is used where nothing is said.
+const DEFAULT_FILE: &str = "eye.toml";
+
+impl Config {
+    /// Whether no file was there to be read.
+    pub fn is_built_in(&self) -> bool {
+        self.file == BUILT_IN_NAME
+    }
+
+    /// The configuration of `option` (`--config`), else of `$EYE_CONFIG`, else of `./eye.toml`, else the built-in one.
+    ///
+    /// # Errors
+    /// When a file that was asked for is not there, a file cannot be read, or what it says is wrong.
+    pub fn load(option: Option<PathBuf>, registry: &Registry) -> Result<Self, ConfigError> {
+        let (file, text) = find(option, env::var_os("EYE_CONFIG"), Path::new(DEFAULT_FILE))?;
+        Ok(Self::parse(file, &text, registry, |name| env::var(name))?)
+    }
+
+    fn parse(
+        file: String,
+        text: &str,
+        registry: &Registry,
+        variable: impl Fn(&str) -> Result<String, VarError>,
+    ) -> Result<Self, ConfigErrors> {
+        let mut document = Document::parse(&file, text, variable)?;
+        let shutdown_timeout = Duration::from_secs(document.value("shutdown_timeout_s", 10_u32).into());
+        let server = document.section("server");
+        let sentry = document.section("sentry");
+        let query = document.section("query");
+        let writer = document.section("writer");
+        let pipeline = document.into_pipeline(registry)?;
+        Ok(Self { file, shutdown_timeout, server, sentry, query, writer, pipeline })
+    }
+}
+
+/// The text to use, and the name of where it is from.
+fn find(option: Option<PathBuf>, variable: Option<OsString>, default: &Path) -> Result<(String, String), ConfigError> {
+    if let Some(file) = option {
+        return read(&file, "give --config a file that can be read");
+    }
+    if let Some(file) = variable.filter(|file| !file.is_empty()) {
+        return read(Path::new(&file), "$EYE_CONFIG names this file: correct or unset that variable");
+    }
+    match read(default, "make it readable, or move it away to run with the built-in configuration") {
+        Err(ConfigError::Unreadable { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
+            Ok((BUILT_IN_NAME.to_owned(), BUILT_IN.to_owned()))
+        }
+        result => result,
+    }
+}
+
+fn read(file: &Path, way_out: &'static str) -> Result<(String, String), ConfigError> {
+    let name = file.display().to_string();
+    let bytes = match fs::read(file) {
+        Ok(bytes) => bytes,
+        Err(error) => return Err(ConfigError::Unreadable { name, error, way_out }),
+    };
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok((name, text)),
+        Err(error) => {
+            let sound = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+            let line = sound.iter().filter(|byte| **byte == b'\n').count() + 1;
+            Err(ConfigError::NotUtf8 { name, line })
+        }
+    }
+}
+
+/// What the pipeline consists of, in one line.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PipelineConfig { sources, transport, sinks, query_sink } = &self.pipeline;
+        let plural = |count: usize| if count == 1 { "" } else { "s" };
+        write!(
+            f,
+            "{} source{}, transport {}, {} sink{}, ",
+            sources.len(),
+            plural(sources.len()),
+            transport.type_name(),
+            sinks.len(),
+            plural(sinks.len()),
+        )?;
+        match query_sink {
+            Some(sink) => write!(f, "queries answered by {sink}"),
+            None => f.write_str("no sink that can answer queries"),
+        }
+    }
+}
+
+/// Why there is no configuration to run with. The program exits with [`crate::cli::EXIT_CONFIG`].
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// No such file, or no right to read it.
+    #[error("{name}: {error}; {way_out}")]
+    Unreadable {
+        /// The file.
+        name: String,
+        /// What the system said.
+        error: io::Error,
+        /// What to do.
+        way_out: &'static str,
+    },
+    /// Not a text file.
+    #[error("{name}:{line}: this is not UTF-8 text")]
+    NotUtf8 {
+        /// The file.
+        name: String,
+        /// The line of the first byte that is not.
+        line: usize,
+    },
+    /// What the file says is wrong.
+    #[error(transparent)]
+    Faults(#[from] ConfigErrors),
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::built_in as registry;
+
+    #[test]
+    fn an_option_goes_before_the_variable_and_the_variable_before_the_working_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, name).unwrap();
+            path
+        };
+        let (option, variable, default) = (file("option"), file("variable"), file("default"));
+        let found = |option: Option<&PathBuf>, variable: Option<&PathBuf>| {
+            let variable = variable.map(|path| path.clone().into_os_string());
+            find(option.cloned(), variable, &default).unwrap().1
+        };
+        assert_eq!(found(Some(&option), Some(&variable)), "option");
+        assert_eq!(found(None, Some(&variable)), "variable");
+        assert_eq!(found(None, None), "default");
+        assert_eq!(find(None, Some(OsString::new()), &default).unwrap().1, "default");
+    }
+
+    #[test]
+    fn only_a_missing_default_file_falls_back_to_the_built_in_configuration() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("none.toml");
+        assert_eq!(find(None, None, &missing).unwrap(), ("built-in configuration".into(), BUILT_IN.into()));
+        let errors = [
+            find(Some(missing.clone()), None, &missing),
+            find(None, Some(missing.clone().into_os_string()), &missing),
+            find(None, None, folder.path()),
+        ];
+        let ways_out = ["--config", "$EYE_CONFIG", "built-in configuration"];
+        for (error, way_out) in errors.into_iter().zip(ways_out) {
+            let message = error.unwrap_err().to_string();
+            assert!(message.starts_with(folder.path().to_str().unwrap()) && message.contains(way_out), "{message}");
+        }
+    }
+
+    #[test]
+    fn text_that_is_not_utf_8_is_refused_with_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("eye.toml");
+        fs::write(&file, b"a = 1\n# \xff\n").unwrap();
+        let message = find(Some(file), None, Path::new("none")).unwrap_err().to_string();
+        assert!(message.ends_with("eye.toml:2: this is not UTF-8 text"), "{message}");
+    }
+
+    #[test]
+    fn debug_output_holds_no_secret() {
+        let text = "[sources.web]\ntype = \"http\"\n[sinks.a]\ntype = \"postgres\"\nurl = \"postgres://u:hush@h/d\"\n\
+                    [sentry]\ndsn = \"https://hush@sentry.example/1\"\n";
+        let config = Config::parse("eye.toml".into(), text, &registry(), |_| Err(VarError::NotPresent)).unwrap();
+        assert!(!format!("{config:?}").contains("hush"));
+    }
+}

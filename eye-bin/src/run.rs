@@ -1,0 +1,136 @@
+//! The way of the program from start to stop.
+
+use std::process;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use axum::Router;
+use eye_core::health::HealthBoard;
+use eye_core::pipeline::Pipeline;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::api;
+use crate::config::Config;
+use crate::server::{self, Server};
+
+/// Runs `work` to its end. What still runs then, nobody waits for: none of it was acknowledged.
+pub(crate) fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let result = runtime.block_on(work);
+    runtime.shutdown_background();
+    result
+}
+
+/// Runs the pipeline and the listener until a signal comes or a component ends by itself.
+///
+/// # Errors
+/// When something cannot be started, ended by itself, or was not done within the shutdown's time.
+pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let mut signals = Signals::new()?;
+    let built_in = config.is_built_in();
+    let summary = config.to_string();
+    let server = Server::bind(config.server.clone()).await?;
+    let board = HealthBoard::default();
+    let pipeline = Pipeline::build(config.pipeline, config.writer, &board).await?;
+
+    let ingest = pipeline.routes();
+    let query = match pipeline.query_sink() {
+        Some(sink) => {
+            let allow = server::event_methods(!ingest.is_empty());
+            api::router(sink, &config.query, config.server.trust_proxy, allow)
+        }
+        None => Router::new(),
+    };
+    let app = server::app(ingest, query, board)?;
+
+    let address = server.local_addr();
+    let mut pipeline = pipeline.start();
+    let listener = tokio::spawn(server.serve(app, pipeline.shutdown().clone()));
+    let started_ms = started.elapsed().as_millis();
+    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), pipeline = summary, started_ms, "listening");
+    if built_in {
+        greet(&address.to_string());
+    }
+
+    let failure = tokio::select! {
+        failure = pipeline.failed() => Some(failure),
+        name = signals.next() => {
+            tracing::info!(signal = name, "stopping");
+            None
+        }
+    };
+    exit_at_the_next_signal(signals);
+    let stopping = pipeline.stop(async {
+        // A panic of a connection's task is logged by the listener; the listener itself has none.
+        let _ = listener.await;
+    });
+    let stopped = tokio::time::timeout(config.shutdown_timeout, stopping).await;
+    if let Some(failure) = failure {
+        return Err(failure.into());
+    }
+    match stopped {
+        Ok(result) => result?,
+        Err(_elapsed) => bail!(
+            "not stopped within shutdown_timeout_s = {}: events that were still being written were not acknowledged",
+            config.shutdown_timeout.as_secs()
+        ),
+    }
+    tracing::info!(uptime_s = started.elapsed().as_secs(), "stopped");
+    Ok(())
+}
+
+/// Brings every sink's schema up to date.
+///
+/// # Errors
+/// At the first sink that cannot be made ready.
+pub(crate) async fn migrate(config: Config) -> anyhow::Result<()> {
+    for configured in config.pipeline.sinks {
+        let key = configured.key().to_owned();
+        let sink = configured.build().await?;
+        sink.prepare().await.with_context(|| format!("{key}: not migrated"))?;
+        sink.close().await.with_context(|| key.clone())?;
+        println!("{key}: up to date");
+    }
+    Ok(())
+}
+
+/// What someone needs who started the program with nothing.
+fn greet(address: &str) {
+    eprintln!(
+        "\n  The Eye takes events at http://{address}/api/event/ and stores them in eye-data/eye.db\n\n  \
+         Send one:\n    curl -H 'Content-Type: application/json' http://{address}/api/event/ -d \
+         '{{\"session_id\": \"s1\", \"category\": \"demo\", \"name\": \"hello\", \"data\": {{}}, \"timestamp\": \"{}\"}}'\n  \
+         See it:\n    curl http://{address}/api/event/\n",
+        eye_core::timestamp::Timestamp::now()
+    );
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen to signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Who sends a second signal does not want to wait.
+fn exit_at_the_next_signal(mut signals: Signals) {
+    tokio::spawn(async move {
+        let name = signals.next().await;
+        tracing::warn!(signal = name, "exiting at once: events that were still being written were not acknowledged");
+        process::exit(1);
+    });
+}

@@ -1,0 +1,309 @@
+//! The one listener: ingest, queries and health share it.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use eye_core::health::{self, HealthBoard};
+use futures_util::FutureExt;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinError;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Bytes of one request's line and headers; above, hyper answers 431.
+const MAX_HEADER_BYTES: usize = 32 * 1024;
+
+/// How long `accept` rests when the machine has no room for another connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long an answered connection still takes what its client had on the way. See [`linger`].
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What a path can do that takes no events.
+const READ_METHODS: &str = "GET, HEAD, OPTIONS";
+
+/// What operators write below `[server]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct ServerConfig {
+    /// Address and port to listen on. Default `127.0.0.1:8000`; port 0 takes a free one.
+    pub listen: String,
+    /// Connections open at once; beyond, they wait in the system's backlog. The default, 800, stays below the usual
+    /// limit of 1,024 open files.
+    pub max_connections: NonZeroU32,
+    /// Milliseconds within which a request's line and headers must arrive, and for which a connection may be idle.
+    /// Default 10 s.
+    pub header_timeout_ms: u64,
+    /// Whether `X-Forwarded-Proto` and `X-Forwarded-Host` are believed; only behind a proxy that sets them. Default false.
+    pub trust_proxy: bool,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:8000".to_owned(),
+            max_connections: NonZeroU32::new(800).expect("800 is not zero"),
+            header_timeout_ms: 10_000,
+            trust_proxy: false,
+        }
+    }
+}
+
+/// Why there is no listener.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The address cannot be listened on.
+    #[error("server.listen: cannot listen on `{listen}`: {source}. {}", way_out(.source))]
+    Bind {
+        /// As configured.
+        listen: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Several sources have HTTP routes.
+    #[error("{0} sources take events over HTTP, but the one listener serves one of them: remove the others")]
+    SeveralSources(usize),
+}
+
+fn way_out(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "Stop the program that uses the port, or set another one.",
+        io::ErrorKind::PermissionDenied => "Ports below 1024 need privileges: set a higher one.",
+        io::ErrorKind::AddrNotAvailable => "The address is not this machine's: set one that is, or 0.0.0.0 for all.",
+        _ => "Set an address and a port, such as `127.0.0.1:8000`.",
+    }
+}
+
+/// A listener that is bound, and takes no connection yet.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    config: ServerConfig,
+}
+
+impl Server {
+    /// Binds the address, so that a busy port is known before anything starts.
+    ///
+    /// # Errors
+    /// [`ServerError::Bind`], with the way out.
+    pub async fn bind(config: ServerConfig) -> Result<Self, ServerError> {
+        let bound = async {
+            let listener = TcpListener::bind(&config.listen).await?;
+            let local_addr = listener.local_addr()?;
+            Ok((listener, local_addr))
+        };
+        match bound.await {
+            Ok((listener, local_addr)) => Ok(Self { listener, local_addr, config }),
+            Err(source) => Err(ServerError::Bind { listen: config.listen, source }),
+        }
+    }
+
+    /// Where it listens: the port that was found, if 0 was asked for.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Serves `app` until `shutdown` is cancelled; then it takes no more connections, closes the idle ones, lets running
+    /// requests finish, and returns when the last one has. It sets no bound to that: the caller does, by dropping it.
+    ///
+    /// A handler runs to its end even when its client disconnects.
+    pub async fn serve(self, app: Router, shutdown: CancellationToken) {
+        let tasks = TaskTracker::new();
+        let slots = Arc::new(Semaphore::new(self.config.max_connections.get() as usize));
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(Duration::from_millis(self.config.header_timeout_ms))
+            .max_header_size(MAX_HEADER_BYTES);
+        let accept = async {
+            loop {
+                let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+                let stream = accept(&self.listener).await;
+                let connection = serve_connection(stream, http.clone(), app.clone(), tasks.clone(), shutdown.clone());
+                tasks.spawn(async move {
+                    connection.await;
+                    drop(slot);
+                });
+            }
+        };
+        tokio::select! {
+            () = accept => {}
+            () = shutdown.cancelled() => {}
+        }
+        drop(self.listener);
+        tasks.close();
+        tasks.wait().await;
+    }
+}
+
+/// The next connection. While the machine has no room for one, says so once and tries again.
+async fn accept(listener: &TcpListener) -> TcpStream {
+    let mut failing = false;
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            // The client's doing: it left before it was its turn.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                if !failing {
+                    tracing::error!(%error, "cannot take connections, trying again; is the limit of open files too low?");
+                    failing = true;
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Serves one connection to its end.
+async fn serve_connection(
+    stream: TcpStream,
+    http: http1::Builder,
+    app: Router,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+) {
+    // Answers are small and must not wait for more; without it they are only slower.
+    let _ = stream.set_nodelay(true);
+    // Each request has its own task, which the end of the connection does not end.
+    let service = service_fn(move |request: Request<Incoming>| {
+        let mut app = app.clone();
+        let answer = async move { tower::Service::call(&mut app, request.map(Body::new)).await };
+        tasks.spawn(answer).map(|answered| Ok::<_, Infallible>(answer_of(answered)))
+    });
+    let mut connection = http.serve_connection(TokioIo::new(stream), service);
+    let served = tokio::select! {
+        served = std::future::poll_fn(|context| connection.poll_without_shutdown(context)) => served,
+        () = shutdown.cancelled() => {
+            std::pin::Pin::new(&mut connection).graceful_shutdown();
+            std::future::poll_fn(|context| connection.poll_without_shutdown(context)).await
+        }
+    };
+    match served {
+        Ok(()) => linger(connection.into_parts().io.into_inner(), &shutdown).await,
+        Err(error) => tracing::debug!(%error, "a connection ended early"),
+    }
+}
+
+fn answer_of(answered: Result<Result<Response, Infallible>, JoinError>) -> Response {
+    match answered {
+        Ok(Ok(response)) => response,
+        Err(error) => {
+            tracing::error!(%error, "a request's handler panicked");
+            detail(StatusCode::INTERNAL_SERVER_ERROR, "Internal error; the server's log says more.")
+        }
+    }
+}
+
+/// Closes a connection so that its last answer arrives. Where a body was refused before it was read, the client may still
+/// be sending it; closing at once would reset the connection, and the client would lose the answer.
+async fn linger(mut stream: TcpStream, shutdown: &CancellationToken) {
+    let drained = async {
+        let mut unread = [0; 16 * 1024];
+        stream.shutdown().await?;
+        while stream.read(&mut unread).await? > 0 {}
+        io::Result::Ok(())
+    };
+    tokio::select! {
+        // Whatever went wrong, the client is gone, and the connection with it.
+        _ = tokio::time::timeout(LINGER, drained) => {}
+        () = shutdown.cancelled() => {}
+    }
+}
+
+/// `Allow` for `/api/event/`, which takes events only where a source has routes.
+pub fn event_methods(takes_events: bool) -> &'static str {
+    if takes_events { "GET, POST, HEAD, OPTIONS" } else { READ_METHODS }
+}
+
+/// Everything the listener answers: the routes of the source and of the query API, health, and a word to the lost.
+///
+/// # Errors
+/// [`ServerError::SeveralSources`] when more than one source has routes.
+pub fn app(ingest: Vec<Router>, query: Router, health: HealthBoard) -> Result<Router, ServerError> {
+    if ingest.len() > 1 {
+        return Err(ServerError::SeveralSources(ingest.len()));
+    }
+    let event_methods = event_methods(!ingest.is_empty());
+    let own = Router::new()
+        .route("/", get(index))
+        .route("/livez", get(async || json_response(StatusCode::OK, &json!({"status": "ok"}))))
+        .route("/readyz", get(readyz).with_state(health));
+    let routes = ingest.into_iter().fold(own.merge(query), Router::merge);
+    Ok(routes
+        .method_not_allowed_fallback(async move |method: Method, uri: Uri| other_method(&method, &uri, event_methods))
+        .fallback(not_found))
+}
+
+async fn index() -> Response {
+    json_response(
+        StatusCode::OK,
+        &json!({
+            "name": "The Eye",
+            "version": env!("CARGO_PKG_VERSION"),
+            "send": "POST /api/event/",
+            "query": "GET /api/event/",
+            "health": ["GET /livez", "GET /readyz"],
+        }),
+    )
+}
+
+async fn readyz(State(board): State<HealthBoard>) -> Response {
+    let components = board.components();
+    let ready = components.iter().all(|component| component.state == health::State::Ready);
+    let shown: Vec<Value> = components
+        .iter()
+        .map(|health::Component { name, state }| match state {
+            health::State::Starting => json!({"name": name, "state": "starting"}),
+            health::State::Ready => json!({"name": name, "state": "ready"}),
+            health::State::Unavailable { reason } => json!({"name": name, "state": "unavailable", "reason": reason}),
+        })
+        .collect();
+    let (status, word) = if ready { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "unavailable") };
+    json_response(status, &json!({"status": word, "components": shown}))
+}
+
+async fn not_found(uri: Uri) -> Response {
+    detail(StatusCode::NOT_FOUND, &format!("Not found: {}. Events are at /api/event/.", uri.path()))
+}
+
+/// `OPTIONS`, and the methods that a path does not have.
+fn other_method(method: &Method, uri: &Uri, event_methods: &'static str) -> Response {
+    let allow = if uri.path().starts_with("/api/event") { event_methods } else { READ_METHODS };
+    let mut response = match *method {
+        Method::OPTIONS => StatusCode::OK.into_response(),
+        _ => detail(StatusCode::METHOD_NOT_ALLOWED, &format!("{method} is not allowed here; {allow} are.")),
+    };
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+    response
+}
+
+fn detail(status: StatusCode, detail: &str) -> Response {
+    json_response(status, &json!({ "detail": detail }))
+}
+
+fn json_response(status: StatusCode, body: &Value) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -1,0 +1,169 @@
+//! What all SQL sinks share: connections, preparing, writing, closing. What differs lies in one [`Driver`] each.
+
+mod connections;
+mod entity;
+mod error;
+pub(crate) mod mysql;
+pub(crate) mod postgres;
+pub(crate) mod sqlite;
+mod store;
+mod url;
+mod write;
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use eye_core::event::Event;
+use eye_core::sink::{Sink, SinkError, WriteError};
+use eye_core::store::{EventPage, EventQuery, EventStore, StoreError};
+use sea_orm::{DatabaseConnection, DbErr};
+use sqlx::Connection;
+use tokio::time::timeout;
+
+use self::connections::Connections;
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one write may take, waiting for a connection included. Only a server that hangs needs so long.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the database may work on one statement of a query.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a caller waits for the answer to a query, whatever the database does.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(35);
+
+/// What differs between the databases.
+trait Driver: Send + Sync + 'static {
+    type Connection: Connection;
+
+    /// How many connections write at once.
+    const MAX_WRITE_CONNECTIONS: usize;
+
+    /// Opens a connection that is ready to write.
+    fn connect(&self) -> impl Future<Output = Result<Self::Connection, sqlx::Error>> + Send;
+
+    /// Stores all events or none; those that are there already stay as they are. After an error the connection is
+    /// closed, so a transaction need not be rolled back.
+    fn insert(
+        &self,
+        connection: &mut Self::Connection,
+        batch: &[Event],
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// A pool of one connection, for SeaORM's migrations.
+    fn migration_pool(&self) -> DatabaseConnection;
+}
+
+/// The database and the place, for messages: no secrets.
+impl<D: Driver + fmt::Display> SqlSink<D> {
+    fn new(driver: D, reader: DatabaseConnection) -> Self {
+        let connections = Connections::new(D::MAX_WRITE_CONNECTIONS);
+        Self { driver, connections, reader, is_ready: AtomicBool::new(false) }
+    }
+
+    async fn connect(&self) -> Result<D::Connection, sqlx::Error> {
+        let connecting = timeout(CONNECT_TIMEOUT, self.driver.connect());
+        connecting.await.unwrap_or_else(|_| Err(error::timed_out("connecting", CONNECT_TIMEOUT)))
+    }
+
+    /// Whether a connection that was good still is.
+    async fn ping(&self) -> Result<(), sqlx::Error> {
+        let mut lease = self.connections.lease(|| self.connect()).await?;
+        lease.connection().ping().await?;
+        lease.give_back();
+        Ok(())
+    }
+
+    async fn migrate(&self) -> Result<(), DbErr> {
+        let pool = self.driver.migration_pool();
+        let migrated = eye_migration::migrate(&pool).await;
+        pool.close().await?;
+        migrated
+    }
+
+    async fn insert(&self, batch: &[Event]) -> Result<(), sqlx::Error> {
+        let mut lease = self.connections.lease(|| self.connect()).await?;
+        self.driver.insert(lease.connection(), batch).await?;
+        lease.give_back();
+        Ok(())
+    }
+
+    /// Names the place where a retry helps. A refusal goes to the producer, whom the place does not concern.
+    fn located(&self, error: WriteError) -> WriteError {
+        match error {
+            WriteError::Retry { reason, after } => {
+                WriteError::Retry { reason: format!("{}: {reason}", self.driver), after }
+            }
+            other => other,
+        }
+    }
+}
+
+/// A sink that writes to an SQL database over a few connections of its own and reads over a pool of others.
+struct SqlSink<D: Driver> {
+    driver: D,
+    connections: Connections<D::Connection>,
+    reader: DatabaseConnection,
+    is_ready: AtomicBool,
+}
+
+#[async_trait]
+impl<D: Driver + fmt::Display> Sink for SqlSink<D> {
+    async fn prepare(&self) -> Result<(), WriteError> {
+        if self.is_ready.load(Ordering::Relaxed) && matches!(timeout(CONNECT_TIMEOUT, self.ping()).await, Ok(Ok(()))) {
+            return Ok(());
+        }
+        self.is_ready.store(false, Ordering::Relaxed);
+        self.connections.clear();
+        let connection = self.connect().await.map_err(|error| self.located(error::write_error(&error)))?;
+        self.migrate().await.map_err(|error| self.located(error::prepare_error(&error)))?;
+        self.connections.put(connection);
+        self.is_ready.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn write(&self, batch: &[Event]) -> Result<(), WriteError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let written = timeout(WRITE_TIMEOUT, self.insert(batch)).await;
+        let written = written.unwrap_or_else(|_| Err(error::timed_out("writing", WRITE_TIMEOUT)));
+        written.map_err(|error| {
+            let error = error::write_error(&error);
+            if matches!(error, WriteError::Retry { .. }) {
+                // The other connections are as old as the one that failed, and the schema may be gone.
+                self.connections.clear();
+                self.is_ready.store(false, Ordering::Relaxed);
+            }
+            self.located(error)
+        })
+    }
+
+    async fn close(&self) -> Result<(), SinkError> {
+        let reader = self.reader.close_by_ref().await;
+        self.connections.close().await.map_err(|error| SinkError(format!("{}: {error}", self.driver)))?;
+        reader.map_err(|error| SinkError(format!("{}: {error}", self.driver)))
+    }
+
+    fn store(&self) -> Option<&dyn EventStore> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl<D: Driver + fmt::Display> EventStore for SqlSink<D> {
+    async fn query(&self, query: EventQuery) -> Result<EventPage, StoreError> {
+        let reader = self.reader.clone();
+        // A task of its own: a caller that goes away must not cancel a database future.
+        let reading = tokio::spawn(async move { store::read(&reader, &query).await });
+        match timeout(ANSWER_TIMEOUT, reading).await {
+            Ok(Ok(answer)) => answer.map_err(|error| error::store_error(&error)),
+            Ok(Err(panic)) => Err(StoreError::Failed { reason: panic.to_string() }),
+            Err(_) => {
+                let reason = error::timed_out("answering", ANSWER_TIMEOUT).to_string();
+                Err(StoreError::Unavailable { reason })
+            }
+        }
+    }
+}

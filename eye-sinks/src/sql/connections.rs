@@ -1,0 +1,75 @@
+//! The connections that write.
+//!
+//! Not a pool of sqlx, because a writer needs less and more: no ping between two batches, the true reason when
+//! connecting fails, and never a connection again that was in doubt.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use sqlx::Connection;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// Connections that wait for work, and the right to open a bounded number of them.
+pub(super) struct Connections<C> {
+    idle: Mutex<Vec<C>>,
+    permits: Semaphore,
+}
+
+/// One connection, to be given back when all went well. Dropped, it is closed.
+pub(super) struct Lease<'a, C> {
+    connection: C,
+    home: &'a Connections<C>,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl<C: Connection> Connections<C> {
+    pub(super) fn new(max_connections: usize) -> Self {
+        Self { idle: Mutex::default(), permits: Semaphore::new(max_connections) }
+    }
+
+    /// An idle connection, or a new one; waits while all are in use.
+    pub(super) async fn lease<F>(&self, connect: impl FnOnce() -> F) -> Result<Lease<'_, C>, sqlx::Error>
+    where
+        F: Future<Output = Result<C, sqlx::Error>>,
+    {
+        let permit = self.permits.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
+        let idle = self.idle().pop();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => connect().await?,
+        };
+        Ok(Lease { connection, home: self, _permit: permit })
+    }
+
+    pub(super) fn put(&self, connection: C) {
+        self.idle().push(connection);
+    }
+
+    /// Closes the idle connections without a word to the server.
+    pub(super) fn clear(&self) {
+        self.idle().clear();
+    }
+
+    /// Closes the idle connections properly; no more will be leased.
+    pub(super) async fn close(&self) -> Result<(), sqlx::Error> {
+        self.permits.close();
+        let idle = std::mem::take(&mut *self.idle());
+        for connection in idle {
+            connection.close().await?;
+        }
+        Ok(())
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<C>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<C: Connection> Lease<'_, C> {
+    pub(super) fn connection(&mut self) -> &mut C {
+        &mut self.connection
+    }
+
+    pub(super) fn give_back(self) {
+        self.home.put(self.connection);
+    }
+}

@@ -1,0 +1,168 @@
+//! MySQL and MariaDB.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use eye_core::event::Event;
+use eye_core::registry::BuildError;
+use eye_core::sink::{Sink, SinkConfig};
+use sea_orm::{DatabaseConnection, SqlxMySqlConnector};
+use serde::Deserialize;
+use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlPoolOptions};
+use sqlx::{ConnectOptions, Connection, Executor};
+
+use super::url::{self, MaxReadConnections};
+use super::write::InsertStatements;
+use super::{CONNECT_TIMEOUT, Driver, SqlSink};
+
+/// Stores events in a MySQL (8.0.17 or newer) or MariaDB database, which has to exist; the table is made in it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct MysqlConfig {
+    /// `mysql://USER:PASSWORD@HOST:PORT/DATABASE`. Characters such as `@` and `/` in the password are percent-encoded.
+    /// `?ssl-mode=VERIFY_IDENTITY` (and `ssl-ca=FILE`) asks for TLS.
+    url: MysqlUrl,
+    /// Connections that answer queries at once, at most.
+    #[serde(default)]
+    max_read_connections: MaxReadConnections,
+}
+
+const EXAMPLE_URL: &str = "mysql://USER:PASSWORD@HOST:3306/DATABASE";
+const PARAMETERS: &[&str] =
+    &["ssl-mode", "sslmode", "ssl-ca", "sslca", "ssl-cert", "sslcert", "ssl-key", "sslkey", "socket"];
+
+/// Bytes of events that one statement has at most: a quarter of what servers take by default.
+const MAX_STATEMENT_BYTES: usize = 4 << 20;
+
+/// Strict, so that nothing is cut or bent to fit, and the same on every server. sqlx has set the character set and UTC.
+const SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION'";
+
+/// Readers keep to a bound in time, here 30 seconds, which the server watches. MySQL and MariaDB name it differently;
+/// each skips the other's comment.
+const READ_SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES' \
+    /*M! , max_statement_time = 30 */ /*!50708 , max_execution_time = 30000 */";
+
+#[derive(Clone, Deserialize)]
+#[serde(try_from = "String")]
+struct MysqlUrl(MySqlConnectOptions);
+
+impl TryFrom<String> for MysqlUrl {
+    type Error = String;
+
+    fn try_from(url: String) -> Result<Self, String> {
+        url::check(&url, &["mysql", "mariadb"], EXAMPLE_URL, PARAMETERS)?;
+        let options = MySqlConnectOptions::from_str(&url);
+        let options = options.map_err(|error| format!("no URL such as `{EXAMPLE_URL}`: {error}"))?;
+        match options.get_database() {
+            Some(database) if !database.is_empty() => Ok(Self(options)),
+            _ => Err(format!("the URL names no database: write it as in `{EXAMPLE_URL}`")),
+        }
+    }
+}
+
+/// The place without the secrets.
+impl fmt::Display for MysqlUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let options = &self.0;
+        let database = options.get_database().unwrap_or_default();
+        write!(f, "MySQL at {}:{}/{database}", options.get_host(), options.get_port())
+    }
+}
+
+impl fmt::Debug for MysqlUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl SinkConfig for MysqlConfig {
+    const TYPE: &'static str = "mysql";
+    const ANSWERS_QUERIES: bool = true;
+
+    async fn build(self) -> Result<Box<dyn Sink>, BuildError> {
+        let mut url = self.url;
+        url.0 = url.0.disable_statement_logging();
+        let reader = reader(url.0.clone(), self.max_read_connections);
+        Ok(Box::new(SqlSink::new(MysqlDriver { url, max_packet_bytes: AtomicUsize::new(usize::MAX) }, reader)))
+    }
+}
+
+fn reader(options: MySqlConnectOptions, max: MaxReadConnections) -> DatabaseConnection {
+    let pool = MySqlPoolOptions::new()
+        .max_connections(max.0)
+        .acquire_timeout(CONNECT_TIMEOUT)
+        .after_connect(|connection, _| Box::pin(async move { connection.execute(READ_SESSION).await.map(drop) }))
+        .connect_lazy_with(options);
+    SqlxMySqlConnector::from_sqlx_mysql_pool(pool)
+}
+
+struct MysqlDriver {
+    url: MysqlUrl,
+    /// `max_allowed_packet` of the server, read at each connect.
+    max_packet_bytes: AtomicUsize,
+}
+
+impl fmt::Display for MysqlDriver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.url.fmt(f)
+    }
+}
+
+impl Driver for MysqlDriver {
+    type Connection = MySqlConnection;
+
+    const MAX_WRITE_CONNECTIONS: usize = 4;
+
+    async fn connect(&self) -> Result<MySqlConnection, sqlx::Error> {
+        let mut connection = self.url.0.connect().await?;
+        connection.execute(SESSION).await?;
+        let bytes: u64 =
+            sqlx::query_scalar("SELECT CAST(@@max_allowed_packet AS UNSIGNED)").fetch_one(&mut connection).await?;
+        self.max_packet_bytes.store(usize::try_from(bytes).unwrap_or(usize::MAX), Ordering::Relaxed);
+        Ok(connection)
+    }
+
+    async fn insert(&self, connection: &mut MySqlConnection, batch: &[Event]) -> Result<(), sqlx::Error> {
+        // `INSERT IGNORE` would also swallow what does not fit.
+        static STATEMENTS: LazyLock<InsertStatements> =
+            LazyLock::new(|| InsertStatements::new("ON DUPLICATE KEY UPDATE id = id"));
+        let max_packet_bytes = self.max_packet_bytes.load(Ordering::Relaxed);
+        let mut transaction = connection.begin().await?;
+        for step in STATEMENTS.steps(batch, MAX_STATEMENT_BYTES.min(max_packet_bytes / 2)) {
+            if let [event] = step.events {
+                check_packet(event, max_packet_bytes)?;
+            }
+            let query = step.events.iter().fold(sqlx::query(step.sql), |query, event| {
+                query
+                    .bind(event.timestamp().to_chrono())
+                    .bind(event.id())
+                    .bind(event.session_id())
+                    .bind(event.category())
+                    .bind(event.name())
+                    .bind(event.data())
+                    .bind(event.received_at().to_chrono())
+            });
+            query.execute(&mut *transaction).await?;
+        }
+        transaction.commit().await
+    }
+
+    fn migration_pool(&self) -> DatabaseConnection {
+        let pool = MySqlPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(CONNECT_TIMEOUT)
+            .connect_lazy_with(self.url.0.clone());
+        SqlxMySqlConnector::from_sqlx_mysql_pool(pool)
+    }
+}
+
+/// A server closes the connection on a packet that is too large for it, which would look like a network that fails.
+fn check_packet(event: &Event, max_packet_bytes: usize) -> Result<(), sqlx::Error> {
+    const OVERHEAD_BYTES: usize = 1024;
+    if event.size_bytes() + OVERHEAD_BYTES <= max_packet_bytes {
+        return Ok(());
+    }
+    let reason = format!("the event is larger than max_allowed_packet ({max_packet_bytes} bytes) of the database");
+    Err(sqlx::Error::InvalidArgument(reason))
+}

@@ -1,0 +1,135 @@
+//! PostgreSQL.
+
+use std::fmt;
+use std::str::FromStr;
+
+use chrono::{DateTime, Utc};
+use eye_core::event::Event;
+use eye_core::registry::BuildError;
+use eye_core::sink::{Sink, SinkConfig};
+use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
+use serde::Deserialize;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
+use sqlx::{ConnectOptions, Executor};
+use uuid::Uuid;
+
+use super::url::{self, MaxReadConnections};
+use super::{CONNECT_TIMEOUT, Driver, QUERY_TIMEOUT, SqlSink};
+
+/// Stores events in a PostgreSQL database, which has to exist; the table is made in it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PostgresConfig {
+    /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE`. Characters such as `@` and `/` in the password are
+    /// percent-encoded. `?sslmode=verify-full` (and `sslrootcert=FILE`) asks for TLS.
+    url: PostgresUrl,
+    /// Connections that answer queries at once, at most.
+    #[serde(default)]
+    max_read_connections: MaxReadConnections,
+}
+
+const EXAMPLE_URL: &str = "postgres://USER:PASSWORD@HOST:5432/DATABASE";
+const PARAMETERS: &[&str] = &["sslmode", "sslrootcert", "sslcert", "sslkey", "host", "application_name"];
+
+#[derive(Clone, Deserialize)]
+#[serde(try_from = "String")]
+struct PostgresUrl(PgConnectOptions);
+
+impl TryFrom<String> for PostgresUrl {
+    type Error = String;
+
+    fn try_from(url: String) -> Result<Self, String> {
+        url::check(&url, &["postgres", "postgresql"], EXAMPLE_URL, PARAMETERS)?;
+        let options = PgConnectOptions::from_str(&url);
+        options.map(Self).map_err(|error| format!("no URL such as `{EXAMPLE_URL}`: {error}"))
+    }
+}
+
+/// The place without the secrets.
+impl fmt::Display for PostgresUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let options = &self.0;
+        write!(f, "PostgreSQL at {}:{}", options.get_host(), options.get_port())?;
+        options.get_database().map_or(Ok(()), |database| write!(f, "/{database}"))
+    }
+}
+
+impl fmt::Debug for PostgresUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl SinkConfig for PostgresConfig {
+    const TYPE: &'static str = "postgres";
+    const ANSWERS_QUERIES: bool = true;
+
+    async fn build(self) -> Result<Box<dyn Sink>, BuildError> {
+        let mut url = self.url;
+        url.0 = url.0.disable_statement_logging();
+        let reader = reader(url.0.clone(), self.max_read_connections);
+        Ok(Box::new(SqlSink::new(PostgresDriver { url }, reader)))
+    }
+}
+
+/// Readers keep to a bound in time, which the server watches.
+fn reader(options: PgConnectOptions, max: MaxReadConnections) -> DatabaseConnection {
+    let pool = PgPoolOptions::new()
+        .max_connections(max.0)
+        .acquire_timeout(CONNECT_TIMEOUT)
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                let sql = format!("SET statement_timeout = {}", QUERY_TIMEOUT.as_millis());
+                connection.execute(sqlx::AssertSqlSafe(sql)).await.map(drop)
+            })
+        })
+        .connect_lazy_with(options);
+    SqlxPostgresConnector::from_sqlx_postgres_pool(pool)
+}
+
+struct PostgresDriver {
+    url: PostgresUrl,
+}
+
+impl fmt::Display for PostgresDriver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.url.fmt(f)
+    }
+}
+
+/// One parameter a column, so that one statement fits every batch. A batch is one statement, and so one transaction.
+const INSERT: &str = "INSERT INTO event (timestamp, id, session_id, category, name, data, received_at)
+    SELECT timestamp, id, session_id, category, name, data::json, received_at
+    FROM UNNEST($1::timestamptz[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[])
+        AS batch (timestamp, id, session_id, category, name, data, received_at)
+    ON CONFLICT (timestamp, id) DO NOTHING";
+
+impl Driver for PostgresDriver {
+    type Connection = PgConnection;
+
+    const MAX_WRITE_CONNECTIONS: usize = 4;
+
+    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        self.url.0.connect().await
+    }
+
+    async fn insert(&self, connection: &mut PgConnection, batch: &[Event]) -> Result<(), sqlx::Error> {
+        let instants = |get: fn(&Event) -> DateTime<Utc>| batch.iter().map(get).collect::<Vec<_>>();
+        let query = sqlx::query(INSERT)
+            .bind(instants(|event| event.timestamp().to_chrono()))
+            .bind(batch.iter().map(Event::id).collect::<Vec<Uuid>>())
+            .bind(batch.iter().map(Event::session_id).collect::<Vec<&str>>())
+            .bind(batch.iter().map(Event::category).collect::<Vec<&str>>())
+            .bind(batch.iter().map(Event::name).collect::<Vec<&str>>())
+            .bind(batch.iter().map(Event::data).collect::<Vec<&str>>())
+            .bind(instants(|event| event.received_at().to_chrono()));
+        query.execute(connection).await.map(drop)
+    }
+
+    fn migration_pool(&self) -> DatabaseConnection {
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(CONNECT_TIMEOUT)
+            .connect_lazy_with(self.url.0.clone());
+        SqlxPostgresConnector::from_sqlx_postgres_pool(pool)
+    }
+}

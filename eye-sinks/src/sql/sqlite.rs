@@ -1,0 +1,203 @@
+//! SQLite: one file, nothing to install.
+
+use std::fmt;
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use eye_core::event::Event;
+use eye_core::registry::BuildError;
+use eye_core::sink::{Sink, SinkConfig};
+use sea_orm::{DatabaseConnection, SqlxSqliteConnector};
+use serde::Deserialize;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection};
+
+use super::url::{self, MaxReadConnections};
+use super::write::InsertStatements;
+use super::{CONNECT_TIMEOUT, Driver, QUERY_TIMEOUT, SqlSink, error};
+
+/// Stores events in one SQLite file, which is created with its folder where it is not there yet.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct SqliteConfig {
+    /// `sqlite://PATH`, relative to the working directory or absolute (`sqlite:///var/lib/eye/eye.db`). Characters such
+    /// as `?` and `%` are percent-encoded.
+    url: SqliteUrl,
+    /// Connections that answer queries at once, at most.
+    max_read_connections: MaxReadConnections,
+}
+
+const DEFAULT_URL: &str = "sqlite://eye-data/eye.db";
+
+/// The first release without the bug that could corrupt a WAL on its reset.
+const MIN_VERSION: i32 = 3_051_003;
+const _: () = assert!(libsqlite3_sys::SQLITE_VERSION_NUMBER >= MIN_VERSION, "SQLite 3.51.3 or newer is needed");
+
+/// How long a statement waits for another process that writes. Shorter than what connecting may take, so that the
+/// message is SQLite's own.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct SqliteUrl(PathBuf);
+
+impl Default for SqliteUrl {
+    fn default() -> Self {
+        Self::try_from(DEFAULT_URL.to_owned()).expect("the default is a valid URL")
+    }
+}
+
+impl TryFrom<String> for SqliteUrl {
+    type Error = String;
+
+    fn try_from(url: String) -> Result<Self, String> {
+        url::check(&url, &["sqlite"], DEFAULT_URL, &[])?;
+        let name = url.trim_start_matches("sqlite:").trim_start_matches("//");
+        if name.is_empty() || url.contains(":memory:") {
+            return Err(format!(
+                "the URL must name a file, such as `{DEFAULT_URL}`: events have to outlive the program"
+            ));
+        }
+        let options = SqliteConnectOptions::from_str(&url).map_err(|error| error.to_string())?;
+        Ok(Self(options.get_filename().to_owned()))
+    }
+}
+
+impl SinkConfig for SqliteConfig {
+    const TYPE: &'static str = "sqlite";
+    const ANSWERS_QUERIES: bool = true;
+
+    async fn build(self) -> Result<Box<dyn Sink>, BuildError> {
+        let path = self.url.0;
+        let unusable = |reason: &dyn fmt::Display| {
+            BuildError(format!(
+                "cannot open the database {}: {reason}; make it readable and writable for the user that runs The Eye, \
+                 or set `url` to another file",
+                path.display()
+            ))
+        };
+        create(&path).map_err(|error| unusable(&error))?;
+        let sink = SqlSink::new(SqliteDriver::new(path.clone()), reader(&path, self.max_read_connections));
+        // Another process may hold the file for a moment: then it is `prepare` that waits for it.
+        match sink.connect().await {
+            Ok(connection) => connection.close().await.map_err(|error| unusable(&error))?,
+            Err(error) if error::is_busy(&error) => {}
+            Err(error) => return Err(unusable(&error)),
+        }
+        Ok(Box::new(sink))
+    }
+}
+
+/// Creates the file, and the folders that are missing, for the owner only. SQLite gives the rights of the file to the
+/// others that it puts beside it.
+fn create(path: &Path) -> io::Result<()> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        let mut builder = DirBuilder::new();
+        builder.recursive(true);
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.create(folder)?;
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    let mut options_to_create = options.clone();
+    options_to_create.create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options_to_create, 0o600);
+    match options_to_create.open(path) {
+        // There already: it keeps its rights, and we find out whether they suffice.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => options.open(path).map(drop),
+        created => created.map(drop),
+    }
+}
+
+/// What all connections have in common.
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT).disable_statement_logging()
+}
+
+/// Readers never write, keep to a bound in time, and see the last commit while another one is being written.
+fn reader(path: &Path, max: MaxReadConnections) -> DatabaseConnection {
+    let options = options(path).pragma("query_only", "ON").pragma("cache_size", "-16384");
+    let pool = SqlitePoolOptions::new()
+        .max_connections(max.0)
+        .acquire_timeout(CONNECT_TIMEOUT)
+        .after_connect(|connection, _| Box::pin(bound_in_time(connection)))
+        .before_acquire(|connection, _| Box::pin(async { bound_in_time(connection).await.map(|()| true) }))
+        .connect_lazy_with(options);
+    SqlxSqliteConnector::from_sqlx_sqlite_pool(pool)
+}
+
+/// Interrupts what the connection does from now on once it has taken too long.
+async fn bound_in_time(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let deadline = Instant::now() + QUERY_TIMEOUT;
+    connection.lock_handle().await?.set_progress_handler(10_000, move || Instant::now() < deadline);
+    Ok(())
+}
+
+struct SqliteDriver {
+    path: PathBuf,
+    options: SqliteConnectOptions,
+}
+
+impl SqliteDriver {
+    /// A commit is on the disk when it returns (`FULL`). The log may grow to 32 MiB before it is copied into the file,
+    /// so that a page that changes often is copied once.
+    fn new(path: PathBuf) -> Self {
+        let options = options(&path)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .pragma("wal_autocheckpoint", "8192")
+            .pragma("cache_size", "-65536");
+        Self { path, options }
+    }
+}
+
+impl fmt::Display for SqliteDriver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SQLite at {}", self.path.display())
+    }
+}
+
+impl Driver for SqliteDriver {
+    type Connection = SqliteConnection;
+
+    /// SQLite has one writer at a time; a second one would only wait for the first.
+    const MAX_WRITE_CONNECTIONS: usize = 1;
+
+    async fn connect(&self) -> Result<SqliteConnection, sqlx::Error> {
+        self.options.connect().await
+    }
+
+    async fn insert(&self, connection: &mut SqliteConnection, batch: &[Event]) -> Result<(), sqlx::Error> {
+        static STATEMENTS: LazyLock<InsertStatements> =
+            LazyLock::new(|| InsertStatements::new("ON CONFLICT (timestamp, id) DO NOTHING"));
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        for step in STATEMENTS.steps(batch, usize::MAX) {
+            let query = step.events.iter().fold(sqlx::query(step.sql), |query, event| {
+                query
+                    .bind(event.timestamp().as_micros())
+                    .bind(event.id())
+                    .bind(event.session_id())
+                    .bind(event.category())
+                    .bind(event.name())
+                    .bind(event.data())
+                    .bind(event.received_at().as_micros())
+            });
+            query.execute(&mut *transaction).await?;
+        }
+        transaction.commit().await
+    }
+
+    fn migration_pool(&self) -> DatabaseConnection {
+        let pool = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(CONNECT_TIMEOUT)
+            .connect_lazy_with(self.options.clone());
+        SqlxSqliteConnector::from_sqlx_sqlite_pool(pool)
+    }
+}

@@ -1,0 +1,167 @@
+//! Queries: one page and the exact count, from one snapshot.
+
+use eye_core::event::Event;
+use eye_core::store::{EventFilter, EventKey, EventPage, EventQuery, MAX_PAGE_EVENTS, PageStart};
+use sea_orm::sea_query::{Asterisk, BinOper, Expr, ExprTrait};
+use sea_orm::{
+    AccessMode, ColumnTrait, Condition, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr,
+    EntityTrait, IdenStatic, IsolationLevel, Order, QueryFilter, QueryOrder, QuerySelect, Select, TransactionTrait,
+};
+use uuid::Uuid;
+
+use super::entity::{Column, Entity, StoredEvent, instant};
+
+/// Answers a query. To be run to its end: a cancelled one would leave its connection in doubt.
+pub(super) async fn read(db: &DatabaseConnection, query: &EventQuery) -> Result<EventPage, DbErr> {
+    if has_nul(&query.filter) {
+        // No event has one, and PostgreSQL would take the question for an error.
+        return Ok(EventPage::default());
+    }
+    let snapshot = begin(db).await?;
+    let reader = Reader { matching: matching(db.get_database_backend(), &query.filter), snapshot: &snapshot };
+    let page = reader.page(&query.start, Ord::min(query.limit, MAX_PAGE_EVENTS)).await?;
+    snapshot.commit().await?;
+    Ok(page)
+}
+
+/// A transaction whose statements all see the same events.
+async fn begin(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
+    match db.get_database_backend() {
+        DbBackend::Sqlite => db.begin().await,
+        _ => db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await,
+    }
+}
+
+fn has_nul(filter: &EventFilter) -> bool {
+    [&filter.session_id, &filter.category, &filter.name].into_iter().flatten().any(|text| text.contains('\0'))
+}
+
+/// What all events of the answer fulfil, on whatever page.
+fn matching(backend: DbBackend, filter: &EventFilter) -> Condition {
+    Condition::all()
+        .add_option(filter.session_id.as_ref().map(|text| Column::SessionId.eq(text)))
+        .add_option(filter.category.as_ref().map(|text| Column::Category.eq(text)))
+        .add_option(filter.name.as_ref().map(|text| Column::Name.eq(text)))
+        .add_option(filter.timestamp_after.map(|after| Expr::col(Column::Timestamp).gte(instant(backend, after))))
+        .add_option(filter.timestamp_before.map(|before| Expr::col(Column::Timestamp).lte(instant(backend, before))))
+}
+
+struct Reader<'a> {
+    matching: Condition,
+    snapshot: &'a DatabaseTransaction,
+}
+
+impl Reader<'_> {
+    async fn page(&self, start: &PageStart, limit: u32) -> Result<EventPage, DbErr> {
+        let limit = u64::from(limit);
+        let count = self.count().await?;
+        let newest_first = self.events(Order::Desc).limit(limit + 1);
+        Ok(match start {
+            PageStart::Newest => {
+                let (events, has_older) = self.fetch(newest_first, limit).await?;
+                EventPage { count, events, has_older, has_newer: false }
+            }
+            PageStart::Offset(offset) => {
+                // What the databases take at most; no table has so many events.
+                let offset = Ord::min(*offset, i64::MAX as u64);
+                let (events, has_older) = self.fetch(newest_first.offset(offset), limit).await?;
+                EventPage { count, events, has_older, has_newer: Ord::min(offset, count) > 0 }
+            }
+            PageStart::OlderThan(key) => {
+                let (events, has_older) = self.fetch(newest_first.filter(self.stands(Than::Older, key)), limit).await?;
+                EventPage { count, events, has_older, has_newer: self.any(Than::NewerOrSame, key).await? }
+            }
+            PageStart::NewerThan(key) => {
+                let oldest_first = self.events(Order::Asc).limit(limit + 1).filter(self.stands(Than::Newer, key));
+                let (mut events, has_newer) = self.fetch(oldest_first, limit).await?;
+                events.reverse();
+                EventPage { count, events, has_older: self.any(Than::OlderOrSame, key).await?, has_newer }
+            }
+        })
+    }
+
+    async fn count(&self) -> Result<u64, DbErr> {
+        let select = Entity::find().select_only().column_as(Expr::col(Asterisk).count(), "count");
+        let count: Option<i64> = select.filter(self.matching.clone()).into_tuple().one(self.snapshot).await?;
+        Ok(count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0))
+    }
+
+    /// The events that match, in the order of all events.
+    fn events(&self, order: Order) -> Select<Entity> {
+        let data = match self.snapshot.get_database_backend() {
+            DbBackend::Postgres => Expr::col(Column::Data).cast_as("text"),
+            _ => Expr::col(Column::Data),
+        };
+        Entity::find()
+            .select_only()
+            .columns([Column::Timestamp, Column::Id, Column::SessionId, Column::Category, Column::Name])
+            .column_as(data, Column::Data.as_str())
+            .column(Column::ReceivedAt)
+            .filter(self.matching.clone())
+            .order_by(Column::Timestamp, order.clone())
+            .order_by(Column::Id, order)
+    }
+
+    /// Events of a selection that asks for one more than `limit`, and whether that one is there.
+    async fn fetch(&self, select: Select<Entity>, limit: u64) -> Result<(Vec<Event>, bool), DbErr> {
+        let rows = select.into_model::<StoredEvent>().all(self.snapshot).await?;
+        let has_more = rows.len() as u64 > limit;
+        Ok((rows.into_iter().take(limit as usize).map(|StoredEvent(event)| event).collect(), has_more))
+    }
+
+    /// Whether an event matches that stands so to the key.
+    async fn any(&self, than: Than, key: &EventKey) -> Result<bool, DbErr> {
+        let events = self.events(than.order()).select_only().column(Column::Id);
+        let found: Option<Uuid> = events.filter(self.stands(than, key)).into_tuple().one(self.snapshot).await?;
+        Ok(found.is_some())
+    }
+
+    /// `(timestamp, id)` compared with the key, written so that the database makes one range of an index of it.
+    fn stands(&self, than: Than, key: &EventKey) -> Condition {
+        let backend = self.snapshot.get_database_backend();
+        let (timestamp, id) = (instant(backend, key.timestamp), Expr::val(key.id));
+        let columns = [Column::Timestamp, Column::Id].map(Expr::col);
+        if backend == DbBackend::MySql {
+            // MySQL reads a comparison of rows as a filter, but finds the range in its expansion.
+            let [timestamp_column, id_column] = columns;
+            let tie = Expr::col(Column::Timestamp).eq(timestamp.clone()).and(id_column.binary(than.operator(), id));
+            return Condition::any().add(timestamp_column.binary(than.strict().operator(), timestamp)).add(tie);
+        }
+        Condition::all().add(Expr::tuple(columns).binary(than.operator(), Expr::tuple([Expr::val(timestamp), id])))
+    }
+}
+
+/// How an event stands to a key.
+#[derive(Clone, Copy)]
+enum Than {
+    Older,
+    OlderOrSame,
+    Newer,
+    NewerOrSame,
+}
+
+impl Than {
+    fn operator(self) -> BinOper {
+        match self {
+            Self::Older => BinOper::SmallerThan,
+            Self::OlderOrSame => BinOper::SmallerThanOrEqual,
+            Self::Newer => BinOper::GreaterThan,
+            Self::NewerOrSame => BinOper::GreaterThanOrEqual,
+        }
+    }
+
+    fn strict(self) -> Self {
+        match self {
+            Self::Older | Self::OlderOrSame => Self::Older,
+            Self::Newer | Self::NewerOrSame => Self::Newer,
+        }
+    }
+
+    /// The order in which the events next to the key come first.
+    fn order(self) -> Order {
+        match self.strict() {
+            Self::Older => Order::Desc,
+            _ => Order::Asc,
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Database URLs: checked when the configuration is read, and never shown.
+
+use serde::Deserialize;
+
+/// Read connections at most, unless the configuration says otherwise.
+const DEFAULT_MAX_READ_CONNECTIONS: u32 = 4;
+
+/// How many connections may answer queries at once: 1 to 1000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "u32")]
+pub(super) struct MaxReadConnections(pub(super) u32);
+
+impl Default for MaxReadConnections {
+    fn default() -> Self {
+        Self(DEFAULT_MAX_READ_CONNECTIONS)
+    }
+}
+
+impl TryFrom<u32> for MaxReadConnections {
+    type Error = String;
+
+    fn try_from(count: u32) -> Result<Self, String> {
+        match count {
+            1..=1000 => Ok(Self(count)),
+            _ => Err(format!("{count} connections: at least 1 and at most 1000 are possible")),
+        }
+    }
+}
+
+/// Checks that a URL has one of the schemes, and no parameter that nobody would read (a misspelt `sslmode` must not
+/// turn encryption off). The messages quote nothing but names: the rest may be a secret.
+pub(super) fn check(url: &str, schemes: &[&str], example: &str, parameters: &[&str]) -> Result<(), String> {
+    let rest = url.split_once(':').filter(|(scheme, _)| schemes.contains(scheme));
+    let Some((_, rest)) = rest else {
+        let schemes = schemes.iter().map(|scheme| format!("`{scheme}:`")).collect::<Vec<_>>().join(" or ");
+        return Err(format!("the URL must begin with {schemes}, such as `{example}`"));
+    };
+    let query = rest.split_once('?').map_or("", |(_, query)| query);
+    let names =
+        query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")).0);
+    for name in names {
+        if !parameters.contains(&name) {
+            return Err(match parameters {
+                [] => format!("the URL takes no parameters, but has `{name}`"),
+                _ => format!("the URL has an unknown parameter `{name}`; known are: {}", parameters.join(", ")),
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! What is special about SQLite.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use common::{build, event, newest, open, parse};
+use eye_core::sink::{SinkConfig, WriteError};
+use eye_sinks::SqliteConfig;
+use sqlx::{Connection, SqliteConnection};
+use tempfile::TempDir;
+
+fn url(folder: &TempDir) -> String {
+    format!("sqlite://{}", folder.path().join("data/eye.db").display())
+}
+
+/// A connection besides the sink's.
+async fn other_process(url: &str) -> SqliteConnection {
+    SqliteConnection::connect(url).await.unwrap()
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[tokio::test]
+async fn what_it_creates_is_for_the_owner_only() {
+    let folder = TempDir::new().unwrap();
+    let sink = open::<SqliteConfig>(&url(&folder)).await;
+    sink.write(&[event(1)]).await.unwrap();
+    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+    let data = folder.path().join("data");
+    assert_eq!(mode(&data), 0o700);
+    for name in ["eye.db", "eye.db-wal", "eye.db-shm"] {
+        assert_eq!(mode(&data.join(name)), 0o600, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn close_leaves_nothing_but_the_file() {
+    let folder = TempDir::new().unwrap();
+    let sink = open::<SqliteConfig>(&url(&folder)).await;
+    sink.write(&[event(1)]).await.unwrap();
+    newest(&*sink, 10).await;
+    sink.close().await.unwrap();
+    let names: Vec<_> =
+        std::fs::read_dir(folder.path().join("data")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, ["eye.db"]);
+}
+
+#[tokio::test]
+async fn a_lock_of_another_process_is_a_retry() {
+    let folder = TempDir::new().unwrap();
+    let sink = open::<SqliteConfig>(&url(&folder)).await;
+    let mut other = other_process(&url(&folder)).await;
+    let lock = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let error = sink.write(&[event(1)]).await.unwrap_err();
+    assert!(matches!(&error, WriteError::Retry { reason, .. } if reason.contains("database is locked")), "{error}");
+    lock.rollback().await.unwrap();
+    sink.prepare().await.unwrap();
+    sink.write(&[event(1)]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_that_is_locked_at_start_is_waited_for() {
+    let folder = TempDir::new().unwrap();
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    let mut other = other_process(&format!("{}?mode=rwc", url(&folder))).await;
+    let lock = other.begin_with("BEGIN EXCLUSIVE").await.unwrap();
+    let sink = build::<SqliteConfig>(&url(&folder)).await;
+    assert!(matches!(sink.prepare().await, Err(WriteError::Retry { .. })));
+    lock.rollback().await.unwrap();
+    sink.prepare().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_opened_is_an_error_at_start() {
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join("data"), "no folder").unwrap();
+    let error = parse::<SqliteConfig>(&url(&folder)).unwrap().build().await.err().unwrap().to_string();
+    assert!(error.contains("data/eye.db") && error.contains("set `url` to another file"), "{error}");
+
+    let folder = TempDir::new().unwrap();
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    std::fs::write(folder.path().join("data/eye.db"), "no database, but long enough to have a header".repeat(100))
+        .unwrap();
+    let error = parse::<SqliteConfig>(&url(&folder)).unwrap().build().await.err().unwrap().to_string();
+    assert!(error.contains("file is not a database"), "{error}");
+}
+
+#[test]
+fn a_url_names_a_file() {
+    for (url, expected) in [
+        ("eye.db", "must begin with `sqlite:`"),
+        ("postgres://localhost/eye", "must begin with `sqlite:`"),
+        ("sqlite::memory:", "must name a file"),
+        ("sqlite://:memory:", "must name a file"),
+        ("sqlite://", "must name a file"),
+        ("sqlite://eye.db?mode=memory", "takes no parameters"),
+    ] {
+        let error = parse::<SqliteConfig>(url).unwrap_err();
+        assert!(error.contains(expected), "{url}: {error}");
+    }
+}

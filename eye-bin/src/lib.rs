@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 mod run;
 pub mod server;
+pub mod telemetry;
 
 use std::process::ExitCode;
 
@@ -31,7 +32,13 @@ pub fn built_in() -> Registry {
 pub fn run(registry: &Registry) -> ExitCode {
     let cli = Cli::parse();
     let command = cli.command();
-    tracing_subscriber::fmt().json().with_writer(std::io::stderr).init();
+    let _logs = match telemetry::start_logs(cli.log_format) {
+        Ok(guard) => guard,
+        Err(error) => {
+            eprintln!("cannot start the thread that writes the log: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let config = match Config::load(cli.config, registry) {
         Ok(config) => config,
         Err(error) => {
@@ -39,6 +46,7 @@ pub fn run(registry: &Registry) -> ExitCode {
             return ExitCode::from(EXIT_CONFIG);
         }
     };
+    let _reports = telemetry::start_sentry(&config.sentry);
     let done = match command {
         Command::Check => {
             println!("{}: ok: {config}", config.file);

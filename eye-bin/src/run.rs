@@ -12,6 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::api;
 use crate::config::Config;
 use crate::server::{self, Server};
+use crate::telemetry;
 
 /// Runs `work` to its end. What still runs then, nobody waits for: none of it was acknowledged.
 pub(crate) fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
@@ -131,6 +132,7 @@ fn exit_at_the_next_signal(mut signals: Signals) {
     tokio::spawn(async move {
         let name = signals.next().await;
         tracing::warn!(signal = name, "exiting at once: events that were still being written were not acknowledged");
+        telemetry::flush_logs();
         process::exit(1);
     });
 }

@@ -107,7 +107,7 @@ impl Drop for Counts {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod tests {
+pub(crate) mod tests {
     use std::iter::repeat_n;
 
     use tracing::field::{Field, Visit};
@@ -119,17 +119,17 @@ mod tests {
     const NO_TIME: Refusal = Refusal { part: "timestamp", problem: "missing" };
     const NO_JSON: Refusal = Refusal { part: "body", problem: "not JSON" };
 
-    /// What is logged on this thread while it lives: the fields of each line.
+    /// The reports of this thread while it lives: the fields of each.
     #[derive(Clone, Default)]
-    struct Logged(Arc<Mutex<Vec<String>>>);
+    pub(crate) struct Logged(Arc<Mutex<Vec<String>>>);
 
     impl Logged {
-        fn start() -> (Self, DefaultGuard) {
+        pub(crate) fn start() -> (Self, DefaultGuard) {
             let logged = Self::default();
             (logged.clone(), set_default(logged))
         }
 
-        fn take(&self) -> Vec<String> {
+        pub(crate) fn take(&self) -> Vec<String> {
             std::mem::take(&mut *self.0.lock().unwrap())
         }
     }

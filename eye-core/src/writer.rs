@@ -254,6 +254,7 @@ mod tests {
     use crate::ack::{Ack, Outcome, Receipt};
     use crate::event::{Event, EventFields};
     use crate::health::{HealthBoard, State};
+    use crate::refusals::tests::Logged;
     use crate::timestamp::Timestamp;
     use crate::transport::Delivery;
 
@@ -387,6 +388,16 @@ mod tests {
         running.until_ready().await;
         assert_eq!(running.send(&["c"]).outcome().await, Outcome::Delivered);
         assert_eq!(*running.sink.stored.lock().unwrap(), ["c"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refused_events_are_reported_without_the_reason() {
+        let (logged, _guard) = Logged::start();
+        let running = Running::start(FakeSink::default());
+        running.send(&["a", "refused", "refused"]).outcome().await;
+        assert_eq!(logged.take(), [r#"message=refused: event: refused by the sink component="sinks.fake" count=2"#]);
+        running.send(&["a"]).outcome().await;
+        assert_eq!(logged.take(), [""; 0]);
     }
 
     #[tokio::test(start_paused = true)]

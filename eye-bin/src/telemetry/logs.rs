@@ -66,7 +66,7 @@ pub fn flush_logs() {
 pub fn start_logs(format: LogFormat) -> io::Result<LogGuard> {
     let stderr = Stderr::start()?;
     let (filter, complaint) = filter(env::var("RUST_LOG"));
-    let lines = tracing_subscriber::fmt::layer().with_writer(stderr.clone()).log_internal_errors(false);
+    let lines = tracing_subscriber::fmt::layer().with_writer(stderr.clone());
     let lines = match format {
         LogFormat::Text => lines.with_ansi(wants_colors()).boxed(),
         LogFormat::Json => lines.json().boxed(),

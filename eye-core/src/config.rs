@@ -14,6 +14,7 @@
 //! nobody answers. Whatever else the program reads, it reads by [`Document::section`].
 
 mod interpolate;
+mod made_up;
 mod read;
 mod suggest;
 mod value;
@@ -29,7 +30,8 @@ use crate::sink::Sink;
 use crate::source::Source;
 use crate::transport::Transport;
 
-pub use read::field_names;
+pub use made_up::field_names;
+pub use read::at_least_one;
 use suggest::{instead, nearest};
 use value::{Entry, Node, Value, join};
 
@@ -77,7 +79,11 @@ impl<'t> Document<'t> {
                 key: String::new(),
                 message: error.message().to_owned(),
             });
-            return Err(ConfigErrors::new(file, text, faults.collect()));
+            let mut faults: Faults = faults.collect();
+            // What follows in the same line is the parser finding its feet again.
+            faults.sort_by_key(|fault| fault.at);
+            faults.dedup_by_key(|fault| position(text, fault.at).0);
+            return Err(ConfigErrors::new(file, text, faults));
         }
         let mut faults = Faults::new();
         let entries = value::table("", table.into_inner(), &variable, &mut faults);

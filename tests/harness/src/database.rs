@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use crate::keeper::{Force, Kept, as_user, temporary_folder};
+use crate::keeper::{Kept, as_user, temporary_folder};
 use crate::wait::holds_within;
 
 /// The user of every server; it may do everything.
@@ -143,14 +143,10 @@ impl Server {
     /// With the server's log when it does not answer. It must have been stopped or killed.
     pub fn restart(&self) {
         let mut process = self.process();
-        let pid = process.start();
+        process.start();
         let answers = || self.client(self.engine.default_database(), "SELECT 1").status.success();
-        let mut ended = false;
-        let up = holds_within(DEADLINE, || {
-            ended = pid.has_ended();
-            ended || answers()
-        });
-        assert!(up && !ended, "{:?} does not start; its log:\n{}", self.engine, process.log());
+        holds_within(DEADLINE, || process.has_ended() || answers());
+        assert!(!process.has_ended() && answers(), "{:?} does not start; its log:\n{}", self.engine, process.log());
     }
 
     /// Ends the server as its operator would, connections cut.
@@ -168,17 +164,17 @@ impl Server {
 
     /// Kills all processes of the server at once (SIGKILL) and waits until they are gone.
     pub fn kill(&self) {
-        self.process().force(Force::Kill);
+        self.process().kill();
     }
 
     /// Freezes the server (SIGSTOP): it still accepts connections, but answers nobody.
     pub fn pause(&self) {
-        self.process().force(Force::Pause);
+        self.process().pause();
     }
 
     /// Ends a [`pause`](Self::pause).
     pub fn resume(&self) {
-        self.process().force(Force::Resume);
+        self.process().resume();
     }
 
     /// What the server has logged so far.
@@ -259,7 +255,9 @@ impl Engine {
         let (program, arguments) = match self {
             Self::Postgres => {
                 let network = format!("-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=");
-                ("postgres", format!("-D @/data {network} -c max_connections=200"))
+                // Shared memory below the folder, not in /dev/shm, where a killed server leaves it.
+                let files = "-D @/data -c dynamic_shared_memory_type=mmap";
+                ("postgres", format!("{files} {network} -c max_connections=200"))
             }
             Self::MariaDb => {
                 let network = format!("--bind-address=127.0.0.1 --port={port} --skip-name-resolve --socket=@/socket");

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use eye_harness::{Eye, SentryServer, event_text, eventually};
@@ -117,6 +117,15 @@ fn errors_in_the_configuration_hold_no_secret() {
     assert_eq!(code, Some(78), "{output}");
     assert!(output.contains("sentry.dsn: not a Sentry DSN"), "{output}");
     assert!(!output.contains("hushhush"), "{output}");
+}
+
+#[test]
+fn a_stderr_that_is_closed_does_not_change_the_exit_code() {
+    let mut program = Command::new(PROGRAM);
+    program.args(["check", "--config", "/nonexistent/eye.toml"]).stderr(Stdio::piped());
+    let mut child = program.spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(78));
 }
 
 /// Exit code and all output, of which there is as much as possible.

@@ -7,6 +7,7 @@ mod run;
 pub mod server;
 pub mod telemetry;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -35,14 +36,14 @@ pub fn run(registry: &Registry) -> ExitCode {
     let _logs = match telemetry::start_logs(cli.log_format) {
         Ok(guard) => guard,
         Err(error) => {
-            eprintln!("cannot start the thread that writes the log: {error}");
+            complain(&format!("cannot start the thread that writes the log: {error}"));
             return ExitCode::FAILURE;
         }
     };
     let config = match Config::load(cli.config, registry) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("{error}");
+            complain(&error.to_string());
             return ExitCode::from(EXIT_CONFIG);
         }
     };
@@ -62,4 +63,9 @@ pub fn run(registry: &Registry) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Before there is a log. A stderr that is closed does not change the exit code.
+fn complain(message: &str) {
+    let _ = writeln!(io::stderr(), "{message}");
 }

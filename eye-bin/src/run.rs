@@ -1,5 +1,6 @@
 //! The way of the program from start to stop.
 
+use std::io::{self, Write};
 use std::process;
 use std::time::Instant;
 
@@ -98,7 +99,9 @@ pub(crate) async fn migrate(config: Config) -> anyhow::Result<()> {
 
 /// What someone needs who started the program with nothing.
 fn greet(address: &str) {
-    eprintln!(
+    // A stderr that is closed is no reason to stop.
+    let _ = writeln!(
+        io::stderr(),
         "\n  The Eye takes events at http://{address}/api/event/ and stores them in eye-data/eye.db\n\n  \
          Send one:\n    curl -H 'Content-Type: application/json' http://{address}/api/event/ -d \
          '{{\"session_id\": \"s1\", \"category\": \"demo\", \"name\": \"hello\", \"data\": {{}}, \"timestamp\": \"{}\"}}'\n  \

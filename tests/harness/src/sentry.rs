@@ -105,8 +105,9 @@ fn request(connection: &mut impl BufRead) -> io::Result<Option<(String, Vec<u8>)
         }
     }
     let lines = head.lines().filter_map(|line| line.split_once(':'));
-    let length = lines.filter(|(name, _)| name.eq_ignore_ascii_case("content-length")).map(|(_, value)| value.trim());
-    let length = length.last().and_then(|length| length.parse().ok()).expect("a request tells its length");
+    let mut length =
+        lines.filter(|(name, _)| name.eq_ignore_ascii_case("content-length")).map(|(_, value)| value.trim());
+    let length = length.next_back().and_then(|length| length.parse().ok()).expect("a request tells its length");
     let mut body = vec![0; length];
     connection.read_exact(&mut body)?;
     Ok(Some((head, body)))

@@ -42,6 +42,7 @@ on_both! {
     a_server_that_hangs_is_a_retry_in_bounded_time
     a_wrong_password_is_a_retry_that_does_not_show_it
     a_password_may_have_any_characters
+    tls_that_was_asked_for_is_not_left_out
     no_debug_output_shows_the_password
     the_first_and_the_last_instant_are_kept
     a_question_with_nul_finds_nothing
@@ -219,6 +220,14 @@ async fn a_password_may_have_any_characters<C: SinkConfig>(servers: Servers) {
     );
     let encoded = "p%40s%2Fs%3Fw%23rd%25%3A%26%C3%BC";
     open::<C>(&database.url.replace(&format!("eye:{PASSWORD}"), &format!("{name}:{encoded}"))).await;
+}
+
+async fn tls_that_was_asked_for_is_not_left_out<C: SinkConfig>(servers: Servers) {
+    // The servers of the tests have no certificate.
+    let mode = if is_postgres::<C>() { "sslmode=require" } else { "ssl-mode=REQUIRED" };
+    let database = (servers.shared)().create_database();
+    let error = build::<C>(&format!("{}?{mode}", database.url)).await.prepare().await.unwrap_err();
+    assert!(reason(&error).contains("TLS"), "{error}");
 }
 
 async fn no_debug_output_shows_the_password<C: SinkConfig>(servers: Servers) {

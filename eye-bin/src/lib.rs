@@ -14,6 +14,7 @@ use clap::Parser;
 use eye_core::registry::Registry;
 use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
 use eye_sources::http::HttpConfig;
+use eye_sources::nats::NatsConfig;
 use eye_transports::memory::MemoryConfig;
 
 use cli::{Cli, Command, EXIT_CONFIG};
@@ -23,6 +24,7 @@ use config::Config;
 pub fn built_in() -> Registry {
     Registry::new()
         .source::<HttpConfig>()
+        .source::<NatsConfig>()
         .transport::<MemoryConfig>()
         .sink::<SqliteConfig>()
         .sink::<PostgresConfig>()

@@ -9,6 +9,7 @@ use eye_core::config::field_names;
 use eye_core::writer::WriterConfig;
 use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
 use eye_sources::http::HttpConfig;
+use eye_sources::nats::NatsConfig;
 use eye_transports::memory::MemoryConfig;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
@@ -43,12 +44,12 @@ fn assert_every_key<T: DeserializeOwned>(path: &[&str]) {
 }
 
 /// `required` are values for the keys that have no default.
-fn assert_defaults<T: DeserializeOwned + Debug>(path: &[&str], required: &[(&str, &str)]) {
+fn assert_defaults<T: DeserializeOwned + Debug>(path: &[&str], required: &[(&str, Value)]) {
     let mut documented = section(path);
     let mut default = Table::new();
     for (key, value) in required {
-        documented.insert((*key).to_owned(), (*value).into());
-        default.insert((*key).to_owned(), (*value).into());
+        documented.insert((*key).to_owned(), value.clone());
+        default.insert((*key).to_owned(), value.clone());
     }
     let read = |table: Table| format!("{:?}", T::deserialize(table).expect("it can be read"));
     assert_eq!(read(documented), read(default), "{path:?}");
@@ -61,6 +62,7 @@ fn every_key_is_documented() {
     assert_every_key::<SentryConfig>(&["sentry"]);
     assert_every_key::<WriterConfig>(&["writer"]);
     assert_every_key::<HttpConfig>(&["sources", "web"]);
+    assert_every_key::<NatsConfig>(&["sources", "bus"]);
     assert_every_key::<MemoryConfig>(&["transport"]);
     assert_every_key::<SqliteConfig>(&["sinks", "store"]);
     assert_every_key::<PostgresConfig>(&["sinks", "postgres"]);
@@ -70,14 +72,16 @@ fn every_key_is_documented() {
 #[test]
 fn every_documented_value_is_the_default() {
     assert_defaults::<ServerConfig>(&["server"], &[]);
-    assert_defaults::<QueryConfig>(&["query"], &[("sink", "store")]);
-    assert_defaults::<SentryConfig>(&["sentry"], &[("dsn", "")]);
+    assert_defaults::<QueryConfig>(&["query"], &[("sink", "store".into())]);
+    assert_defaults::<SentryConfig>(&["sentry"], &[("dsn", "".into())]);
     assert_defaults::<WriterConfig>(&["writer"], &[]);
     assert_defaults::<HttpConfig>(&["sources", "web"], &[]);
+    let nats = [("url", "nats://host".into()), ("mode", "core".into()), ("subjects", vec!["a"].into())];
+    assert_defaults::<NatsConfig>(&["sources", "bus"], &nats);
     assert_defaults::<MemoryConfig>(&["transport"], &[]);
     assert_defaults::<SqliteConfig>(&["sinks", "store"], &[]);
-    assert_defaults::<PostgresConfig>(&["sinks", "postgres"], &[("url", "postgres://eye@localhost/eye")]);
-    assert_defaults::<MysqlConfig>(&["sinks", "mysql"], &[("url", "mysql://eye@localhost/eye")]);
+    assert_defaults::<PostgresConfig>(&["sinks", "postgres"], &[("url", "postgres://eye@localhost/eye".into())]);
+    assert_defaults::<MysqlConfig>(&["sinks", "mysql"], &[("url", "mysql://eye@localhost/eye".into())]);
     assert_eq!(documented()["shutdown_timeout_s"], Value::Integer(10));
 }
 

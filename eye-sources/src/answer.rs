@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use eye_core::ack::{Outcome, Rejection};
 use eye_core::event::EventErrors;
 use eye_core::transport::PublishError;
@@ -164,6 +165,19 @@ impl Answer {
             }
         };
         Self::of(StatusCode::BAD_REQUEST, &failure)
+    }
+
+    /// What an answer over HTTP has as its status.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The JSON, for where there is nothing else.
+    pub(crate) fn into_body(self) -> Bytes {
+        match self.body {
+            Cow::Borrowed(body) => Bytes::from_static(body.as_bytes()),
+            Cow::Owned(body) => body.into(),
+        }
     }
 
     fn of(status: StatusCode, failure: &Failure) -> Self {

@@ -1,9 +1,10 @@
 //! From a message body to events: the same grammar for every source.
 
-use eye_core::event::{Event, EventErrors, EventLimits};
+use eye_core::event::{Event, EventErrors, EventId, EventLimits};
 use eye_core::json::{JsonText, Scanner, SyntaxError};
 use eye_core::timestamp::Timestamp;
 use serde::Serialize;
+use uuid::Uuid;
 
 /// How the events of a body are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,9 +15,27 @@ pub enum Framing {
     Ndjson,
 }
 
+impl Framing {
+    /// By the media type of a `Content-Type`, whatever its parameters. `None` where it is not one of events.
+    pub fn of_content_type(content_type: &str) -> Option<Self> {
+        let media_type = content_type.split(';').next().unwrap_or_default().trim();
+        let is = |name| media_type.eq_ignore_ascii_case(name);
+        if is("application/json") || is("text/plain") {
+            Some(Self::Json)
+        } else if is("application/x-ndjson") {
+            Some(Self::Ndjson)
+        } else {
+            None
+        }
+    }
+}
+
 /// The most refused events that are listed with their errors. Without a bound, two bytes of a body (`1,`) would take
 /// hundreds of the report.
 pub const MAX_LISTED: usize = 10_000;
+
+/// Bodies up to this size are parsed where they are read, in less time than handing them over takes to matter.
+pub const INLINE_MAX_BYTES: usize = 128 * 1024;
 
 /// What a body holds.
 #[derive(Debug)]
@@ -42,6 +61,25 @@ pub struct RejectedEvent {
     pub errors: EventErrors,
 }
 
+/// Where the `id` of an event comes from that has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewIds {
+    /// A UUIDv7 each: the same body sent again is other events.
+    Minted,
+    /// From the message that carries them, which may come again: its own id for the first event of the body, and the
+    /// numbers that follow it for the others.
+    From(EventId),
+}
+
+impl NewIds {
+    fn of(self, index: usize) -> EventId {
+        match self {
+            Self::Minted => Uuid::now_v7(),
+            Self::From(first) => Uuid::from_u128(first.as_u128().wrapping_add(index as u128)),
+        }
+    }
+}
+
 /// Reads a body. An event that is refused takes no other along.
 ///
 /// # Errors
@@ -51,12 +89,14 @@ pub fn decode(
     framing: Framing,
     received_at: Timestamp,
     limits: &EventLimits,
+    new_ids: NewIds,
 ) -> Result<Decoded, SyntaxError> {
     let text = JsonText::new(body);
     let mut decoder = Decoder {
         scanner: Scanner::new(&text),
         received_at,
         limits,
+        new_ids,
         decoded: Decoded { events: Vec::new(), indices: Vec::new(), rejected: Vec::new(), unlisted: 0, many: false },
     };
     match framing {
@@ -70,6 +110,7 @@ struct Decoder<'a> {
     scanner: Scanner<'a>,
     received_at: Timestamp,
     limits: &'a EventLimits,
+    new_ids: NewIds,
     decoded: Decoded,
 }
 
@@ -112,9 +153,14 @@ impl<'a> Decoder<'a> {
     }
 
     fn event(&mut self) -> Result<(), SyntaxError> {
-        let event = Event::scan(&mut self.scanner, self.received_at, self.limits)?;
+        let event = self.scan()?;
         self.push(event);
         Ok(())
+    }
+
+    fn scan(&mut self) -> Result<Result<Event, EventErrors>, SyntaxError> {
+        let (new_ids, index) = (self.new_ids, self.next_index());
+        Event::scan(&mut self.scanner, self.received_at, self.limits, || new_ids.of(index))
     }
 
     fn ndjson(&mut self, text: &'a JsonText<'_>) {
@@ -134,7 +180,7 @@ impl<'a> Decoder<'a> {
 
     /// The event of a line, which holds nothing else.
     fn line(&mut self) -> Result<Result<Event, EventErrors>, SyntaxError> {
-        let event = Event::scan(&mut self.scanner, self.received_at, self.limits)?;
+        let event = self.scan()?;
         self.scanner.skip_white_space();
         if self.scanner.peek().is_some() { Err(self.scanner.unexpected("the end of the line")) } else { Ok(event) }
     }
@@ -168,7 +214,7 @@ mod tests {
     use super::*;
 
     fn decode(body: impl AsRef<[u8]>, framing: Framing) -> Result<Decoded, SyntaxError> {
-        super::decode(body.as_ref(), framing, Timestamp::MIN, &EventLimits::default())
+        super::decode(body.as_ref(), framing, Timestamp::MIN, &EventLimits::default(), NewIds::Minted)
     }
 
     fn decode_json(body: impl AsRef<[u8]>) -> Decoded {
@@ -355,7 +401,7 @@ mod tests {
     fn an_event_over_its_limit_is_marked_and_passed_over() {
         let limits = EventLimits { max_event_bytes: event("a").len() };
         let body = format!("[ {} ,{}, {}]", event("a"), event("ab"), event("b"));
-        let decoded = super::decode(body.as_bytes(), Framing::Json, Timestamp::MIN, &limits).unwrap();
+        let decoded = super::decode(body.as_bytes(), Framing::Json, Timestamp::MIN, &limits, NewIds::Minted).unwrap();
         assert_eq!(outline(&decoded), (vec![("a", 0), ("b", 2)], vec![1], true));
         assert!(decoded.rejected[0].errors.is_too_large());
     }
@@ -368,6 +414,20 @@ mod tests {
         let nested = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         let body = format!("[{},{}]", event("a").replace("[1]", &nested), event("b"));
         assert_eq!(outline(&decode_json(&body)), (vec![("b", 1)], vec![0], true));
+    }
+
+    #[test]
+    fn events_without_an_id_are_numbered_from_that_of_their_message() {
+        let of_message = Uuid::from_u128(u128::MAX - 1);
+        let own = event("own").replace("{", r#"{"id":"00000000-0000-0000-0000-000000000009","#);
+        let body = format!("[{},{own},{},1]", event("a"), event("b"));
+        let ids = |new_ids| {
+            let limits = EventLimits::default();
+            let decoded = super::decode(body.as_bytes(), Framing::Json, Timestamp::MIN, &limits, new_ids).unwrap();
+            decoded.events.iter().map(|event| event.id().as_u128()).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(NewIds::From(of_message)), [u128::MAX - 1, 9, 0]);
+        assert_ne!(ids(NewIds::Minted), ids(NewIds::Minted));
     }
 
     #[test]

@@ -11,8 +11,6 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use bytes::Bytes;
-use eye_core::ack::Outcome;
-use eye_core::event::EventLimits;
 use eye_core::refusals::{Refusal, Refusals};
 use eye_core::registry::BuildError;
 use eye_core::source::{Outlet, Source, SourceConfig};
@@ -22,15 +20,13 @@ use serde::Deserialize;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-use crate::answer::{Answer, Sent};
-use crate::decode::{Decoded, Framing, decode};
+use crate::answer::Answer;
+use crate::decode::{Decoded, Framing, INLINE_MAX_BYTES, NewIds, decode};
 use crate::encoding::{self, DecodeError, Encoding};
+use crate::handover::Handover;
 
 /// How long a request waits for its share of `max_pending_bytes`.
 const ROOM_WAIT: Duration = Duration::from_secs(1);
-
-/// Bodies up to this size are parsed where they are read, in less time than handing them over takes to matter.
-const INLINE_MAX_BYTES: usize = 128 * 1024;
 
 /// What operators write below `[sources.NAME]` with `type = "http"`.
 #[derive(Clone, Debug, Deserialize)]
@@ -91,8 +87,12 @@ impl Source for HttpSource {
     fn routes(&self, outlet: &Outlet) -> Option<Router> {
         outlet.health().ready();
         let intake = Intake {
-            outlet: outlet.clone(),
-            refusals: Refusals::new(outlet.health().name()),
+            handover: Handover {
+                outlet: outlet.clone(),
+                refusals: Refusals::new(outlet.health().name()),
+                max_event_bytes: self.config.max_event_bytes,
+                receipt_timeout: Duration::from_millis(self.config.receipt_timeout_ms),
+            },
             room: Semaphore::new(self.config.max_pending_bytes as usize),
             config: self.config.clone(),
         };
@@ -103,8 +103,7 @@ impl Source for HttpSource {
 
 /// What all requests share.
 struct Intake {
-    outlet: Outlet,
-    refusals: Refusals,
+    handover: Handover,
     config: HttpConfig,
     /// One permit for each byte of `max_pending_bytes`.
     room: Semaphore,
@@ -124,18 +123,8 @@ async fn take(State(intake): State<Arc<Intake>>, request: Request) -> Response {
     refusal
 }
 
-/// By the media type of `Content-Type`, whatever its parameters.
 fn framing(headers: &HeaderMap) -> Option<Framing> {
-    let content_type = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
-    let media_type = content_type.split(';').next().unwrap_or_default().trim();
-    let is = |name| media_type.eq_ignore_ascii_case(name);
-    if is("application/json") || is("text/plain") {
-        Some(Framing::Json)
-    } else if is("application/x-ndjson") {
-        Some(Framing::Ndjson)
-    } else {
-        None
-    }
+    Framing::of_content_type(headers.get(header::CONTENT_TYPE)?.to_str().ok()?)
 }
 
 fn unsupported_media_type() -> Response {
@@ -163,33 +152,13 @@ impl Intake {
             room.merge(self.reserve(self.config.max_body_bytes).await?);
         }
         let decoded = self.decode(framing, encoding, body).await?;
-        if !decoded.rejected.is_empty() {
-            self.refusals.note(decoded.rejected.iter().flat_map(|event| event.errors.refusals()));
-        }
-        let sent = Sent {
-            indices: decoded.indices,
-            invalid: decoded.rejected,
-            unlisted: decoded.unlisted,
-            many: decoded.many,
-            max_event_bytes: self.config.max_event_bytes,
-        };
-        if decoded.events.is_empty() {
-            return Ok(Answer::of_outcome(&sent, &Outcome::Delivered));
-        }
-        let receipt = self.outlet.publish(decoded.events).await.map_err(|error| Answer::not_published(&error))?;
-        // From here on the transport's own bounds count the events.
-        drop(room);
-        let receipt_timeout = Duration::from_millis(self.config.receipt_timeout_ms);
-        match timeout(receipt_timeout, receipt.outcome()).await {
-            Ok(outcome) => Ok(Answer::of_outcome(&sent, &outcome)),
-            Err(_) => Err(Answer::no_receipt(receipt_timeout)),
-        }
+        Ok(self.handover.publish(decoded, room).await)
     }
 
     /// A body of which nothing was taken, by the producer's fault.
     fn note_refused_body(&self, status: StatusCode) {
         if let (true, Some(problem)) = (status.is_client_error(), status.canonical_reason()) {
-            self.refusals.note([Refusal { part: "body", problem }]);
+            self.handover.refusals.note([Refusal { part: "body", problem }]);
         }
     }
 
@@ -230,9 +199,9 @@ impl Intake {
     /// Decodes and parses; a body that takes long is not worked on where other requests wait.
     async fn decode(&self, framing: Framing, encoding: Encoding, body: Bytes) -> Result<Decoded, Answer> {
         let max_bytes = self.config.max_body_bytes as usize;
-        let limits = EventLimits { max_event_bytes: self.config.max_event_bytes as usize };
+        let limits = self.handover.limits();
         let parse = move |body: &[u8]| {
-            decode(body, framing, Timestamp::now(), &limits)
+            decode(body, framing, Timestamp::now(), &limits, NewIds::Minted)
                 .map_err(|error| Answer::failure(StatusCode::BAD_REQUEST, &error.to_string()))
         };
         if encoding == Encoding::Identity && body.len() <= INLINE_MAX_BYTES {

@@ -3,4 +3,8 @@
 mod answer;
 pub mod decode;
 mod encoding;
+#[cfg(test)]
+mod fake;
+mod handover;
 pub mod http;
+pub mod nats;

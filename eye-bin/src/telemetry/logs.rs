@@ -16,7 +16,7 @@ use super::stderr::Stderr;
 use super::{sentry, wait_at_most};
 
 /// Which lines are shown where RUST_LOG does not say. The libraries named here tell more than operators want to know.
-const DEFAULT_FILTER: &str = "info,hyper=warn,sea_orm=warn,sea_orm_migration=warn,sqlx=warn";
+const DEFAULT_FILTER: &str = "info,async_nats=off,hyper=warn,sea_orm=warn,sea_orm_migration=warn,sqlx=warn";
 
 /// How long the end of the program waits for whoever reads stderr.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);

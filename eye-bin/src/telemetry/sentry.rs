@@ -116,6 +116,8 @@ pub(super) fn layer<S: Subscriber + for<'a> LookupSpan<'a>>() -> impl Layer<S> {
     let reported = Targets::new()
         .with_default(LevelFilter::ERROR)
         .with_target(refusals::TARGET, LevelFilter::WARN)
+        // Its errors are a server that is away, once for each attempt: `/readyz` and the log say so.
+        .with_target("async_nats", LevelFilter::OFF)
         .with_target(PANIC_TARGET, LevelFilter::OFF);
     ErrorLayer::new().with_filter(reported)
 }

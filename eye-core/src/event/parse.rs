@@ -19,7 +19,7 @@ impl Event {
         let text = JsonText::new(json);
         let mut scanner = Scanner::new(&text);
         scanner.skip_white_space();
-        let event = Self::scan(&mut scanner, received_at, limits).map_err(EventErrors::syntax)?;
+        let event = Self::scan(&mut scanner, received_at, limits, Uuid::now_v7).map_err(EventErrors::syntax)?;
         scanner.skip_white_space();
         if scanner.peek().is_some() {
             return Err(EventErrors::syntax(scanner.unexpected("the end of the text")));
@@ -28,7 +28,7 @@ impl Event {
     }
 
     /// Reads the event at the scanner's place, for sources whose messages hold several. What is refused is passed over:
-    /// the scanner is then behind it, as behind an event.
+    /// the scanner is then behind it, as behind an event. `mint` makes the `id` of an event that has none.
     ///
     /// # Errors
     /// The outer one where the text is not JSON: the scan cannot go on. The inner one where the event is refused.
@@ -36,6 +36,7 @@ impl Event {
         scanner: &mut Scanner<'_>,
         received_at: Timestamp,
         limits: &EventLimits,
+        mint: impl FnOnce() -> EventId,
     ) -> Result<Result<Self, EventErrors>, SyntaxError> {
         scanner.clear();
         let start = scanner.position();
@@ -49,7 +50,7 @@ impl Event {
         if scanner.position() - start > limits.max_event_bytes {
             return Ok(Err(EventErrors::too_large(limits.max_event_bytes)));
         }
-        Ok(parsed.map(|fields| fields.into_event(scanner, received_at)))
+        Ok(parsed.map(|fields| fields.into_event(scanner, received_at, mint)))
     }
 }
 
@@ -153,11 +154,11 @@ impl Draft {
 }
 
 impl Fields {
-    fn into_event(self, scanner: &mut Scanner<'_>, received_at: Timestamp) -> Event {
+    fn into_event(self, scanner: &mut Scanner<'_>, received_at: Timestamp, mint: impl FnOnce() -> EventId) -> Event {
         let parts = [self.session_id, self.category, self.name, self.data];
         let ends = Event::ends(parts.each_ref().map(ExactSizeIterator::len));
         let text = scanner.join(parts).into();
-        let id = self.id.unwrap_or_else(Uuid::now_v7);
+        let id = self.id.unwrap_or_else(mint);
         Event { id, timestamp: self.timestamp, received_at, text, ends }
     }
 }

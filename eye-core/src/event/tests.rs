@@ -370,7 +370,7 @@ fn the_copies_of_one_event_make_room_for_the_next() {
     let text = JsonText::new(body.as_bytes());
     let mut scanner = Scanner::new(&text);
     while scanner.peek().is_some() {
-        let event = Event::scan(&mut scanner, RECEIVED_AT, &EventLimits::default()).unwrap().unwrap();
+        let event = Event::scan(&mut scanner, RECEIVED_AT, &EventLimits::default(), Uuid::now_v7).unwrap().unwrap();
         assert_eq!(event.data(), "[1,2]");
         assert!(scanner.copied().len() < 2 * json.len());
     }

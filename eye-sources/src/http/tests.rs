@@ -1,13 +1,11 @@
 use std::io;
 use std::pin::Pin;
-use std::sync::Mutex;
 use std::task::{Context, Poll};
 
 use axum::body::to_bytes;
-use eye_core::ack::{Ack, Receipt, Rejection};
-use eye_core::event::Event;
+use eye_core::ack::{Outcome, Rejection};
 use eye_core::health::HealthBoard;
-use eye_core::transport::{PublishError, Subscription, Transport, TransportError};
+use eye_core::transport::PublishError;
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use tower::ServiceExt;
@@ -15,43 +13,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::decode::MAX_LISTED;
 use crate::encoding::tests::{gzip, zlib, zstd};
-
-/// What the transport does with what is published.
-enum Told {
-    Settle(Outcome),
-    Refuse(PublishError),
-    NeverSettle,
-}
-
-struct FakeTransport {
-    told: Told,
-    published: Mutex<Vec<Event>>,
-    held: Mutex<Vec<Ack>>,
-}
-
-#[async_trait]
-impl Transport for FakeTransport {
-    async fn publish(&self, events: Vec<Event>) -> Result<Receipt, PublishError> {
-        if let Told::Refuse(error) = &self.told {
-            return Err(error.clone());
-        }
-        assert!(!events.is_empty(), "nothing to publish was published");
-        self.published.lock().unwrap().extend(events);
-        let (settle, receipt) = Receipt::pair();
-        let ack = Ack::new(settle);
-        match &self.told {
-            Told::Settle(outcome) => ack.settle(outcome.clone()),
-            _ => self.held.lock().unwrap().push(ack),
-        }
-        Ok(receipt)
-    }
-
-    async fn subscribe(&self, _: &str) -> Result<Box<dyn Subscription>, TransportError> {
-        unreachable!("a source does not subscribe")
-    }
-
-    fn close(&self) {}
-}
+use crate::fake::{FakeTransport, Told};
 
 struct Fixture {
     transport: Arc<FakeTransport>,
@@ -60,7 +22,7 @@ struct Fixture {
 
 impl Fixture {
     async fn new(told: Told, config: HttpConfig) -> Self {
-        let transport = Arc::new(FakeTransport { told, published: Mutex::default(), held: Mutex::default() });
+        let transport = FakeTransport::new(told);
         let outlet = Outlet::new(transport.clone(), HealthBoard::default().component("sources.web"));
         let routes = config.build().await.unwrap().routes(&outlet).unwrap();
         Self { transport, routes }
@@ -102,7 +64,7 @@ impl Fixture {
     }
 
     fn published_names(&self) -> Vec<String> {
-        self.transport.published.lock().unwrap().iter().map(|event| event.name().to_owned()).collect()
+        self.transport.published_names()
     }
 }
 

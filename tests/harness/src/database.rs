@@ -323,7 +323,7 @@ fn write(file: &Path, content: &str) {
 
 /// A port that nobody listens on, from below the range that the system hands out by itself: while a server is down,
 /// nobody gets its port by chance.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     const PORTS: std::ops::Range<u16> = 20_000..32_000;
     static COUNT: AtomicU16 = AtomicU16::new(0);
     let spread = std::process::id().wrapping_mul(37) as u16; // test processes that run together start apart

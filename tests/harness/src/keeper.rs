@@ -16,6 +16,7 @@ use crate::wait::holds_within;
 const SCRIPT: &str = include_str!("keeper.sh");
 
 /// A server process, with its folder.
+#[derive(Debug)]
 pub(crate) struct Kept {
     keeper: Child,
     orders: Option<ChildStdin>,
@@ -151,6 +152,7 @@ pub(crate) fn temporary_folder(kind: &str) -> PathBuf {
 }
 
 /// A process by its number.
+#[derive(Debug)]
 struct Pid(String);
 
 impl Pid {

@@ -1,4 +1,4 @@
-//! Real servers for The Eye's tests: databases and the built program, as processes of their own on loopback ports.
+//! Real servers for The Eye's tests: databases, NATS and the built program, as processes of their own on loopback ports.
 //!
 //! Everything lives in temporary folders and dies with the test process, however that ends. Whatever goes wrong here is
 //! a panic that says what to do: a test never passes because a server was missing. Linux only (it reads `/proc`).
@@ -6,10 +6,12 @@
 mod database;
 mod eye;
 mod keeper;
+mod nats;
 mod sentry;
 mod wait;
 
 pub use database::{Database, MariaDb, PASSWORD, Postgres, Server, USER};
 pub use eye::Eye;
+pub use nats::NatsServer;
 pub use sentry::{SentryServer, event_text};
 pub use wait::eventually;

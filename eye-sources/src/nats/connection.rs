@@ -1,0 +1,201 @@
+//! The connection to a NATS server: who we are, and how it is.
+
+use std::fmt;
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::{Client, ConnectError, ConnectOptions, Event, ServerAddr, ServerError};
+use eye_core::registry::BuildError;
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+/// How long the server may take to say that it has heard everything.
+const ROUND_TRIP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A text that is not shown. Empty: none.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Secret(pub(super) String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_empty() { "none" } else { "hidden" })
+    }
+}
+
+/// The server's URL, apart from what was in it of user, password or token: the client library logs URLs.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct ServerUrl {
+    address: ServerAddr,
+    user: String,
+    secret: Secret,
+}
+
+impl TryFrom<String> for ServerUrl {
+    type Error = &'static str;
+
+    /// The messages do not quote the URL: it may hold a password.
+    fn try_from(url: String) -> Result<Self, Self::Error> {
+        const FORM: &str = "the URL must be `nats://HOST:PORT` or `tls://HOST:PORT`, with `USER:PASSWORD@` or `TOKEN@` \
+                            before the host where the server asks for it";
+        if !["nats://", "tls://"].iter().any(|scheme| url.starts_with(scheme)) {
+            return Err(FORM);
+        }
+        let mut url = url.parse::<ServerAddr>().map_err(|_| FORM)?.into_inner();
+        let is_bare = matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
+        if !url.has_host() || !is_bare {
+            return Err(FORM);
+        }
+        let decoded = |text: &str| percent_decode_str(text).decode_utf8().map(String::from).map_err(|_| FORM);
+        let (user, secret) = match (decoded(url.username())?, url.password()) {
+            (token, None) => (String::new(), token),
+            (user, Some(password)) => (user, decoded(password)?),
+        };
+        url.set_username("").and_then(|()| url.set_password(None)).map_err(|()| FORM)?;
+        let address = ServerAddr::from_url(url).map_err(|_| FORM)?;
+        Ok(Self { address, user, secret: Secret(secret) })
+    }
+}
+
+/// Who we are and whom we trust, as the configuration says beside the URL.
+pub(super) struct Login<'a> {
+    pub(super) credentials_file: &'a str,
+    pub(super) token: &'a Secret,
+    pub(super) user: &'a str,
+    pub(super) password: &'a Secret,
+    pub(super) ca_file: &'a str,
+}
+
+/// A server that can be connected to.
+pub(super) struct Server {
+    address: ServerAddr,
+    options: ConnectOptions,
+}
+
+/// What happened to a connection.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// It is there, and the server has heard everything that was said before.
+    Connected,
+    /// It was there, and is not any more.
+    Lost,
+    /// It cannot be made, or is of no use: why.
+    Failed(String),
+    /// A message came while there was no place left to keep it until it is read.
+    Dropped,
+}
+
+impl Server {
+    pub(super) async fn new(url: &ServerUrl, login: &Login<'_>) -> Result<Self, BuildError> {
+        let of_url = (url.user.as_str(), url.secret.0.as_str());
+        let of_keys = (login.user, login.password.0.as_str());
+        let token = login.token.0.as_str();
+        let ways = [of_url != ("", ""), of_keys != ("", ""), !token.is_empty(), !login.credentials_file.is_empty()];
+        if ways.iter().filter(|is_taken| **is_taken).count() > 1 {
+            let ways = "in the URL, or `user` and `password`, or `token`, or `credentials_file`";
+            return Err(BuildError(format!("more than one way to log in: choose one of {ways}")));
+        }
+        let mut options = ConnectOptions::new().name("eye").retry_on_initial_connect();
+        for (user, secret) in [of_url, of_keys, ("", token)] {
+            options = match (user, secret) {
+                ("", "") => options,
+                ("", token) => options.token(token.to_owned()),
+                (user, password) => options.user_and_password(user.to_owned(), password.to_owned()),
+            };
+        }
+        if !login.credentials_file.is_empty() {
+            // The library's errors might quote the file.
+            let content = read("credentials_file", login.credentials_file).await?;
+            options = options.credentials(&content).map_err(|_| {
+                let file = login.credentials_file;
+                BuildError(format!("credentials_file: {file} does not hold a JWT and a key as `nsc` writes them"))
+            })?;
+        }
+        if !login.ca_file.is_empty() {
+            read("ca_file", login.ca_file).await?;
+            options = options.add_root_certificates(login.ca_file.into());
+        }
+        Ok(Self { address: url.address.clone(), options })
+    }
+
+    /// Starts to connect, again and again where it must: a client that can be used at once, and what happens to it.
+    pub(super) async fn connect(self) -> Result<(Client, mpsc::Receiver<Event>), ConnectError> {
+        // Where events come faster than they are read, the library drops some.
+        let (events, received) = mpsc::channel(1);
+        let events = Arc::new(events);
+        let options = self.options.event_callback(move |event| {
+            let events = events.clone();
+            async move { drop(events.send(event).await) }
+        });
+        Ok((options.connect(self.address).await?, received))
+    }
+
+    /// Host and port, for messages.
+    pub(super) fn name(&self) -> String {
+        format!("{}:{}", self.address.host(), self.address.port())
+    }
+}
+
+async fn read(key: &str, file: &str) -> Result<String, BuildError> {
+    let path = file.to_owned();
+    let content = tokio::task::spawn_blocking(move || fs::read_to_string(path)).await;
+    let content = content.expect("reading does not panic, and is not cancelled");
+    content.map_err(|error| BuildError(format!("{key}: cannot read {file}: {error}")))
+}
+
+/// Tells `on_change` what happens to the connection, for as long as the client lives.
+pub(super) async fn watch(
+    client: Client,
+    mut events: mpsc::Receiver<Event>,
+    name: String,
+    mut on_change: impl FnMut(Change) + Send,
+) {
+    let mut is_new = false;
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Connected => {
+                round_trip(&client).await;
+                is_new = true;
+            }
+            Event::Disconnected => {
+                is_new = false;
+                on_change(Change::Lost);
+            }
+            Event::ClientError(error) => {
+                let error = error.to_string();
+                let error = error.strip_prefix("nats: ").unwrap_or(&error);
+                on_change(Change::Failed(format!("no connection to {name}: {error}")));
+            }
+            Event::ServerError(ServerError::Other(error)) if error.contains("for Subscription to") => {
+                is_new = false;
+                on_change(Change::Failed(format!("{name} says: {error}")));
+            }
+            Event::ServerError(error) => tracing::warn!(server = name, %error, "the NATS server complains"),
+            Event::SlowConsumer(_) => on_change(Change::Dropped),
+            Event::LameDuckMode | Event::Draining | Event::Closed => {}
+        }
+        // What was said during the round trip is newer.
+        if is_new && events.is_empty() {
+            is_new = false;
+            on_change(Change::Connected);
+        }
+    }
+}
+
+/// Waits until the server has heard everything that was said so far. It answers at once that nobody listens to this
+/// request; where it may not be made, the time is waited.
+async fn round_trip(client: &Client) {
+    let _ = timeout(ROUND_TRIP_TIMEOUT, client.request(client.new_inbox(), "".into())).await;
+}
+
+/// Waits until what was published is on its way, for a short time, and only where that is possible.
+pub(super) async fn flush(client: &Client) {
+    if client.connection_state() == State::Connected {
+        let _ = timeout(ROUND_TRIP_TIMEOUT, client.flush()).await;
+    }
+}

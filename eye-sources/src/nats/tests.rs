@@ -1,0 +1,375 @@
+use std::sync::Arc;
+
+use async_nats::{Client, ConnectOptions, HeaderMap, Message, RequestErrorKind};
+use eye_core::ack::Outcome;
+use eye_core::health::{Component, HealthBoard, State};
+use eye_core::transport::PublishError;
+use eye_harness::{NatsServer, eventually};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::fake::{FakeTransport, Told};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A source at work, and a client beside it.
+struct Fixture {
+    transport: Arc<FakeTransport>,
+    board: HealthBoard,
+    shutdown: CancellationToken,
+    running: JoinHandle<Result<(), SourceError>>,
+    client: Client,
+}
+
+fn config(keys: Value) -> Result<NatsConfig, serde_json::Error> {
+    serde_json::from_value(keys)
+}
+
+fn core(server: &NatsServer) -> Value {
+    json!({"url": server.url(), "mode": "core", "subjects": ["events.>"]})
+}
+
+impl Fixture {
+    /// Runs a source with these keys, and waits until it is ready.
+    async fn start(server: &NatsServer, told: Told, keys: Value) -> Self {
+        let fixture = Self::start_unready(server, told, keys).await;
+        fixture.wait_ready().await;
+        fixture
+    }
+
+    async fn start_unready(server: &NatsServer, told: Told, keys: Value) -> Self {
+        let transport = FakeTransport::new(told);
+        let board = HealthBoard::default();
+        let outlet = Outlet::new(transport.clone(), board.component("sources.bus"));
+        let shutdown = CancellationToken::new();
+        let source = config(keys).unwrap().build().await.unwrap();
+        let running = tokio::spawn(source.run(outlet, shutdown.clone()));
+        let options = ConnectOptions::new().retry_on_initial_connect();
+        let client = options.connect(server.url()).await.unwrap();
+        Self { transport, board, shutdown, running, client }
+    }
+
+    async fn delivering(server: &NatsServer) -> Self {
+        Self::start(server, Told::Settle(Outcome::Delivered), core(server)).await
+    }
+
+    fn state(&self) -> State {
+        let [Component { state, .. }] = &self.board.components()[..] else { panic!("one component") };
+        state.clone()
+    }
+
+    async fn wait_ready(&self) {
+        eventually("the source is ready", DEADLINE, async || self.state() == State::Ready).await;
+    }
+
+    async fn wait_published(&self, names: &[&str]) {
+        eventually("the events are published", DEADLINE, async || self.transport.published_names() == names).await;
+    }
+
+    async fn publish(&self, payload: impl Into<String>) {
+        self.client.publish("events.web", payload.into().into()).await.unwrap();
+        self.client.flush().await.unwrap();
+    }
+
+    async fn publish_with(&self, headers: &[(&str, &str)], payload: impl Into<String>) {
+        let payload = payload.into().into();
+        self.client.publish_with_headers("events.web", header_map(headers), payload).await.unwrap();
+        self.client.flush().await.unwrap();
+    }
+
+    async fn request(&self, payload: impl Into<String>) -> Message {
+        self.client.request("events.web", payload.into().into()).await.unwrap()
+    }
+
+    async fn request_json(&self, payload: impl Into<String>) -> Value {
+        body(&self.request(payload).await)
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        let ended = tokio::time::timeout(DEADLINE, self.running).await;
+        ended.expect("it ends").unwrap().unwrap();
+    }
+}
+
+fn header_map(headers: &[(&str, &str)]) -> HeaderMap {
+    headers.iter().fold(HeaderMap::new(), |mut map, (name, value)| {
+        map.insert(*name, *value);
+        map
+    })
+}
+
+fn body(message: &Message) -> Value {
+    serde_json::from_slice(&message.payload).unwrap()
+}
+
+fn error_code(message: &Message) -> Option<&str> {
+    Some(message.headers.as_ref()?.get("Nats-Service-Error-Code")?.as_str())
+}
+
+fn event(name: &str) -> String {
+    format!(r#"{{"session_id":"s","category":"c","name":"{name}","data":1,"timestamp":"2021-01-01"}}"#)
+}
+
+const INVALID: &str = r#"{"session_id":"s","category":"c","data":1,"timestamp":"2021-01-01"}"#;
+const ID: &str = "0190b6a0-7e1c-7000-8000-000000000001";
+
+#[tokio::test]
+async fn a_message_is_what_a_body_is() {
+    let server = NatsServer::start();
+    let fixture = Fixture::delivering(&server).await;
+    let [a, b] = ["a", "b"].map(event);
+    let ndjson = [("Content-Type", "application/x-ndjson; charset=utf-8")];
+    fixture.publish(&a).await;
+    fixture.publish(format!("[{a},{b}]")).await;
+    fixture.publish(format!("{b}\n{a}")).await;
+    fixture.publish_with(&ndjson, format!("{b}\n{{\n{b}")).await;
+    fixture.publish_with(&[("Content-Type", "application/json")], &a).await;
+    // Each message has a task of its own: only the order within a message is certain.
+    eventually("all are published", DEADLINE, async || fixture.transport.published_names().len() == 8).await;
+    let mut names = fixture.transport.published_names();
+    names.sort();
+    assert_eq!(names.concat(), "aaaabbbb");
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_reply_is_the_body_of_the_answer_to_a_post() {
+    let server = NatsServer::start();
+    let fixture = Fixture::delivering(&server).await;
+    let required = json!({"name": ["This field is required."]});
+    let [a, b] = ["a", "b"].map(event);
+    assert_eq!(fixture.request_json(&a).await, json!({"success": true}));
+    assert_eq!(fixture.request_json(format!("[{a},{b}]")).await, json!({"success": true, "accepted": 2}));
+    assert_eq!(
+        fixture.request_json(format!("[{a},{INVALID}]")).await,
+        json!({"success": false, "accepted": 1, "rejected": [{"index": 1, "errors": required}]})
+    );
+    assert_eq!(fixture.request_json(INVALID).await, json!({"success": false, "errors": required}));
+    let detail = &fixture.request_json("{").await["detail"];
+    assert!(detail.as_str().unwrap().starts_with("JSON parse error at line 1 column 2"), "{detail}");
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_failure_has_its_code_in_a_header() {
+    let server = NatsServer::start();
+    let fixture = Fixture::delivering(&server).await;
+    assert_eq!(error_code(&fixture.request(event("a")).await), None);
+    assert_eq!(error_code(&fixture.request(format!("{}{INVALID}", event("a"))).await), None);
+    assert_eq!(error_code(&fixture.request("nothing").await), Some("400"));
+    fixture.transport.tell(Told::Settle(Outcome::failed("secret reason")));
+    let reply = fixture.request(event("a")).await;
+    assert_eq!(error_code(&reply), Some("503"));
+    assert!(!String::from_utf8_lossy(&reply.payload).contains("secret"), "{reply:?}");
+    fixture.transport.tell(Told::Refuse(PublishError::Closed));
+    assert_eq!(error_code(&fixture.request(event("a")).await), Some("503"));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_not_taken_is_told() {
+    let server = NatsServer::start();
+    let mut keys = core(&server);
+    keys["max_body_bytes"] = json!(event("a").len());
+    keys["max_event_bytes"] = json!(event("a").len());
+    let fixture = Fixture::start(&server, Told::Settle(Outcome::Delivered), keys).await;
+    assert_eq!(fixture.request_json(event("a")).await, json!({"success": true}));
+    let reply = fixture.request(event("ab")).await;
+    assert_eq!(error_code(&reply), Some("413"));
+    assert_eq!(error_code(&fixture.request("").await), Some("400"));
+    let headers = header_map(&[("Content-Type", "image/png")]);
+    let reply = fixture.client.request_with_headers("events.web", headers, event("a").into()).await.unwrap();
+    assert_eq!(error_code(&reply), Some("415"));
+    let reply = fixture.client.request("events.web", b"\xff\0"[..].into()).await.unwrap();
+    assert_eq!(error_code(&reply), Some("400"));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_list_of_refusals_that_no_message_can_hold_is_left_out() {
+    let server = NatsServer::start();
+    let fixture = Fixture::delivering(&server).await;
+    let reply = fixture.request(format!("[{}1]", "{},".repeat(100_000))).await;
+    assert_eq!(error_code(&reply), Some("400"));
+    assert!(body(&reply)["detail"].as_str().unwrap().contains("Send fewer at once"), "{reply:?}");
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn the_message_id_is_that_of_an_event_without_one() {
+    let server = NatsServer::start();
+    let fixture = Fixture::delivering(&server).await;
+    let message_id = "Nats-Msg-Id";
+    let own = event("own").replace('{', r#"{"id":"00000000-0000-0000-0000-000000000009","#);
+    fixture.publish_with(&[(message_id, ID)], event("a")).await;
+    fixture.wait_published(&["a"]).await;
+    fixture.publish_with(&[(message_id, ID)], own).await;
+    fixture.wait_published(&["a", "own"]).await;
+    fixture.publish_with(&[(message_id, "order 17")], event("b")).await;
+    fixture.wait_published(&["a", "own", "b"]).await;
+    let ids: Vec<_> = fixture.transport.published.lock().unwrap().iter().map(|event| event.id()).collect();
+    assert_eq!(ids[0].to_string(), ID);
+    assert_eq!(ids[1].as_u128(), 9);
+    assert_eq!(ids[2].get_version_num(), 7);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn beyond_the_bound_messages_are_dropped_and_requesters_told() {
+    let server = NatsServer::start();
+    let mut keys = core(&server);
+    // Each takes a kilobyte: there is room for two.
+    keys["max_pending_bytes"] = json!(2500);
+    keys["max_body_bytes"] = json!(1000);
+    let fixture = Fixture::start(&server, Told::NeverPublish, keys).await;
+    fixture.publish(event("a")).await;
+    fixture.publish(event("b")).await;
+    eventually("two are on their way", DEADLINE, async || fixture.transport.waiting() == 2).await;
+    fixture.publish(event("c")).await;
+    let reply = fixture.request(event("d")).await;
+    assert_eq!(error_code(&reply), Some("503"));
+    assert!(body(&reply)["detail"].as_str().unwrap().contains("max_pending_bytes"), "{reply:?}");
+    assert_eq!(fixture.transport.waiting(), 2);
+}
+
+#[tokio::test]
+async fn a_group_shares_the_messages() {
+    let server = NatsServer::start();
+    let mut keys = core(&server);
+    keys["queue_group"] = json!("eyes");
+    let first = Fixture::start(&server, Told::Settle(Outcome::Delivered), keys.clone()).await;
+    let second = Fixture::start(&server, Told::Settle(Outcome::Delivered), keys).await;
+    let names: Vec<String> = (0..200).map(|n| format!("{n:03}")).collect();
+    for name in &names {
+        first.publish(event(name)).await;
+    }
+    let published = || {
+        let both = [&first, &second].map(|fixture| fixture.transport.published_names());
+        assert!(both.iter().all(|names| names.len() < 200), "one got everything");
+        let mut all = both.concat();
+        all.sort();
+        all
+    };
+    eventually("each is published once", DEADLINE, async || published() == names).await;
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_the_receipts_and_replies() {
+    let server = NatsServer::start();
+    let fixture = Fixture::start(&server, Told::NeverSettle, core(&server)).await;
+    let client = fixture.client.clone();
+    let asking = tokio::spawn(async move { client.request("events.web", event("a").into()).await.unwrap() });
+    fixture.wait_published(&["a"]).await;
+    fixture.shutdown.cancel();
+    let gone = async || {
+        let asked = fixture.client.request("events.web", event("b").into());
+        let asked = tokio::time::timeout(Duration::from_millis(200), asked).await;
+        asked.is_ok_and(|asked| asked.is_err_and(|error| error.kind() == RequestErrorKind::NoResponders))
+    };
+    eventually("it has left", DEADLINE, gone).await;
+    assert!(!fixture.running.is_finished());
+    for ack in std::mem::take(&mut *fixture.transport.held.lock().unwrap()) {
+        ack.settle(Outcome::Delivered);
+    }
+    assert_eq!(body(&asking.await.unwrap()), json!({"success": true}));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_waited_for() {
+    let mut server = NatsServer::new(&[]);
+    let fixture = Fixture::start_unready(&server, Told::Settle(Outcome::Delivered), core(&server)).await;
+    let unavailable = async || matches!(fixture.state(), State::Unavailable { .. });
+    eventually("it is away", DEADLINE, unavailable).await;
+    server.restart();
+    fixture.wait_ready().await;
+    fixture.publish(event("a")).await;
+    fixture.wait_published(&["a"]).await;
+    server.kill();
+    eventually("it is away again", DEADLINE, unavailable).await;
+    server.restart();
+    fixture.wait_ready().await;
+    assert_eq!(fixture.request_json(event("b")).await, json!({"success": true}));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_source_stops_while_its_server_is_away() {
+    let server = NatsServer::new(&[]);
+    let fixture = Fixture::start_unready(&server, Told::Settle(Outcome::Delivered), core(&server)).await;
+    fixture.stop().await;
+}
+
+/// The states in which a source with these keys ends up at a server with user and password.
+async fn state_at(server: &NatsServer, keys: Value) -> State {
+    let fixture = Fixture::start_unready(server, Told::Settle(Outcome::Delivered), keys).await;
+    eventually("a state", DEADLINE, async || fixture.state() != State::Starting).await;
+    fixture.state()
+}
+
+#[tokio::test]
+async fn who_logs_in_is_let_in() {
+    let server = NatsServer::start_with(&["--user", "e:e", "--pass", "p@ss/word"]);
+    let with = |keys: Value| {
+        let mut all = core(&server);
+        all.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        all
+    };
+    let url = format!("nats://e%3Ae:p%40ss%2Fword@127.0.0.1:{}", server.port());
+    assert_eq!(state_at(&server, with(json!({"url": url}))).await, State::Ready);
+    assert_eq!(state_at(&server, with(json!({"user": "e:e", "password": "p@ss/word"}))).await, State::Ready);
+    let State::Unavailable { reason } = state_at(&server, with(json!({"user": "e:e", "password": "wrong"}))).await
+    else {
+        panic!("a wrong password opens")
+    };
+    assert_eq!(reason, format!("no connection to 127.0.0.1:{}: authorization violation", server.port()));
+
+    let server = NatsServer::start_with(&["--auth", "t:oken"]);
+    let url = format!("nats://t%3Aoken@127.0.0.1:{}", server.port());
+    assert_eq!(state_at(&server, json!({"url": url, "mode": "core", "subjects": ["a"]})).await, State::Ready);
+    let keys = json!({"url": server.url(), "token": "t:oken", "mode": "core", "subjects": ["a"]});
+    assert_eq!(state_at(&server, keys).await, State::Ready);
+}
+
+#[test]
+fn no_secret_is_shown() {
+    let shown = format!(
+        "{:?}",
+        config(json!({
+            "url": "nats://eye:hush@host:4222", "mode": "core", "subjects": ["a"], "token": "hush", "password": "hush",
+        }))
+        .unwrap()
+    );
+    assert!(shown.contains("host") && !shown.contains("hush"), "{shown}");
+    for url in ["nats://hush@host", "http://a:hush@host", "nats://a:hush@host:99999", "nats://:hush@", "hush"] {
+        let keys = json!({"url": url, "mode": "core", "subjects": ["a"]});
+        let shown = config(keys).map_or_else(|error| error.to_string(), |config| format!("{config:?}"));
+        assert!(!shown.contains("hush"), "{url}: {shown}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_an_error_at_the_start() {
+    let table = [
+        (json!({"subjects": []}), "subjects is empty"),
+        (json!({"subjects": ["a", "a..b"]}), "\"a..b\" is no subject"),
+        (json!({"subjects": ["a.>.b"]}), "\"a.>.b\" is no subject"),
+        (json!({"subjects": ["a b"]}), "\"a b\" is no subject"),
+        (json!({"token": "hush", "user": "eye"}), "more than one way to log in"),
+        (json!({"credentials_file": "/none"}), "credentials_file: cannot read /none: "),
+        (json!({"credentials_file": "/etc/hostname"}), "does not hold a JWT"),
+        (json!({"ca_file": "/none"}), "ca_file: cannot read /none: "),
+        (json!({"max_pending_bytes": (10 << 20) - 1}), "max_pending_bytes is 10485759, but must be at least twice"),
+    ];
+    for (wrong, expected) in table {
+        let mut keys = json!({"url": "nats://host", "mode": "core", "subjects": ["events.>", "*.a"]});
+        assert!(config(keys.clone()).unwrap().build().await.is_ok());
+        keys.as_object_mut().unwrap().extend(wrong.as_object().unwrap().clone());
+        let error = config(keys).unwrap().build().await.err().expect(expected).to_string();
+        assert!(error.contains(expected) && !error.contains("hush"), "{error}");
+    }
+}

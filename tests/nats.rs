@@ -4,8 +4,10 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::stream::Stream;
+use async_nats::jetstream::{self, consumer::pull};
 use async_nats::{Client, ConnectOptions};
-use eye_harness::{Eye, NatsServer, PASSWORD, USER, eventually};
+use eye_harness::{Eye, NatsServer, PASSWORD, Postgres, USER, eventually};
 use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_eye");
@@ -23,6 +25,26 @@ fn config(url: &str, keys: &str) -> String {
 }
 
 const CORE: &str = "mode = \"core\"\nsubjects = [\"events.>\"]\n";
+
+const JETSTREAM: &str = "mode = \"jetstream\"\nstream = \"EVENTS\"\nsubjects = []\nack_wait_ms = 1000\n";
+
+async fn create_stream(client: &Client) -> Stream {
+    let config = jetstream::stream::Config {
+        name: "EVENTS".to_owned(),
+        subjects: vec!["events.>".to_owned()],
+        ..Default::default()
+    };
+    jetstream::new(client.clone()).create_stream(config).await.unwrap()
+}
+
+/// Waits until the program has nothing more to say about the first so many messages.
+async fn wait_settled(stream: &Stream, messages: u64) {
+    let settled = async || {
+        let info = stream.consumer_info("eye").await.unwrap();
+        info.ack_floor.stream_sequence == messages && info.num_ack_pending == 0
+    };
+    eventually(&format!("{messages} messages are settled"), DEADLINE, settled).await;
+}
 
 fn event(name: &str) -> Value {
     json!({"session_id": "s", "category": "c", "name": name, "data": {"n": 1}, "timestamp": "2021-01-01"})
@@ -115,4 +137,94 @@ async fn while_nats_is_away_http_goes_on() {
     assert!(!logs.contains(PASSWORD), "the password is shown:\n{logs}");
     let lines = logs.lines().filter(|line| line.contains("sources.bus"));
     assert_eq!(lines.count(), 5, "away, ready, away with what is lost, ready:\n{logs}");
+}
+
+#[tokio::test]
+async fn each_message_of_a_stream_is_stored_once_though_the_program_is_killed() {
+    const MESSAGES: u64 = 3000;
+    let server = NatsServer::start();
+    let client = connect(&server).await;
+    let stream = create_stream(&client).await;
+    let mut eye = Eye::start(PROGRAM, &config(&server.url(), JETSTREAM));
+    eye.wait_ready().await;
+    for n in 0..MESSAGES {
+        // Half of them hold two events. None has an id.
+        let body = match n % 2 {
+            0 => event(&n.to_string()),
+            _ => json!([event(&n.to_string()), event(&format!("{n} too"))]),
+        };
+        client.publish("events.web", body.to_string().into()).await.unwrap();
+        if n % 600 == 599 {
+            client.flush().await.unwrap();
+            let before = n;
+            eventually("some are stored", DEADLINE, async || count(&eye).await > before).await;
+            eye.kill();
+            eye.restart();
+            eye.wait_ready().await;
+        }
+    }
+    wait_settled(&stream, MESSAGES).await;
+    assert_eq!(count(&eye).await, MESSAGES * 3 / 2);
+    let delivered = stream.consumer_info("eye").await.unwrap().delivered.consumer_sequence;
+    println!("{MESSAGES} messages, delivered {delivered} times");
+    assert_eq!(eye.terminate(DEADLINE), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_database_is_away_the_stream_keeps_the_messages() {
+    let server = NatsServer::start();
+    let client = connect(&server).await;
+    let stream = create_stream(&client).await;
+    let postgres = Postgres::start();
+    let database = postgres.create_database();
+    let sink = "type = \"sqlite\"\nurl = \"sqlite://eye.db\"\n";
+    let config = config(&server.url(), JETSTREAM)
+        .replace(sink, &format!("type = \"postgres\"\nurl = \"{}\"\n[writer]\nretry_for_ms = 200\n", database.url));
+    let mut eye = Eye::start(PROGRAM, &config);
+    eye.wait_ready().await;
+    publish(&client, &event("before")).await;
+    wait_settled(&stream, 1).await;
+
+    postgres.kill();
+    for n in 0..20 {
+        publish(&client, &event(&n.to_string())).await;
+    }
+    let tried = async || stream.consumer_info("eye").await.unwrap().num_redelivered > 0;
+    eventually("some were delivered again", DEADLINE, tried).await;
+    assert_eq!(stream.consumer_info("eye").await.unwrap().ack_floor.stream_sequence, 1);
+    postgres.restart();
+    wait_settled(&stream, 21).await;
+    assert_eq!(count(&eye).await, 21);
+    assert_eq!(eye.terminate(DEADLINE), Some(0));
+}
+
+#[tokio::test]
+async fn a_message_that_can_never_be_stored_holds_up_nothing() {
+    let server = NatsServer::start();
+    let client = connect(&server).await;
+    let stream = create_stream(&client).await;
+    let eye = Eye::start(PROGRAM, &config(&server.url(), JETSTREAM));
+    eye.wait_ready().await;
+    for n in 0..100 {
+        let body = if n % 10 == 3 { json!({"name": "confidential"}) } else { event(&n.to_string()) };
+        publish(&client, &body).await;
+    }
+    wait_settled(&stream, 100).await;
+    assert_eq!(count(&eye).await, 90);
+    assert_eq!(stream.consumer_info("eye").await.unwrap().delivered.consumer_sequence, 100);
+    let logs = eye.logs();
+    assert!(logs.contains("not to be delivered again") && !logs.contains("confidential"), "{logs}");
+}
+
+#[tokio::test]
+async fn a_consumer_that_is_another_ends_the_program() {
+    let server = NatsServer::start();
+    let client = connect(&server).await;
+    let stream = create_stream(&client).await;
+    let other = pull::Config { durable_name: Some("eye".to_owned()), max_deliver: 3, ..Default::default() };
+    stream.create_consumer(other).await.unwrap();
+    let mut eye = Eye::start(PROGRAM, &config(&server.url(), JETSTREAM));
+    assert_eq!(eye.wait_end(DEADLINE), Some(1));
+    let logs = eye.logs();
+    assert!(logs.contains("sources.bus: the consumer `eye` of the stream `EVENTS` has other settings"), "{logs}");
 }

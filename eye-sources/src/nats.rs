@@ -2,6 +2,7 @@
 
 mod connection;
 mod core;
+mod jetstream;
 mod message;
 
 use std::time::Duration;
@@ -25,11 +26,26 @@ pub struct NatsConfig {
     url: ServerUrl,
     /// How messages are taken.
     mode: Mode,
-    /// What to subscribe to, such as `events.>`. At least one.
+    /// Core: what to subscribe to, such as `events.>`; at least one. JetStream: which of the stream's subjects to take;
+    /// one, or none for all.
     subjects: Vec<String>,
     /// Core: the group whose members share the messages. Empty: every program gets every message.
     #[serde(default)]
     queue_group: String,
+    /// JetStream: the stream, which must exist. Required there.
+    #[serde(default)]
+    stream: String,
+    /// JetStream: the name of the consumer, which is made where it is missing. Programs with the same share the
+    /// messages. Default `eye`.
+    #[serde(default = "eye")]
+    durable: String,
+    /// JetStream: milliseconds after which a message that this program has said nothing about is delivered again, because
+    /// it was killed or lost its connection. Default 30 s.
+    #[serde(default = "thirty_seconds", deserialize_with = "eye_core::config::at_least_one")]
+    ack_wait_ms: u64,
+    /// JetStream: messages at hand at once, each of up to the server's `max_payload`; below 10000. Default 256.
+    #[serde(default = "two_hundred_fifty_six", deserialize_with = "eye_core::config::at_least_one")]
+    max_in_flight: u32,
     /// A file with a JWT and its key, as `nsc` makes it. Empty: none.
     #[serde(default)]
     credentials_file: String,
@@ -61,6 +77,14 @@ pub struct NatsConfig {
     receipt_timeout_ms: u64,
 }
 
+fn eye() -> String {
+    "eye".to_owned()
+}
+
+fn two_hundred_fifty_six() -> u32 {
+    256
+}
+
 fn one_mebibyte() -> u32 {
     1 << 20
 }
@@ -73,28 +97,22 @@ fn sixty_four_mebibytes() -> u32 {
     64 << 20
 }
 
+fn thirty_seconds() -> u64 {
+    30_000
+}
+
 fn ten_seconds() -> u64 {
     10_000
 }
 
 /// How messages are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[serde(rename_all = "lowercase")]
 enum Mode {
     /// At most once: what is published while nobody listens, nobody gets.
     Core,
-}
-
-impl TryFrom<String> for Mode {
-    type Error = &'static str;
-
-    fn try_from(mode: String) -> Result<Self, Self::Error> {
-        match mode.as_str() {
-            "core" => Ok(Self::Core),
-            "jetstream" => Err("mode `jetstream` is not there yet; use `core`"),
-            _ => Err("unknown mode; use `core`"),
-        }
-    }
+    /// At least once, from a stream: each message until it is acknowledged.
+    Jetstream,
 }
 
 impl SourceConfig for NatsConfig {
@@ -107,6 +125,7 @@ impl SourceConfig for NatsConfig {
                 self.max_pending_bytes, self.max_body_bytes
             )));
         }
+        self.check_mode()?;
         check_subjects(&self.subjects)?;
         let login = Login {
             credentials_file: &self.credentials_file,
@@ -120,11 +139,31 @@ impl SourceConfig for NatsConfig {
     }
 }
 
+impl NatsConfig {
+    /// What is for the other mode, or missing in this one.
+    fn check_mode(&self) -> Result<(), BuildError> {
+        let is_name =
+            |name: &str| !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || ".*>/\\".contains(c));
+        let wrong = match self.mode {
+            Mode::Core if self.subjects.is_empty() => "subjects is empty: name one at least, such as \"events.>\"",
+            Mode::Core if !self.stream.is_empty() => "stream is for mode `jetstream` only",
+            Mode::Jetstream if self.subjects.len() > 1 => "subjects: mode `jetstream` takes one, or none for all",
+            Mode::Jetstream if !self.queue_group.is_empty() => {
+                "queue_group is for mode `core` only; programs that name the same `durable` share the messages"
+            }
+            Mode::Jetstream if !is_name(&self.stream) => {
+                "stream must be the name of a stream, without any of `.*>/\\ `"
+            }
+            Mode::Jetstream if !is_name(&self.durable) => "durable must be a name without any of `.*>/\\ `",
+            Mode::Jetstream if self.max_in_flight >= jetstream::MAX_ACK_PENDING => "max_in_flight must be below 10000",
+            _ => return Ok(()),
+        };
+        Err(BuildError(wrong.to_owned()))
+    }
+}
+
 /// As the server checks them: it would only log what is wrong with them.
 fn check_subjects(subjects: &[String]) -> Result<(), BuildError> {
-    if subjects.is_empty() {
-        return Err(BuildError("subjects is empty: name one at least, such as \"events.>\"".to_owned()));
-    }
     for subject in subjects {
         let tokens: Vec<&str> = subject.split('.').collect();
         let is_token = |token: &str| !token.is_empty() && !token.contains(char::is_whitespace);
@@ -154,6 +193,7 @@ impl Source for NatsSource {
         let intake = Intake { handover, max_body_bytes: config.max_body_bytes };
         match config.mode {
             Mode::Core => core::run(server, config, intake, shutdown).await,
+            Mode::Jetstream => jetstream::run(server, config, intake, shutdown).await,
         }
     }
 }

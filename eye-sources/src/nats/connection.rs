@@ -16,6 +16,9 @@ use tokio::time::timeout;
 /// How long the server may take to say that it has heard everything.
 const ROUND_TRIP_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// A server that is silent for three of these is given up.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+
 /// A text that is not shown. Empty: none.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
@@ -100,7 +103,7 @@ impl Server {
             let ways = "in the URL, or `user` and `password`, or `token`, or `credentials_file`";
             return Err(BuildError(format!("more than one way to log in: choose one of {ways}")));
         }
-        let mut options = ConnectOptions::new().name("eye").retry_on_initial_connect();
+        let mut options = ConnectOptions::new().name("eye").retry_on_initial_connect().ping_interval(PING_INTERVAL);
         for (user, secret) in [of_url, of_keys, ("", token)] {
             options = match (user, secret) {
                 ("", "") => options,

@@ -1,0 +1,263 @@
+use std::collections::HashSet;
+
+use async_nats::Subscriber;
+use async_nats::jetstream;
+use async_nats::jetstream::consumer::{AckPolicy, Info, pull};
+use async_nats::jetstream::stream::Stream;
+use eye_core::ack::Rejection;
+use futures_util::StreamExt;
+
+use super::*;
+
+const STREAM: &str = "EVENTS";
+
+fn keys(server: &NatsServer) -> Value {
+    json!({
+        "url": server.url(), "mode": "jetstream", "stream": STREAM, "subjects": ["events.>"], "ack_wait_ms": 1000,
+    })
+}
+
+async fn create_stream(server: &NatsServer) -> Stream {
+    let client = ConnectOptions::new().connect(server.url()).await.unwrap();
+    let config = jetstream::stream::Config {
+        name: STREAM.to_owned(),
+        subjects: vec!["events.>".to_owned(), "others".to_owned()],
+        ..Default::default()
+    };
+    jetstream::new(client).create_stream(config).await.unwrap()
+}
+
+async fn consumer(stream: &Stream) -> Info {
+    stream.consumer_info("eye").await.unwrap()
+}
+
+/// Publishes and waits until the stream has it.
+async fn publish(fixture: &Fixture, name: &str) {
+    let context = jetstream::new(fixture.client.clone());
+    context.publish("events.web", event(name).into()).await.unwrap().await.unwrap();
+}
+
+async fn wait_settled(stream: &Stream, messages: u64) {
+    let settled = async || {
+        let info = consumer(stream).await;
+        info.ack_floor.stream_sequence == messages && info.num_ack_pending == 0
+    };
+    eventually("all messages are settled", DEADLINE, settled).await;
+}
+
+fn settle_all(fixture: &Fixture) {
+    for ack in std::mem::take(&mut *fixture.transport.held.lock().unwrap()) {
+        ack.settle(Outcome::Delivered);
+    }
+}
+
+fn held(fixture: &Fixture) -> usize {
+    fixture.transport.held.lock().unwrap().len()
+}
+
+/// The numbers in the stream of the messages that are terminated.
+async fn terminated(fixture: &Fixture) -> Subscriber {
+    let advisories = fixture.client.subscribe("$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.>").await.unwrap();
+    fixture.client.request("$JS.API.INFO", "".into()).await.unwrap();
+    advisories
+}
+
+#[tokio::test]
+async fn each_message_is_taken_once() {
+    let server = NatsServer::start();
+    let stream = create_stream(&server).await;
+    let fixture = Fixture::start(&server, Told::Settle(Outcome::Delivered), keys(&server)).await;
+    let names: Vec<String> = (0..1000).map(|n| format!("{n:04}")).collect();
+    fixture.client.publish("others", event("not subscribed").into()).await.unwrap();
+    for name in &names {
+        fixture.publish(event(name)).await;
+    }
+    wait_settled(&stream, 1001).await;
+    let mut published = fixture.transport.published_names();
+    published.sort();
+    assert_eq!(published, names);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_acknowledged_before_its_receipt() {
+    let server = NatsServer::start();
+    let stream = create_stream(&server).await;
+    let fixture = Fixture::start(&server, Told::NeverSettle, keys(&server)).await;
+    let mut acks = fixture.client.subscribe("$JS.ACK.>").await.unwrap();
+    publish(&fixture, "a").await;
+    // Longer than the server waits without a word.
+    for _ in 0..6 {
+        assert_eq!(&acks.next().await.unwrap().payload[..], b"+WPI");
+    }
+    assert_eq!((consumer(&stream).await.num_ack_pending, consumer(&stream).await.delivered.consumer_sequence), (1, 1));
+    settle_all(&fixture);
+    wait_settled(&stream, 1).await;
+    assert_eq!(fixture.transport.published_names(), ["a"]);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn what_failed_is_delivered_again_with_the_same_ids() {
+    let server = NatsServer::start();
+    let stream = create_stream(&server).await;
+    let fixture = Fixture::start(&server, Told::Settle(Outcome::failed("away")), keys(&server)).await;
+    let (a, b) = (event("a"), event("b"));
+    fixture.publish(format!("[{a},{b}]")).await;
+    fixture.publish_with(&[("Nats-Msg-Id", ID)], &event("c")).await;
+    eventually("they were tried", DEADLINE, async || fixture.transport.published_names().len() == 3).await;
+    fixture.transport.tell(Told::Refuse(PublishError::Closed));
+    eventually("they were tried again", DEADLINE, async || consumer(&stream).await.num_redelivered == 2).await;
+    fixture.transport.tell(Told::Settle(Outcome::Delivered));
+    wait_settled(&stream, 2).await;
+    let published = fixture.transport.published.lock().unwrap();
+    let ids = published.iter().map(|event| (event.name().to_owned(), event.id()));
+    assert_eq!(published.len(), 6);
+    let ids: HashSet<_> = ids.collect();
+    assert_eq!(ids.len(), 3, "{ids:?}");
+    assert!(ids.contains(&("c".to_owned(), ID.parse().unwrap())), "{ids:?}");
+    let first = ids.iter().find(|(name, _)| name == "a").unwrap().1;
+    assert_eq!((first.get_version_num(), first.get_variant()), (8, uuid::Variant::RFC4122));
+}
+
+#[tokio::test]
+async fn what_is_refused_for_good_is_terminated_once_and_takes_nothing_along() {
+    let server = NatsServer::start();
+    let stream = create_stream(&server).await;
+    let fixture = Fixture::start(&server, Told::Settle(Outcome::Delivered), keys(&server)).await;
+    let mut advisories = terminated(&fixture).await;
+    publish(&fixture, "a").await;
+    fixture.publish(INVALID).await;
+    fixture.publish(b"\xff{".iter().map(|&byte| char::from(byte)).collect::<String>()).await;
+    fixture.publish("").await;
+    fixture.publish(format!("{}{INVALID}", event("b"))).await;
+    wait_settled(&stream, 5).await;
+    let refused = Rejection { index: 0, reason: "by the store".into() };
+    fixture.transport.tell(Told::Settle(Outcome::Rejected(vec![refused])));
+    publish(&fixture, "c").await;
+    wait_settled(&stream, 6).await;
+    fixture.transport.tell(Told::Settle(Outcome::Delivered));
+    publish(&fixture, "d").await;
+    wait_settled(&stream, 7).await;
+    let mut numbers = Vec::new();
+    while numbers.len() < 5 {
+        let advisory = body(&advisories.next().await.unwrap());
+        assert_eq!(advisory["deliveries"], 1);
+        numbers.push(advisory["stream_seq"].as_u64().unwrap());
+    }
+    numbers.sort_unstable();
+    assert_eq!(numbers, [2, 3, 4, 5, 6]);
+    assert_eq!(consumer(&stream).await.delivered.consumer_sequence, 7);
+    let mut names = fixture.transport.published_names();
+    names.sort();
+    assert_eq!(names, ["a", "b", "c", "d"]);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn no_more_are_at_hand_than_the_bound() {
+    let server = NatsServer::start();
+    let stream = create_stream(&server).await;
+    let mut keys = keys(&server);
+    keys["max_in_flight"] = json!(3);
+    let fixture = Fixture::start(&server, Told::NeverSettle, keys).await;
+    for n in 0..10 {
+        publish(&fixture, &n.to_string()).await;
+    }
+    for taken in [3, 6, 9] {
+        eventually("three are at hand", DEADLINE, async || held(&fixture) == 3).await;
+        let info = consumer(&stream).await;
+        assert_eq!((info.num_ack_pending, info.num_pending), (3, 10 - taken));
+        settle_all(&fixture);
+    }
+    eventually("the last is at hand", DEADLINE, async || held(&fixture) == 1).await;
+    settle_all(&fixture);
+    wait_settled(&stream, 10).await;
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_the_receipts_and_acknowledges() {
+    let server = NatsServer::start();
+    let stream = create_stream(&server).await;
+    let fixture = Fixture::start(&server, Told::NeverSettle, keys(&server)).await;
+    publish(&fixture, "a").await;
+    fixture.wait_published(&["a"]).await;
+    fixture.shutdown.cancel();
+    tokio::task::yield_now().await;
+    assert!(!fixture.running.is_finished());
+    settle_all(&fixture);
+    fixture.stop().await;
+    let info = consumer(&stream).await;
+    assert_eq!((info.num_ack_pending, info.ack_floor.stream_sequence), (0, 1));
+}
+
+#[tokio::test]
+async fn a_stream_that_is_missing_is_waited_for() {
+    let server = NatsServer::start();
+    let fixture = Fixture::start_unready(&server, Told::Settle(Outcome::Delivered), keys(&server)).await;
+    let says = async || match fixture.state() {
+        State::Unavailable { reason } => reason.contains("`EVENTS`") && reason.contains("no such stream"),
+        _ => false,
+    };
+    eventually("it says what is missing", DEADLINE, says).await;
+    let stream = create_stream(&server).await;
+    fixture.wait_ready().await;
+    publish(&fixture, "a").await;
+    wait_settled(&stream, 1).await;
+    // The operator deletes the consumer: it is made again, and what comes again has the ids it had.
+    stream.delete_consumer("eye").await.unwrap();
+    let again = async || fixture.transport.published_names().len() == 2;
+    eventually("it starts over", DEADLINE, again).await;
+    let ids: HashSet<_> = fixture.transport.published.lock().unwrap().iter().map(|event| event.id()).collect();
+    assert_eq!(ids.len(), 1);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_consumer_with_other_settings_is_an_error() {
+    let server = NatsServer::start();
+    let stream = create_stream(&server).await;
+    let other = pull::Config {
+        durable_name: Some("eye".to_owned()),
+        ack_policy: AckPolicy::Explicit,
+        max_deliver: 3,
+        filter_subject: "others".to_owned(),
+        ..Default::default()
+    };
+    stream.create_consumer(other).await.unwrap();
+    let fixture = Fixture::start_unready(&server, Told::Settle(Outcome::Delivered), keys(&server)).await;
+    let error = tokio::time::timeout(DEADLINE, fixture.running).await.unwrap().unwrap().unwrap_err().to_string();
+    for difference in [
+        "the consumer `eye` of the stream `EVENTS`",
+        "ack_wait is 30s, not 1s",
+        "max_deliver is 3, not -1",
+        "max_ack_pending is 1000, not 10000",
+        r#"filter_subject is "others", not "events.>""#,
+    ] {
+        assert!(error.contains(difference), "{error}");
+    }
+    assert!(!error.contains("headers_only"), "{error}");
+    assert_eq!(consumer(&stream).await.config.max_deliver, 3, "it is left as it was");
+}
+
+#[tokio::test]
+async fn a_server_that_dies_is_waited_for() {
+    let mut server = NatsServer::start();
+    let stream = create_stream(&server).await;
+    let fixture = Fixture::start(&server, Told::NeverSettle, keys(&server)).await;
+    publish(&fixture, "a").await;
+    fixture.wait_published(&["a"]).await;
+    server.kill();
+    let unavailable = async || matches!(fixture.state(), State::Unavailable { .. });
+    eventually("it is away", DEADLINE, unavailable).await;
+    fixture.transport.tell(Told::Settle(Outcome::Delivered));
+    settle_all(&fixture);
+    server.restart();
+    fixture.wait_ready().await;
+    publish(&fixture, "b").await;
+    wait_settled(&stream, 2).await;
+    let published = fixture.transport.published.lock().unwrap();
+    let ids: HashSet<_> = published.iter().map(|event| event.id()).collect();
+    assert_eq!(ids.len(), 2, "one may have come twice, but as the same");
+}

@@ -66,8 +66,8 @@ pub struct RejectedEvent {
 pub enum NewIds {
     /// A UUIDv7 each: the same body sent again is other events.
     Minted,
-    /// From the message that carries them, which may come again: its own id for the first event of the body, and the
-    /// numbers that follow it for the others.
+    /// From the message that carries them, which may come again: its own id for the first event of the body, and UUIDv5
+    /// of it and their place for the others.
     From(EventId),
 }
 
@@ -75,7 +75,8 @@ impl NewIds {
     fn of(self, index: usize) -> EventId {
         match self {
             Self::Minted => Uuid::now_v7(),
-            Self::From(first) => Uuid::from_u128(first.as_u128().wrapping_add(index as u128)),
+            Self::From(first) if index == 0 => first,
+            Self::From(first) => Uuid::new_v5(&first, &(index as u64).to_be_bytes()),
         }
     }
 }
@@ -417,16 +418,19 @@ mod tests {
     }
 
     #[test]
-    fn events_without_an_id_are_numbered_from_that_of_their_message() {
-        let of_message = Uuid::from_u128(u128::MAX - 1);
-        let own = event("own").replace("{", r#"{"id":"00000000-0000-0000-0000-000000000009","#);
+    fn events_without_an_id_get_one_from_their_message() {
+        let own = event("own").replace('{', r#"{"id":"00000000-0000-0000-0000-000000000009","#);
         let body = format!("[{},{own},{},1]", event("a"), event("b"));
         let ids = |new_ids| {
             let limits = EventLimits::default();
             let decoded = super::decode(body.as_bytes(), Framing::Json, Timestamp::MIN, &limits, new_ids).unwrap();
-            decoded.events.iter().map(|event| event.id().as_u128()).collect::<Vec<_>>()
+            decoded.events.iter().map(Event::id).collect::<Vec<_>>()
         };
-        assert_eq!(ids(NewIds::From(of_message)), [u128::MAX - 1, 9, 0]);
+        let [first, second] = [Uuid::from_u128(7), Uuid::from_u128(8)];
+        let of_first = ids(NewIds::From(first));
+        assert_eq!(of_first[..2], [first, Uuid::from_u128(9)]);
+        assert_eq!(of_first, ids(NewIds::From(first)));
+        assert!(ids(NewIds::From(second)).iter().all(|id| !of_first.contains(id) || id.as_u128() == 9));
         assert_ne!(ids(NewIds::Minted), ids(NewIds::Minted));
     }
 

@@ -19,6 +19,9 @@ const ROUND_TRIP_TIMEOUT: Duration = Duration::from_secs(2);
 /// A server that is silent for three of these is given up.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How long an answer of the server may take. Less than a shutdown may.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A text that is not shown. Empty: none.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
@@ -103,7 +106,11 @@ impl Server {
             let ways = "in the URL, or `user` and `password`, or `token`, or `credentials_file`";
             return Err(BuildError(format!("more than one way to log in: choose one of {ways}")));
         }
-        let mut options = ConnectOptions::new().name("eye").retry_on_initial_connect().ping_interval(PING_INTERVAL);
+        let mut options = ConnectOptions::new()
+            .name("eye")
+            .retry_on_initial_connect()
+            .ping_interval(PING_INTERVAL)
+            .request_timeout(Some(REQUEST_TIMEOUT));
         for (user, secret) in [of_url, of_keys, ("", token)] {
             options = match (user, secret) {
                 ("", "") => options,
@@ -159,11 +166,13 @@ pub(super) async fn watch(
     mut on_change: impl FnMut(Change) + Send,
 ) {
     let mut is_new = false;
+    let mut has_complained = false;
     while let Some(event) = events.recv().await {
         match event {
             Event::Connected => {
                 round_trip(&client).await;
                 is_new = true;
+                has_complained = false;
             }
             Event::Disconnected => {
                 is_new = false;
@@ -178,7 +187,12 @@ pub(super) async fn watch(
                 is_new = false;
                 on_change(Change::Failed(format!("{name} says: {error}")));
             }
-            Event::ServerError(error) => tracing::warn!(server = name, %error, "the NATS server complains"),
+            // It may complain about each message that we send. Once a connection is enough.
+            Event::ServerError(_) if has_complained => {}
+            Event::ServerError(error) => {
+                has_complained = true;
+                tracing::warn!(server = name, %error, "the NATS server complains");
+            }
             Event::SlowConsumer(_) => on_change(Change::Dropped),
             Event::LameDuckMode | Event::Draining | Event::Closed => {}
         }

@@ -281,12 +281,10 @@ fn differences(found: &consumer::Config, wanted: &consumer::Config) -> Vec<Strin
 }
 
 /// An id from the message's place in its stream, the same whenever it is delivered: a UUIDv8 of the time when it was
-/// published, in nanoseconds, and its number, with room for that of an event in it.
+/// published, in nanoseconds, and its number.
 fn id_in_stream(message: &Message) -> Option<EventId> {
-    const EVENT_BITS: u32 = 20;
     let info = message.info().ok()?;
     let published = info.published.unix_timestamp_nanos() as u64;
-    let number = info.stream_sequence << EVENT_BITS;
-    let id = Builder::from_u128(u128::from(published) << 64 | u128::from(number));
+    let id = Builder::from_u128(u128::from(published) << 64 | u128::from(info.stream_sequence));
     Some(id.with_version(Version::Custom).with_variant(Variant::RFC4122).into_uuid())
 }

@@ -337,6 +337,44 @@ async fn who_logs_in_is_let_in() {
     assert_eq!(state_at(&server, keys).await, State::Ready);
 }
 
+#[tokio::test]
+async fn tls_that_was_asked_for_is_not_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.display().to_string()
+    };
+    let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let certificate = file("server.pem", certified.cert.pem());
+    let key = file("server.key", certified.signing_key.serialize_pem());
+    let with_tls = NatsServer::start_with(&["--tls", "--tlscert", &certificate, "--tlskey", &key]);
+    let without = NatsServer::start();
+    let keys = |url: String, ca_file: &str| json!({"url": url, "mode": "core", "subjects": ["a"], "ca_file": ca_file});
+    let tls_url = |server: &NatsServer| server.url().replace("nats:", "tls:");
+
+    assert_eq!(state_at(&with_tls, keys(tls_url(&with_tls), &certificate)).await, State::Ready);
+    for (server, ca_file) in [(&with_tls, ""), (&without, &*certificate)] {
+        let state = state_at(server, keys(tls_url(server), ca_file)).await;
+        assert!(matches!(state, State::Unavailable { .. }), "{state:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_subject_that_is_forbidden_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("nats.conf");
+    let permissions = "publish: \">\", subscribe: {deny: \"events.>\"}";
+    let users = format!("authorization {{users: [{{user: eye, password: eye, permissions: {{{permissions}}}}}]}}");
+    std::fs::write(&path, users).unwrap();
+    let server = NatsServer::start_with(&["-c", &path.display().to_string()]);
+    let mut keys = core(&server);
+    keys["user"] = json!("eye");
+    keys["password"] = json!("eye");
+    let State::Unavailable { reason } = state_at(&server, keys).await else { panic!("it is ready") };
+    assert!(reason.contains("Permissions Violation for Subscription to \"events.>\""), "{reason}");
+}
+
 #[test]
 fn no_secret_is_shown() {
     let shown = format!(

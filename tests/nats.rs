@@ -24,6 +24,13 @@ fn config(url: &str, keys: &str) -> String {
     )
 }
 
+/// The same, into PostgreSQL.
+fn in_postgres(config: &str, url: &str) -> String {
+    let sqlite = "type = \"sqlite\"\nurl = \"sqlite://eye.db\"\n";
+    assert!(config.contains(sqlite));
+    config.replace(sqlite, &format!("type = \"postgres\"\nurl = \"{url}\"\n"))
+}
+
 const CORE: &str = "mode = \"core\"\nsubjects = [\"events.>\"]\n";
 
 const JETSTREAM: &str = "mode = \"jetstream\"\nstream = \"EVENTS\"\nsubjects = []\nack_wait_ms = 1000\n";
@@ -139,6 +146,42 @@ async fn while_nats_is_away_http_goes_on() {
     assert_eq!(lines.count(), 5, "away, ready, away with what is lost, ready:\n{logs}");
 }
 
+/// How many messages the program says it has lost for want of room.
+fn lost(eye: &Eye) -> u64 {
+    let logs = eye.logs();
+    let lines = logs.lines().filter(|line| line.contains("lost, there was no room"));
+    lines.map(|line| serde_json::from_str::<Value>(line).unwrap()["fields"]["count"].as_u64().unwrap()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_there_is_no_room_for_is_counted() {
+    const MESSAGES: u64 = 100;
+    let server = NatsServer::start();
+    let postgres = Postgres::start();
+    let database = postgres.create_database();
+    let bounds = "max_body_bytes = 1000\nmax_pending_bytes = 2500\n";
+    let transport = "[transport]\ntype = \"memory\"\nmax_bytes = 1000\nmax_wait_ms = 60000\n";
+    let config = in_postgres(&config(&server.url(), &format!("{CORE}{bounds}{transport}")), &database.url);
+    let mut eye = Eye::start(PROGRAM, &config);
+    eye.wait_ready().await;
+    postgres.pause();
+    let client = connect(&server).await;
+    for n in 0..MESSAGES {
+        publish(&client, &event(&n.to_string())).await;
+    }
+    // Taken in turn, so all the others have been.
+    let reply = client.request("events.web", event("asked").to_string().into()).await.unwrap();
+    assert!(String::from_utf8_lossy(&reply.payload).contains("No room"), "{reply:?}");
+    postgres.resume();
+    assert_eq!(eye.terminate(DEADLINE), Some(0));
+    let lost = lost(&eye);
+    assert!(eye.logs().matches("lost, there was no room").count() <= 2, "once at once, and what is left at the end");
+    eye.restart();
+    eye.wait_ready().await;
+    assert_eq!(count(&eye).await + lost, MESSAGES);
+    assert!(lost > MESSAGES / 2, "{lost}");
+}
+
 #[tokio::test]
 async fn each_message_of_a_stream_is_stored_once_though_the_program_is_killed() {
     const MESSAGES: u64 = 3000;
@@ -177,9 +220,7 @@ async fn while_the_database_is_away_the_stream_keeps_the_messages() {
     let stream = create_stream(&client).await;
     let postgres = Postgres::start();
     let database = postgres.create_database();
-    let sink = "type = \"sqlite\"\nurl = \"sqlite://eye.db\"\n";
-    let config = config(&server.url(), JETSTREAM)
-        .replace(sink, &format!("type = \"postgres\"\nurl = \"{}\"\n[writer]\nretry_for_ms = 200\n", database.url));
+    let config = in_postgres(&config(&server.url(), JETSTREAM), &database.url) + "[writer]\nretry_for_ms = 200\n";
     let mut eye = Eye::start(PROGRAM, &config);
     eye.wait_ready().await;
     publish(&client, &event("before")).await;

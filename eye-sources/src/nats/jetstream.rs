@@ -106,7 +106,8 @@ impl Desk {
                 biased;
                 () = self.shutdown.cancelled() => return Ok(()),
                 found = async {
-                    connection.wait_for(|is_connected| *is_connected).await.expect("it is watched to the end");
+                    let connected = connection.wait_for(|is_connected| *is_connected).await.map(drop);
+                    connected.map_err(|_| Missing::ForGood("the NATS client has given up".to_owned()))?;
                     find(&self.client, &self.config).await
                 } => found,
             };

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::database::free_port;
@@ -88,9 +88,9 @@ impl NatsServer {
         self.process.resume();
     }
 
-    /// What the server has logged so far.
-    pub fn log(&self) -> String {
-        self.process.log()
+    /// Where its files are.
+    pub fn folder(&self) -> &Path {
+        self.process.folder()
     }
 
     /// Whether its first word to a client is `INFO`.

@@ -74,6 +74,14 @@ impl Eye {
         self.process.folder()
     }
 
+    /// The number of its process, to signal it or to look at it in `/proc`.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn pid(&self) -> String {
+        self.process.pid()
+    }
+
     /// Everything the program has logged, over all starts.
     pub fn logs(&self) -> String {
         self.process.log()

@@ -6,6 +6,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use eye_harness::eventually;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use serde_json::{Value, json};
 use support::load::Load;
 use support::store::{ALL, Kind, SERVERS, Store};
@@ -113,9 +115,6 @@ async fn a_database_that_hangs_is_503_in_time_and_then_consistent() {
         block_in_place(|| store.server().pause());
         load.answered(503, 12).await;
         let asked = Instant::now();
-        // Had it an id that the load does not know, it could not be told whether it is stored.
-        let (status, retry_after) = post(&eye, &event(Uuid::nil(), "")).await;
-        assert_eq!((status, retry_after), (400, None), "{kind:?}: bad events need no database");
         assert_eq!(eye.get("/api/event/").await.0, 503, "{kind:?}");
         assert!(asked.elapsed() < Duration::from_secs(5), "{kind:?}: {:?}", asked.elapsed());
         eventually("not ready", HANG, async || readyz(&eye).await.0 == 503).await;
@@ -189,22 +188,31 @@ async fn programs_that_start_at_once_on_an_empty_database_all_become_ready() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_transport_is_503_within_its_wait() {
     let store = Store::new(Kind::Postgres);
+    // Each of the events takes more than 256 bytes.
     let eye = start_ready(&store, "transport.max_bytes = 2000\ntransport.max_wait_ms = 200").await;
     let lock = store.lock().await;
-    let waiting = eye.client().post(eye.url("/api/event/")).json(&json!(thousand(0)));
-    let waiting = tokio::spawn(waiting.send());
-    eventually("no room", HANG, async || {
-        let asked = Instant::now();
-        let body = event(Uuid::new_v4(), "more").to_string();
-        let request = eye.client().post(eye.url("/api/event/")).header("Content-Type", "application/json").body(body);
-        let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(2), request.send()).await else { return false };
-        assert!(asked.elapsed() >= Duration::from_millis(200), "it waits for room first");
+    let mut posts: FuturesUnordered<_> = (0..20)
+        .map(|_| {
+            let request = eye.client().post(eye.url("/api/event/")).json(&event(Uuid::new_v4(), "good"));
+            async {
+                let asked = Instant::now();
+                (request.send().await.unwrap(), asked.elapsed())
+            }
+        })
+        .collect();
+    for _ in 0..10 {
+        let (answer, waited) = posts.next().await.unwrap();
         assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"1".parse().unwrap()));
-        answer.text().await.unwrap().contains("transport.max_bytes")
-    })
-    .await;
+        assert!((200..5000).contains(&waited.as_millis()), "{waited:?}");
+        assert!(answer.text().await.unwrap().contains("transport.max_bytes"));
+    }
     lock.release().await;
-    assert_eq!(waiting.await.unwrap().unwrap().status(), 201);
+    let mut stored = 0;
+    while let Some((answer, _)) = posts.next().await {
+        stored += usize::from(answer.status() == 201);
+    }
+    assert!(stored > 0, "there was room for some");
+    assert_eq!(store.ids().await.len(), stored);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -221,11 +229,11 @@ async fn memory_stays_bounded_while_producers_flood_a_database_that_hangs() {
     large["data"] = json!("x".repeat(EVENT_BYTES));
     let body = json!(vec![large; 20]).to_string();
     let url = eye.url("/api/event/");
-    // In all 16 times what may be held at once.
+    // In all 12 times what may be held at once.
     let clients = (0..32).map(|_| {
         let (client, url, body) = (eye.client().clone(), url.clone(), body.clone());
         async move {
-            for _ in 0..4 {
+            for _ in 0..6 {
                 let request = client.post(&url).header("Content-Type", "application/json").body(body.clone());
                 // Answers before the body is read may end the connection while it is sent.
                 if let Ok(answer) = request.send().await {
@@ -237,8 +245,8 @@ async fn memory_stays_bounded_while_producers_flood_a_database_that_hangs() {
     futures_util::future::join_all(clients).await;
     let grown = (peak_bytes(&eye) - before) / MIB;
     lock.release().await;
-    // Each of the two bounds, a batch on its way to the database, and what the allocator keeps.
-    assert!(grown < 100, "{grown} MiB");
+    // Both bounds, events between the two, buffers of connections, a batch on its way, and what the allocator keeps.
+    assert!(grown < 160, "{grown} MiB");
     eventually("it works again", HANG, async || post(&eye, &event(Uuid::new_v4(), "good")).await.0 == 201).await;
 }
 

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::{Batch, BatchLimits};
+use crate::event::Event;
 use crate::health::Health;
 use crate::sink::{Sink, WriteError};
 use crate::transport::Subscription;
@@ -36,6 +37,9 @@ impl Default for WriterConfig {
 
 /// While nothing is written, the sink is asked this often whether it is still there.
 const IDLE_CHECK: Duration = Duration::from_secs(2);
+
+/// A write that takes longer is a reason not to be ready: producers are about to lose patience.
+const SLOW_WRITE: Duration = Duration::from_secs(5);
 
 /// How often a batch is tried when the sink cannot say what is wrong, before it is halved.
 const UNKNOWN_TRIES: u32 = 3;
@@ -161,7 +165,7 @@ impl Writer {
         let mut backoff = Backoff::default();
         let mut unknown = 0;
         loop {
-            let (reason, pause) = match self.sink.write(&batch.events()[part.clone()]).await {
+            let (reason, pause) = match self.write_once(&batch.events()[part.clone()]).await {
                 Ok(()) => {
                     self.health.ready();
                     return Written::Stored;
@@ -191,6 +195,17 @@ impl Writer {
                 () = self.shutdown.cancelled() => return Written::Away { reason },
             }
         }
+    }
+
+    /// Waits as long as the sink does, but does not keep it to itself that it hangs.
+    async fn write_once(&self, events: &[Event]) -> Result<(), WriteError> {
+        let mut writing = self.sink.write(events);
+        tokio::select! {
+            written = &mut writing => return written,
+            () = tokio::time::sleep(SLOW_WRITE) => {}
+        }
+        self.health.unavailable(format!("no answer to a write for {} s", SLOW_WRITE.as_secs()));
+        writing.await
     }
 }
 
@@ -248,7 +263,7 @@ mod tests {
 
     use super::*;
     use crate::ack::{Ack, Outcome, Receipt};
-    use crate::event::{Event, EventFields};
+    use crate::event::EventFields;
     use crate::health::{HealthBoard, State};
     use crate::timestamp::Timestamp;
     use crate::transport::Delivery;

@@ -51,9 +51,10 @@ pub(crate) fn event(id: Uuid, name: &str) -> Value {
 pub(crate) async fn post(eye: &Eye, event: &Value) -> (u16, Option<u64>) {
     let request = eye.client().post(eye.url("/api/event/")).json(event);
     let answer = request.send().await.expect("the program answers");
-    let retry_after = answer.headers().get("retry-after").map(|seconds| {
-        seconds.to_str().expect("it is ASCII").parse().expect("Retry-After is a number of seconds")
-    });
+    let retry_after = answer
+        .headers()
+        .get("retry-after")
+        .map(|seconds| seconds.to_str().expect("it is ASCII").parse().expect("Retry-After is a number of seconds"));
     (answer.status().as_u16(), retry_after)
 }
 

@@ -132,7 +132,7 @@ impl Store {
             }
             Kind::MariaDb => {
                 let sql = "CREATE TRIGGER refuse BEFORE INSERT ON event FOR EACH ROW
-                     IF NEW.name = 'refused' THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'no such name'; END IF";
+                     SET @unused = IF(NEW.name = 'refused', (SELECT 1 UNION SELECT 2), 0)";
                 self.sql(sql).await;
             }
         }

@@ -77,6 +77,25 @@ async fn who_leaves_before_the_end_of_the_body_has_sent_nothing_and_who_leaves_a
 }
 
 #[tokio::test]
+async fn a_client_that_asks_before_it_sends_is_told_to_go_on_unless_the_body_is_too_large() {
+    let store = Store::new(Kind::Sqlite);
+    let eye = start_ready(&store, "").await;
+    let asking = request(&event(Uuid::new_v4(), "asked").to_string())
+        .replace("\r\n\r\n", "\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n");
+    let (head, body) = asking.split_at(asking.find("\r\n\r\n").unwrap() + 4);
+    let mut client = send(&eye, head).await;
+    let mut answer = vec![0; "HTTP/1.1 100 Continue\r\n\r\n".len()];
+    timeout(HANG, client.read_exact(&mut answer)).await.expect("it hangs").unwrap();
+    assert_eq!(answer, b"HTTP/1.1 100 Continue\r\n\r\n");
+    client.write_all(body.as_bytes()).await.unwrap();
+    assert!(to_end(client).await.starts_with("HTTP/1.1 201 "));
+    let large = head.replace("Content-Length: ", "Content-Length: 1000000");
+    assert!(to_end(send(&eye, large).await).await.starts_with("HTTP/1.1 413 "));
+    let unknown = head.replace("application/json", "text/html");
+    assert!(to_end(send(&eye, unknown).await).await.starts_with("HTTP/1.1 415 "));
+}
+
+#[tokio::test]
 async fn silent_connections_up_to_the_bound_do_not_keep_a_healthy_client_out() {
     let store = Store::new(Kind::Sqlite);
     let eye = start_ready(&store, "server.max_connections = 8\nserver.header_timeout_ms = 500").await;

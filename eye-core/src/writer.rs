@@ -290,6 +290,7 @@ mod tests {
             }
             for event in batch {
                 match event.name() {
+                    "slow" => tokio::time::sleep(2 * SLOW_WRITE).await,
                     "refused" => return Err(WriteError::reject("no such name")),
                     "puzzling" => return Err(WriteError::Unknown { reason: "hm".into() }),
                     _ => {}
@@ -369,6 +370,19 @@ mod tests {
             Outcome::Rejected(rejected) => rejected.iter().map(|rejection| rejection.index).collect(),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_without_an_answer_makes_the_sink_unavailable_until_there_is_one() {
+        let running = Running::start(FakeSink::default());
+        running.until_ready().await;
+        let receipt = running.send(&["slow"]);
+        tokio::time::sleep(SLOW_WRITE * 9 / 10).await;
+        assert_eq!(running.state(), State::Ready);
+        tokio::time::sleep(SLOW_WRITE * 2 / 10).await;
+        assert_eq!(running.state(), State::Unavailable { reason: "no answer to a write for 5 s".into() });
+        assert_eq!(receipt.outcome().await, Outcome::Delivered);
+        assert_eq!(running.state(), State::Ready);
     }
 
     #[tokio::test(start_paused = true)]

@@ -106,6 +106,22 @@ async fn a_database_that_is_killed_under_load_loses_nothing_that_was_acknowledge
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_cut_under_load_go_unnoticed() {
+    for kind in SERVERS {
+        let store = Store::new(kind);
+        let eye = start_ready(&store, "").await;
+        let load = Load::start(&eye);
+        for _ in 0..20 {
+            load.progress(10).await;
+            store.cut_connections().await;
+            assert_eq!(eye.get("/api/event/?limit=1").await.0, 200, "{kind:?}");
+        }
+        assert_eq!(load.unavailable(), 0, "{kind:?}: the writer tries again before its clients have to");
+        load.finish(&store).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_hangs_is_503_in_time_and_then_consistent() {
     for kind in SERVERS {
         let store = Store::own(kind);

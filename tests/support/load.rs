@@ -65,6 +65,11 @@ impl Load {
         eventually(&format!("answers with {status}"), HANG, async || self.shared.count(status) >= target).await;
     }
 
+    /// How many requests were answered with 503.
+    pub(crate) fn unavailable(&self) -> usize {
+        self.shared.count(503)
+    }
+
     /// Stops the clients. They saw nothing but 201, 503 with `Retry-After`, and lost connections; what they were told is
     /// true of the database.
     pub(crate) async fn finish(self, store: &Store) {

@@ -138,6 +138,27 @@ impl Store {
         }
     }
 
+    /// Cuts everybody else's connections, whatever they are doing.
+    pub(crate) async fn cut_connections(&self) {
+        match self.kind {
+            Kind::Sqlite => unreachable!("SQLite has none"),
+            Kind::Postgres => {
+                let sql = "SELECT pg_terminate_backend(pid)::text FROM pg_stat_activity
+                     WHERE datname = current_database() AND pid <> pg_backend_pid()";
+                self.sql(sql).await;
+            }
+            Kind::MariaDb => {
+                let mut connection = MySqlConnection::connect(&self.url).await.expect("the server runs");
+                let sql = "SELECT CONCAT('KILL ', id) FROM information_schema.processlist
+                     WHERE db = DATABASE() AND id <> CONNECTION_ID()";
+                for row in connection.fetch_all(sql).await.expect("valid SQL") {
+                    // One may be gone by itself.
+                    let _ = connection.execute(AssertSqlSafe(row.get::<String, _>(0))).await;
+                }
+            }
+        }
+    }
+
     /// Keeps everybody else from writing, until the lock is dropped.
     pub(crate) async fn lock(&self) -> Lock {
         match self.kind {

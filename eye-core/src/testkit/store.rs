@@ -14,7 +14,8 @@ pub async fn suite<F: SinkFixture>(new_fixture: impl AsyncFn() -> F) {
     macro_rules! run {
         ($($case:ident)*) => { $(
             println!("store suite: {}", stringify!($case));
-            let sink = new_fixture().await.open().await;
+            let fixture = new_fixture().await;
+            let sink = fixture.open().await;
             sink.prepare().await.unwrap();
             $case(&*sink).await;
         )* };

@@ -1,5 +1,5 @@
 //! What the tests of all sinks share.
-#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test program uses a part of it")]
 
 use eye_core::event::{Event, EventFields};
 use eye_core::sink::{Sink, SinkConfig};
@@ -9,28 +9,28 @@ use serde::de::value::{Error, MapDeserializer};
 use uuid::Uuid;
 
 /// A configuration with nothing but a URL.
-pub fn parse<C: SinkConfig>(url: &str) -> Result<C, String> {
+pub(crate) fn parse<C: SinkConfig>(url: &str) -> Result<C, String> {
     let keys = MapDeserializer::<_, Error>::new([("url", url)].into_iter());
     C::deserialize(keys).map_err(|error| error.to_string())
 }
 
 /// A sink that is ready to write.
-pub async fn open<C: SinkConfig>(url: &str) -> Box<dyn Sink> {
+pub(crate) async fn open<C: SinkConfig>(url: &str) -> Box<dyn Sink> {
     let sink = build::<C>(url).await;
     sink.prepare().await.unwrap();
     sink
 }
 
-pub async fn build<C: SinkConfig>(url: &str) -> Box<dyn Sink> {
+pub(crate) async fn build<C: SinkConfig>(url: &str) -> Box<dyn Sink> {
     parse::<C>(url).unwrap().build().await.unwrap()
 }
 
 /// The event number `number`, a microsecond younger than the one before.
-pub fn event(number: u64) -> Event {
+pub(crate) fn event(number: u64) -> Event {
     named(number, "name", "{}")
 }
 
-pub fn named(number: u64, name: &str, data: &str) -> Event {
+pub(crate) fn named(number: u64, name: &str, data: &str) -> Event {
     Event::from(EventFields {
         id: Uuid::from_u128(u128::from(number) + 1),
         timestamp: Timestamp::from_micros(1_600_000_000_000_000 + i64::try_from(number).unwrap()).unwrap(),
@@ -42,18 +42,18 @@ pub fn named(number: u64, name: &str, data: &str) -> Event {
     })
 }
 
-pub async fn newest(sink: &dyn Sink, limit: u32) -> EventPage {
+pub(crate) async fn newest(sink: &dyn Sink, limit: u32) -> EventPage {
     page(sink, PageStart::Newest, limit).await
 }
 
-pub async fn page(sink: &dyn Sink, start: PageStart, limit: u32) -> EventPage {
+pub(crate) async fn page(sink: &dyn Sink, start: PageStart, limit: u32) -> EventPage {
     query(sink, EventFilter::default(), start, limit).await
 }
 
-pub async fn matching(sink: &dyn Sink, filter: EventFilter) -> EventPage {
+pub(crate) async fn matching(sink: &dyn Sink, filter: EventFilter) -> EventPage {
     query(sink, filter, PageStart::Newest, 1000).await
 }
 
-pub async fn query(sink: &dyn Sink, filter: EventFilter, start: PageStart, limit: u32) -> EventPage {
+pub(crate) async fn query(sink: &dyn Sink, filter: EventFilter, start: PageStart, limit: u32) -> EventPage {
     sink.store().unwrap().query(EventQuery { filter, start, limit }).await.unwrap()
 }

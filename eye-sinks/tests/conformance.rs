@@ -1,0 +1,146 @@
+//! All sinks pass the public suites, each on a real database.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use common::build;
+use eye_core::event::{Event, EventFields};
+use eye_core::sink::{Sink, SinkConfig};
+use eye_core::testkit;
+use eye_core::testkit::sink::SinkFixture;
+use eye_core::timestamp::Timestamp;
+use eye_harness::{MariaDb, Postgres, Server};
+use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
+use sqlx::{Connection, MySqlConnection, PgConnection, SqliteConnection};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sqlite_conforms() {
+    testkit::sink::suite(async || SqliteFixture(TempDir::new().unwrap())).await;
+    testkit::store::suite(async || SqliteFixture(TempDir::new().unwrap())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_conforms() {
+    server_conforms::<PostgresConfig>(Postgres::start(), POSTGRES).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mariadb_conforms() {
+    server_conforms::<MysqlConfig>(MariaDb::start(), MARIADB).await;
+}
+
+async fn server_conforms<C: SinkConfig + Sync>(server: Server, kind: Kind) {
+    let server = Arc::new(server);
+    let fixture = async || {
+        let database = server.create_database();
+        ServerFixture::<C> { server: server.clone(), name: database.name, url: database.url, kind, config: PhantomData }
+    };
+    testkit::sink::suite(fixture).await;
+    testkit::store::suite(fixture).await;
+}
+
+/// A row as it is stored, read by nothing of the sink's: microseconds, id, session, category, name, data, microseconds.
+type Row = (i64, Uuid, String, String, String, String, i64);
+
+fn events(rows: Vec<Row>) -> Vec<Event> {
+    let event = |(micros, id, session_id, category, name, data, received_micros): &Row| {
+        let timestamp = Timestamp::from_micros(*micros).unwrap();
+        let received_at = Timestamp::from_micros(*received_micros).unwrap();
+        Event::from(EventFields { id: *id, timestamp, received_at, session_id, category, name, data })
+    };
+    rows.iter().map(event).collect()
+}
+
+struct SqliteFixture(TempDir);
+
+impl SqliteFixture {
+    fn url(&self) -> String {
+        format!("sqlite://{}", self.0.path().join("eye.db").display())
+    }
+}
+
+#[async_trait]
+impl SinkFixture for SqliteFixture {
+    async fn open(&self) -> Box<dyn Sink> {
+        build::<SqliteConfig>(&self.url()).await
+    }
+
+    async fn stored(&self) -> Vec<Event> {
+        let sql = "SELECT timestamp, id, session_id, category, name, data, received_at FROM event";
+        let mut connection = SqliteConnection::connect(&self.url()).await.unwrap();
+        events(sqlx::query_as(sql).fetch_all(&mut connection).await.unwrap())
+    }
+
+    async fn refuse(&self, name: &str) -> bool {
+        let mut connection = SqliteConnection::connect(&self.url()).await.unwrap();
+        let sql = format!(
+            "CREATE TRIGGER refuse BEFORE INSERT ON event WHEN NEW.name = '{name}' \
+             BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+        true
+    }
+}
+
+struct ServerFixture<C> {
+    server: Arc<Server>,
+    name: String,
+    url: String,
+    kind: Kind,
+    config: PhantomData<C>,
+}
+
+/// How to look at what a server has.
+#[derive(Clone, Copy)]
+struct Kind {
+    select: &'static str,
+    is_postgres: bool,
+}
+
+const POSTGRES: Kind = Kind {
+    select: "SELECT (EXTRACT(EPOCH FROM timestamp) * 1000000)::bigint, id, session_id, category, name, data::text,
+        (EXTRACT(EPOCH FROM received_at) * 1000000)::bigint FROM event",
+    is_postgres: true,
+};
+const MARIADB: Kind = Kind {
+    select: "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', timestamp), id, session_id, category, name, data,
+        TIMESTAMPDIFF(MICROSECOND, '1970-01-01', received_at) FROM event",
+    is_postgres: false,
+};
+
+#[async_trait]
+impl<C: SinkConfig + Sync> SinkFixture for ServerFixture<C> {
+    async fn open(&self) -> Box<dyn Sink> {
+        build::<C>(&self.url).await
+    }
+
+    async fn stored(&self) -> Vec<Event> {
+        events(if self.kind.is_postgres {
+            let mut connection = PgConnection::connect(&self.url).await.unwrap();
+            sqlx::query_as(self.kind.select).fetch_all(&mut connection).await.unwrap()
+        } else {
+            let mut connection = MySqlConnection::connect(&self.url).await.unwrap();
+            sqlx::query_as(self.kind.select).fetch_all(&mut connection).await.unwrap()
+        })
+    }
+
+    async fn refuse(&self, name: &str) -> bool {
+        self.server.sql(&self.name, &format!("ALTER TABLE event ADD CONSTRAINT refuse CHECK (name <> '{name}')"));
+        true
+    }
+
+    async fn go_away(&self) -> bool {
+        self.server.kill();
+        true
+    }
+
+    async fn come_back(&self) {
+        self.server.restart();
+    }
+}

@@ -19,7 +19,8 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -45,6 +46,7 @@ const READ_METHODS: &str = "GET, HEAD, OPTIONS";
 #[serde(default)]
 pub struct ServerConfig {
     /// Address and port to listen on. Default `127.0.0.1:8000`; port 0 takes a free one.
+    #[serde(deserialize_with = "address_and_port")]
     pub listen: String,
     /// Connections open at once; beyond, they wait in the system's backlog. The default, 800, stays below the usual
     /// limit of 1,024 open files.
@@ -65,6 +67,13 @@ impl Default for ServerConfig {
             trust_proxy: false,
         }
     }
+}
+
+/// Refuses what cannot be listened on whatever the machine. A name such as `localhost` is resolved when binding.
+fn address_and_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let listen = String::deserialize(deserializer)?;
+    let sound = listen.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if sound { Ok(listen) } else { Err(D::Error::custom("expected an address and a port, such as `127.0.0.1:8000`")) }
 }
 
 /// Why there is no listener.

@@ -29,7 +29,7 @@ use crate::sink::Sink;
 use crate::source::Source;
 use crate::transport::Transport;
 
-pub use read::field_names;
+pub use read::{at_least_one, field_names};
 use suggest::{instead, nearest};
 use value::{Entry, Node, Value, join};
 
@@ -77,7 +77,11 @@ impl<'t> Document<'t> {
                 key: String::new(),
                 message: error.message().to_owned(),
             });
-            return Err(ConfigErrors::new(file, text, faults.collect()));
+            let mut faults: Faults = faults.collect();
+            // What follows in the same line is the parser finding its feet again.
+            faults.sort_by_key(|fault| fault.at);
+            faults.dedup_by_key(|fault| position(text, fault.at).0);
+            return Err(ConfigErrors::new(file, text, faults));
         }
         let mut faults = Faults::new();
         let entries = value::table("", table.into_inner(), &variable, &mut faults);

@@ -4,9 +4,16 @@
 //! text is not JSON, and ends the scan. A [`Problem`] means that it is JSON which some database could not store: it
 //! belongs to one value, and the scan goes on behind it.
 
+mod errors;
+mod strings;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
+
+use errors::Found;
+pub use errors::{Problem, SyntaxError};
+use strings::{plain_length, unescape};
 
 /// Text to be scanned. A byte order mark at its start is skipped.
 pub struct JsonText<'a> {
@@ -97,65 +104,6 @@ impl fmt::Display for Kind {
             Self::Array => "an array",
             Self::Object => "an object",
         })
-    }
-}
-
-/// Why a value that is JSON cannot be stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Problem {
-    /// `\u0000`.
-    #[error("Null characters (\\u0000) are not allowed.")]
-    NullCharacter,
-    /// Half of a surrogate pair.
-    #[error("Lone surrogates (\\uD800 to \\uDFFF without their pair) are not allowed.")]
-    LoneSurrogate,
-    /// A number that is infinite for those who read it as a double.
-    #[error("Numbers beyond the range of a double (about 1.8e308) are not allowed; send them as strings.")]
-    NumberTooLarge,
-    /// Bytes that are not UTF-8.
-    #[error("The text is not valid UTF-8.")]
-    InvalidUtf8,
-}
-
-/// Where and why a text is not JSON.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SyntaxError {
-    /// From 1.
-    pub line: usize,
-    /// In characters, from 1.
-    pub column: usize,
-    expected: &'static str,
-    found: Found,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Found {
-    Character(char),
-    InvalidUtf8,
-    End,
-    NothingAtAll,
-}
-
-impl fmt::Display for SyntaxError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { line, column, expected, found } = self;
-        write!(f, "JSON parse error at line {line} column {column}: expected {expected}, but ")?;
-        match found {
-            Found::Character(character) if character.is_control() => write!(f, "found {character:?}"),
-            Found::Character(character) => write!(f, "found `{character}`"),
-            Found::InvalidUtf8 => f.write_str("found a byte that is not UTF-8"),
-            Found::End => f.write_str("the text ends here"),
-            Found::NothingAtAll => f.write_str("the body is empty"),
-        }
-    }
-}
-
-impl std::error::Error for SyntaxError {}
-
-impl SyntaxError {
-    /// A body that holds nothing, where `expected` should be.
-    pub fn empty_body(expected: &'static str) -> Self {
-        Self { line: 1, column: 1, expected, found: Found::NothingAtAll }
     }
 }
 
@@ -291,11 +239,11 @@ impl<'a> Scanner<'a> {
     }
 
     /// Reads an object's key and the colon behind it; the place is then that of the value. Gives the key as it is
-    /// without escapes, in [`copied`](Self::copied), and the first reason why it cannot be stored.
+    /// without escapes, and the first reason why it cannot be stored.
     ///
     /// # Errors
     /// [`SyntaxError`] where this is no key.
-    pub fn key(&mut self) -> Result<(Range<usize>, Option<Problem>), SyntaxError> {
+    pub fn key(&mut self) -> Result<(Cow<'a, str>, Option<Problem>), SyntaxError> {
         if self.peek() != Some(b'"') {
             return Err(self.unexpected("a key in double quotes"));
         }
@@ -304,19 +252,20 @@ impl<'a> Scanner<'a> {
         let escaped = self.string()?;
         let span = start..self.position;
         let problem = self.take_problem(&span);
-        let copy_start = self.copied.len();
         let content = &self.text[span.start + 1..span.end - 1];
-        if escaped {
-            unescape(content, &mut self.copied);
+        let key = if escaped {
+            let mut key = String::new();
+            unescape(content, &mut key);
+            Cow::Owned(key)
         } else {
-            self.copied.push_str(content);
-        }
+            Cow::Borrowed(content)
+        };
         self.skip_white_space();
         if !self.eat(b':') {
             return Err(self.unexpected("`:`"));
         }
         self.skip_white_space();
-        Ok((copy_start..self.copied.len(), problem))
+        Ok((key, problem))
     }
 
     /// The content of a string without its escapes, or the text of a number, in [`copied`](Self::copied).
@@ -503,57 +452,5 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// How many bytes from the start are neither `"` nor `\` nor control characters. Eight at a time, for this is where
-/// most of an event is read.
-fn plain_length(bytes: &[u8]) -> usize {
-    const ONES: u64 = u64::MAX / 0xFF;
-    const HIGHS: u64 = ONES * 0x80;
-    // The highest bit of each byte that is below `limit` (at most 0x80). Above the first such byte, there may be
-    // false ones: only the first is looked at.
-    let below = |word: u64, limit: u64| word.wrapping_sub(ONES * limit) & !word & HIGHS;
-    let mut length = 0;
-    while let Some(chunk) = bytes[length..].first_chunk::<8>() {
-        let word = u64::from_le_bytes(*chunk);
-        let quote = below(word ^ (ONES * u64::from(b'"')), 1);
-        let backslash = below(word ^ (ONES * u64::from(b'\\')), 1);
-        let special = quote | backslash | below(word, 0x20);
-        if special != 0 {
-            return length + special.trailing_zeros() as usize / 8;
-        }
-        length += 8;
-    }
-    let is_special = |byte: &u8| matches!(byte, b'"' | b'\\' | 0..0x20);
-    length + bytes[length..].iter().position(is_special).unwrap_or(bytes.len() - length)
-}
-
-/// Appends the content of a string that the scan has passed, with its escapes resolved. Lone surrogates, which the scan
-/// has reported, become U+FFFD.
-fn unescape(mut content: &str, into: &mut String) {
-    while let Some((plain, escape)) = content.split_once('\\') {
-        into.push_str(plain);
-        let (character, length) = match escape.as_bytes()[0] {
-            b'b' => ('\u{8}', 1),
-            b'f' => ('\u{c}', 1),
-            b'n' => ('\n', 1),
-            b'r' => ('\r', 1),
-            b't' => ('\t', 1),
-            b'u' => unescape_unicode(escape),
-            itself => (char::from(itself), 1),
-        };
-        into.push(character);
-        content = &escape[length..];
-    }
-    into.push_str(content);
-}
-
-/// The character of `u263a` or `ud83d\ude00`, and how long that is.
-fn unescape_unicode(escape: &str) -> (char, usize) {
-    let unit = |start| escape.get(start..start + 4).and_then(|digits| u16::from_str_radix(digits, 16).ok());
-    let high = unit(1).unwrap_or_default();
-    let low = if escape[5..].starts_with("\\u") { unit(7) } else { None };
-    let first = |units: &[u16]| char::decode_utf16(units.iter().copied()).next().and_then(Result::ok);
-    match low.and_then(|low| first(&[high, low])) {
-        Some(character) => (character, if character > '\u{ffff}' { 11 } else { 5 }),
-        None => (first(&[high]).unwrap_or(char::REPLACEMENT_CHARACTER), 5),
-    }
-}
+#[cfg(test)]
+mod tests;

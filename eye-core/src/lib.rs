@@ -11,7 +11,7 @@ pub mod registry;
 pub mod sink;
 pub mod source;
 pub mod store;
-#[cfg(feature = "testkit")]
+#[cfg(any(test, feature = "testkit"))]
 pub mod testkit;
 pub mod timestamp;
 pub mod transport;

@@ -19,8 +19,10 @@ use crate::transport::Subscription;
 #[serde(default)]
 pub struct WriterConfig {
     /// Events in one batch, at most; a single request's events stay together even when they are more.
+    #[serde(deserialize_with = "crate::config::at_least_one")]
     pub max_events: usize,
     /// Bytes of events in one batch, at most, with the same exception.
+    #[serde(deserialize_with = "crate::config::at_least_one")]
     pub max_bytes: usize,
     /// How long a batch that a sink cannot take now is tried again before its producers are told.
     pub retry_for_ms: u64,
@@ -114,7 +116,8 @@ impl Writer {
     /// Writes a batch, halving it around events that are refused; the reason when the sink is away at the end of it.
     async fn write(&self, batch: &mut Batch) -> Option<String> {
         let give_up_at = Instant::now() + Duration::from_millis(self.config.retry_for_ms);
-        let mut parts = Vec::from([0..batch.events().len()]);
+        let whole = 0..batch.events().len();
+        let mut parts = vec![whole];
         let mut tries = UNKNOWN_TRIES;
         let mut any_stored = false;
         let mut suspects = Vec::new();

@@ -32,6 +32,8 @@ pub(crate) struct Sent {
     pub indices: Vec<usize>,
     /// Those that did not pass the gate.
     pub invalid: Vec<RejectedEvent>,
+    /// How many more did not, beyond those that are listed.
+    pub unlisted: usize,
     /// False only for a body that is one single value and no array.
     pub many: bool,
     /// The bound that was set for one event.
@@ -49,6 +51,12 @@ struct Failure<'a> {
     accepted: Option<usize>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     rejected: Vec<Rejected<'a>>,
+    #[serde(skip_serializing_if = "is_zero")]
+    unlisted: usize,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 #[derive(Serialize)]
@@ -132,7 +140,10 @@ impl Answer {
             _ => (StatusCode::OK, None),
         };
         let rejected = rejected.into_iter().map(|(_, rejected)| rejected).collect();
-        Self::of(status, &Failure { detail, accepted: Some(accepted), rejected, ..Failure::default() })
+        Self::of(
+            status,
+            &Failure { detail, accepted: Some(accepted), rejected, unlisted: sent.unlisted, ..Failure::default() },
+        )
     }
 
     /// No event passed the gate, and there was at least one.
@@ -145,7 +156,7 @@ impl Answer {
             [event] if !sent.many => Failure { errors: Some(&event.errors), ..Failure::default() },
             invalid => {
                 let rejected = invalid.iter().map(Rejected::ByGate).collect();
-                Failure { accepted: Some(0), rejected, ..Failure::default() }
+                Failure { accepted: Some(0), rejected, unlisted: sent.unlisted, ..Failure::default() }
             }
         };
         Self::of(StatusCode::BAD_REQUEST, &failure)

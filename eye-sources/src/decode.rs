@@ -14,6 +14,10 @@ pub enum Framing {
     Ndjson,
 }
 
+/// The most refused events that are listed with their errors. Without a bound, two bytes of a body (`1,`) would take
+/// hundreds of the report.
+pub const MAX_LISTED: usize = 10_000;
+
 /// What a body holds.
 #[derive(Debug)]
 pub struct Decoded {
@@ -21,8 +25,10 @@ pub struct Decoded {
     pub events: Vec<Event>,
     /// The place in the body of each of them, from 0.
     pub indices: Vec<usize>,
-    /// The others, in the order of the body.
+    /// The others, in the order of the body; the first [`MAX_LISTED`] of them.
     pub rejected: Vec<RejectedEvent>,
+    /// How many more of the others there are.
+    pub unlisted: usize,
     /// False only for a body that is one single value and no array.
     pub many: bool,
 }
@@ -51,7 +57,7 @@ pub fn decode(
         scanner: Scanner::new(&text),
         received_at,
         limits,
-        decoded: Decoded { events: Vec::new(), indices: Vec::new(), rejected: Vec::new(), many: false },
+        decoded: Decoded { events: Vec::new(), indices: Vec::new(), rejected: Vec::new(), unlisted: 0, many: false },
     };
     match framing {
         Framing::Json => decoder.json()?,
@@ -140,12 +146,15 @@ impl<'a> Decoder<'a> {
                 self.decoded.events.push(event);
                 self.decoded.indices.push(index);
             }
-            Err(errors) => self.decoded.rejected.push(RejectedEvent { index, errors }),
+            Err(errors) if self.decoded.rejected.len() < MAX_LISTED => {
+                self.decoded.rejected.push(RejectedEvent { index, errors });
+            }
+            Err(_) => self.decoded.unlisted += 1,
         }
     }
 
     fn next_index(&self) -> usize {
-        self.decoded.events.len() + self.decoded.rejected.len()
+        self.decoded.events.len() + self.decoded.rejected.len() + self.decoded.unlisted
     }
 }
 
@@ -204,6 +213,15 @@ mod tests {
         ];
         for (body, events, many) in table {
             assert_eq!(outline(&decode_json(&body)), (events, vec![], many), "{body}");
+        }
+    }
+
+    #[test]
+    fn refused_events_beyond_the_bound_are_counted_and_take_no_other_along() {
+        for (refused, unlisted) in [(MAX_LISTED, 0), (MAX_LISTED + 2, 2)] {
+            let decoded = decode_json(format!("[{}{}]", "1,".repeat(refused), event("a")));
+            assert_eq!((decoded.rejected.len(), decoded.unlisted), (MAX_LISTED, unlisted));
+            assert_eq!(decoded.indices, [refused]);
         }
     }
 
@@ -355,8 +373,9 @@ mod tests {
     #[test]
     fn many_wrong_lines_are_located_in_linear_time() {
         let decoded = decode_ndjson("x\n".repeat(500_000));
-        let last = serde_json::to_value(&decoded.rejected[499_999]).unwrap();
-        assert!(last["errors"]["non_field_errors"][0].as_str().unwrap().contains("line 500000 column 1:"));
+        let last = serde_json::to_value(decoded.rejected.last().unwrap()).unwrap();
+        assert!(last["errors"]["non_field_errors"][0].as_str().unwrap().contains("line 10000 column 1:"));
+        assert_eq!(decoded.rejected.len() + decoded.unlisted, 500_000);
     }
 
     proptest! {

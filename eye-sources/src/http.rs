@@ -36,16 +36,21 @@ const INLINE_MAX_BYTES: usize = 128 * 1024;
 #[serde(default)]
 pub struct HttpConfig {
     /// Bytes of one body at most, decoded; a larger one is answered 413. Default 5 MiB.
+    #[serde(deserialize_with = "eye_core::config::at_least_one")]
     pub max_body_bytes: u32,
     /// Bytes of one event at most; a larger one is refused. Default 1 MiB.
+    #[serde(deserialize_with = "eye_core::config::at_least_one")]
     pub max_event_bytes: u32,
     /// Bytes of all bodies that are being read, decoded or handed on at once; beyond, requests wait a second, then are
     /// answered 503. At least twice `max_body_bytes`. Default 64 MiB.
+    #[serde(deserialize_with = "eye_core::config::at_least_one")]
     pub max_pending_bytes: u32,
     /// Milliseconds within which a whole body must arrive; a slower one is answered 408. Default 30 s.
+    #[serde(deserialize_with = "eye_core::config::at_least_one")]
     pub body_timeout_ms: u64,
     /// Milliseconds that a request waits until its events are stored; then it is answered 503, although they may still
     /// be. Default 10 s.
+    #[serde(deserialize_with = "eye_core::config::at_least_one")]
     pub receipt_timeout_ms: u64,
 }
 
@@ -154,6 +159,7 @@ impl Intake {
         let sent = Sent {
             indices: decoded.indices,
             invalid: decoded.rejected,
+            unlisted: decoded.unlisted,
             many: decoded.many,
             max_event_bytes: self.config.max_event_bytes,
         };

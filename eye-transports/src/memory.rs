@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, mpsc};
 #[serde(default)]
 pub struct MemoryConfig {
     /// Bytes of events that may be queued or being written at once, counting 256 bytes more for each event.
+    #[serde(deserialize_with = "eye_core::config::at_least_one")]
     pub max_bytes: u32,
     /// How long a request waits for room before it is told that there is none.
     pub max_wait_ms: u64,

@@ -23,7 +23,9 @@ struct Running {
 }
 
 fn config() -> ServerConfig {
-    ServerConfig { listen: "127.0.0.1:0".to_owned(), ..ServerConfig::default() }
+    // A connection that only this timeout closes is a hang.
+    let header_timeout_ms = 2 * HANG.as_millis() as u64;
+    ServerConfig { listen: "127.0.0.1:0".to_owned(), header_timeout_ms, ..ServerConfig::default() }
 }
 
 async fn start(config: ServerConfig, app: Router) -> Running {
@@ -90,6 +92,10 @@ fn held() -> Held {
     let handler = async move || {
         say_begun.send(()).unwrap();
         may_go.cancelled().await;
+        // Not at once: who does not wait for the end comes before it.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
         say_done.send(()).unwrap();
         "done"
     };

@@ -8,8 +8,8 @@ use std::fmt::{self, Display};
 
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{
-    DeserializeOwned, DeserializeSeed, Deserializer, Error as _, Expected, IntoDeserializer, MapAccess, SeqAccess,
-    Unexpected, Visitor,
+    Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, Error as _, Expected, IntoDeserializer, MapAccess,
+    SeqAccess, Unexpected, Visitor,
 };
 
 use super::suggest::{instead, nearest};
@@ -40,6 +40,22 @@ pub fn field_names<T: DeserializeOwned>() -> &'static [&'static str] {
     // Whether the made-up values please the struct does not matter.
     let _ = T::deserialize(FieldNames(&mut names));
     names
+}
+
+/// For fields of which zero would mean "never" or "nothing": `#[serde(deserialize_with = "at_least_one")]`.
+///
+/// # Errors
+/// When there is no integer of the field's type, or it is below 1.
+pub fn at_least_one<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + PartialOrd + From<u8>,
+{
+    let number = T::deserialize(deserializer)?;
+    if number < T::from(1) {
+        return Err(D::Error::invalid_value(Unexpected::Unsigned(0), &"an integer that is 1 or greater"));
+    }
+    Ok(number)
 }
 
 /// Reports the error and changes the value so that reading it again finds the next one. False when that is no use.
@@ -259,7 +275,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
                 Err(ReadError::value(format_args!("expected {}, found {}", name(&visitor, false), self.0.value.kind())))
             }
             Value::Array(nodes) => visitor.visit_seq(Elements { nodes, next: 0 }),
-            Value::Table(entries) => visitor.visit_map(Entries { entries, next: 0 }),
+            Value::Table(entries) => visitor.visit_map(Entries::new(entries)),
             Value::Reported => MadeUp.deserialize_any(visitor),
         }
     }
@@ -301,7 +317,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
     ) -> Result<V::Value, ReadError> {
         match &self.0.value {
             Value::Text(text) => visitor.visit_enum(StrDeserializer::new(text)),
-            Value::Table(entries) => visitor.visit_enum(MapAccessDeserializer::new(Entries { entries, next: 0 })),
+            Value::Table(entries) => visitor.visit_enum(MapAccessDeserializer::new(Entries::new(entries))),
             Value::Reported => MadeUp.deserialize_enum(name, variants, visitor),
             other => Err(ReadError::value(format_args!("expected a string, found {}", other.kind()))),
         }
@@ -333,24 +349,34 @@ impl<'de> SeqAccess<'de> for Elements<'_> {
     }
 }
 
+/// Sound entries first: serde may refuse to go on after a reported one, whose made-up value does not please.
 struct Entries<'n> {
     entries: &'n [Entry],
-    next: usize,
+    order: std::vec::IntoIter<usize>,
+    current: usize,
+}
+
+impl<'n> Entries<'n> {
+    fn new(entries: &'n [Entry]) -> Self {
+        let mut order: Vec<usize> = (0..entries.len()).collect();
+        order.sort_by_key(|&index| entries[index].node.is_reported());
+        Self { entries, order: order.into_iter(), current: 0 }
+    }
 }
 
 impl<'de> MapAccess<'de> for Entries<'_> {
     type Error = ReadError;
 
     fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, ReadError> {
-        let Some(entry) = self.entries.get(self.next) else { return Ok(None) };
-        self.next += 1;
-        let key: StrDeserializer<'_, ReadError> = entry.key.as_str().into_deserializer();
-        seed.deserialize(key).map(Some).map_err(|error| error.within(self.next - 1))
+        let Some(index) = self.order.next() else { return Ok(None) };
+        self.current = index;
+        let key: StrDeserializer<'_, ReadError> = self.entries[index].key.as_str().into_deserializer();
+        seed.deserialize(key).map(Some).map_err(|error| error.within(index))
     }
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, ReadError> {
-        let entry = &self.entries[self.next - 1];
-        seed.deserialize(Reader(&entry.node)).map_err(|error| error.within(self.next - 1))
+        let index = self.current;
+        seed.deserialize(Reader(&self.entries[index].node)).map_err(|error| error.within(index))
     }
 }
 
@@ -390,7 +416,7 @@ impl<'de> Deserializer<'de> for MadeUp {
         deserialize_char => visit_char('x'),
         deserialize_option => visit_none(),
         deserialize_seq => visit_seq(Elements { nodes: &[], next: 0 }),
-        deserialize_map => visit_map(Entries { entries: &[], next: 0 }),
+        deserialize_map => visit_map(Entries::new(&[])),
         deserialize_unit => visit_unit(),
     }
 
@@ -405,7 +431,7 @@ impl<'de> Deserializer<'de> for MadeUp {
         visitor: V,
     ) -> Result<V::Value, ReadError> {
         let entries: Vec<Entry> = fields.iter().map(|field| reported(field, 0)).collect();
-        visitor.visit_map(Entries { entries: &entries, next: 0 }).map_err(made_up_error)
+        visitor.visit_map(Entries::new(&entries)).map_err(made_up_error)
     }
 
     fn deserialize_enum<V: Visitor<'de>>(

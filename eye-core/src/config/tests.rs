@@ -64,6 +64,12 @@ struct StoreConfig {
     subjects: Option<Vec<String>>,
     labels: Option<BTreeMap<String, u8>>,
     tls: Option<Tls>,
+    #[serde(deserialize_with = "at_least_one", default = "one")]
+    least: u64,
+}
+
+fn one() -> u64 {
+    1
 }
 
 impl SinkConfig for StoreConfig {
@@ -213,6 +219,8 @@ fn wrong_values_say_what_is_expected() {
         ("subjects = \"a\"", "5:12: sinks.a.subjects: expected an array, found a string"),
         ("subjects = [\"a\", 1]", "5:18: sinks.a.subjects[1]: expected a string, found an integer"),
         ("labels = { \"a b\" = 256 }", "5:20: sinks.a.labels.\"a b\": expected an integer from 0 to 255, found 256"),
+        ("least = 0", "5:9: sinks.a.least: expected an integer that is 1 or greater, found 0"),
+        ("least = -1", "5:9: sinks.a.least: expected an integer that is 0 or greater, found -1"),
         ("tls = []", "5:7: sinks.a.tls: expected a table, found an array"),
         ("tls = \"x\"", "5:7: sinks.a.tls: expected a table, found a string"),
         ("tls = {}", "5:7: sinks.a.tls.cert: this key is required"),
@@ -235,13 +243,23 @@ fn every_fault_of_a_component_is_reported_once_and_in_order() {
         "6:8: sinks.a.port: expected an integer, found a string",
         "7:7: sinks.a.url: expected a string, found an integer",
         "8:1: sinks.a.bogus_key: unknown key; known keys: url, table, max_events, port, total, ratio, fast, mode, \
-         address, subjects, labels, tls",
+         address, subjects, labels, tls, least",
         "9:13: sinks.a.subjects[0]: expected a string, found an integer",
         "9:21: sinks.a.subjects[2]: expected a string, found an integer",
         "10:7: sinks.a.tls.cert: this key is required",
         "10:18: sinks.a.tls.verify: expected a boolean, found an integer",
     ];
     assert_eq!(faults(text), expected);
+}
+
+/// An address cannot be made up; what stands after it is read all the same.
+#[test]
+fn a_fault_in_a_picky_type_hides_none_after_it() {
+    let expected = [
+        "5:11: sinks.a.address: expected socket address, found an integer",
+        "6:8: sinks.a.port: expected an integer, found a string",
+    ];
+    assert_eq!(store_faults("address = 5\nport = \"x\""), expected);
 }
 
 #[test]
@@ -338,7 +356,7 @@ fn faults_of_the_pipeline_are_reported() {
         // Columns count characters, not bytes.
         (
             format!("{SOUND}\"é\" = 1"),
-            "7:1: sinks.a.\"é\": unknown key; known keys: url, table, max_events, port, total, ratio, fast, mode, address, subjects, labels, tls",
+            "7:1: sinks.a.\"é\": unknown key; known keys: url, table, max_events, port, total, ratio, fast, mode, address, subjects, labels, tls, least",
         ),
         (
             format!("{SOUND}labels = {{ \"é\" = true }}"),
@@ -364,11 +382,16 @@ fn the_chosen_sink_answers_queries() {
 
 #[test]
 fn text_that_is_not_toml_is_refused_with_its_position() {
-    let cases: [(&str, &[&str]); 4] = [
+    let deep = format!("a = {}", "[".repeat(100_000));
+    assert!(faults(&deep)[0].starts_with("1:"));
+
+    let cases: [(&str, &[&str]); 6] = [
         ("[sinks.a\ntype = \"null\"\n", &["1:9: "]),
         ("a = \nb = 1\nc = [1\n", &["1:5: ", "3:7: "]),
         ("a = 1\na = 2\n", &["2:1: duplicate key"]),
         ("a = \"hush\n", &["1:10: "]),
+        ("a = postgres://ann:hush@db\n", &["1:5: "]),
+        ("a = 1\nb = hush = hush\n", &["2:5: "]),
     ];
     for (text, expected) in cases {
         let found = faults(text);
@@ -438,5 +461,63 @@ fn a_check_of_the_whole_struct_is_reported_at_its_table() {
         document.section::<Checked>("range");
         let errors = document.into_pipeline(&registry()).unwrap_err().to_string();
         assert_eq!(errors, format!("eye.toml:{expected}"));
+    }
+}
+
+/// What looks like TOML, wrong in every way.
+fn hostile_text() -> impl proptest::strategy::Strategy<Value = String> {
+    use proptest::prelude::*;
+    let key =
+        prop_oneof![proptest::sample::select(field_names::<StoreConfig>()).prop_map(str::to_owned), "[a-zé]{0,3}"];
+    let value = proptest::sample::select(vec![
+        "1",
+        "-1",
+        "0",
+        "70000",
+        "1e400",
+        "nan",
+        "true",
+        "\"\"",
+        "\"core\"",
+        "\"${PASSWORD}\"",
+        "\"${NONE}\"",
+        "\"é${\"",
+        "[]",
+        "[1, \"a\", [true]]",
+        "{}",
+        "{ cert = 1 }",
+        "{ cert = \"é\", x = 1 }",
+        "1979-05-27",
+        "",
+        "[",
+        "'",
+    ]);
+    let line = prop_oneof![
+        6 => (key, value).prop_map(|(key, value)| format!("{key} = {value}\n")),
+        1 => proptest::sample::select(vec![
+            "[sinks.b]\ntype = \"store\"\n", "[sinks.c.tls]\n", "[query]\n", "[server]\n", "[transport]\n",
+            "[[sources.web]]\n", "[sources.x]\ntype = \"web\"\n", "\u{feff}", "\r\n", "\0", "é",
+        ]).prop_map(str::to_owned),
+    ];
+    proptest::collection::vec(line, 0..12).prop_map(|lines| format!("[sinks.a]\ntype = \"store\"\n{}", lines.concat()))
+}
+
+proptest::proptest! {
+    /// No text panics; what is refused has its place in the file, in order, and each fault once.
+    #[test]
+    fn no_text_panics(text in hostile_text()) {
+        if let Err(errors) = pipeline(&text) {
+            let lines: Vec<String> = errors.to_string().lines().map(str::to_owned).collect();
+            let place = |line: &String| {
+                let mut parts = line.strip_prefix("eye.toml:").unwrap().splitn(3, ':');
+                let mut number = || parts.next().unwrap().parse::<usize>().unwrap();
+                (number(), number())
+            };
+            assert!(lines.iter().map(place).is_sorted(), "{lines:#?}");
+            let mut unique = lines.clone();
+            unique.sort();
+            unique.dedup();
+            assert_eq!(unique.len(), lines.len(), "{lines:#?}");
+        }
     }
 }

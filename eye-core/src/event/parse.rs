@@ -114,7 +114,7 @@ impl Draft {
         if let Some(problem) = problem {
             self.problems.add(Field::Event, problem.into());
         }
-        let field = Field::of_key(&scanner.copied()[key]);
+        let field = Field::of_key(&key);
         let value = scanner.value()?;
         if let Some(problem) = value.problem {
             self.problems.add(field, problem.into());

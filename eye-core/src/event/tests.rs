@@ -1,8 +1,11 @@
 #![allow(clippy::unwrap_used)]
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::json::{JsonText, Scanner};
+use crate::testkit::strategy;
 
 const SESSION: &str = "e2085be5-9137-4e4e-80b5-f1ffddc25423";
 const RECEIVED_AT: Timestamp = Timestamp::MAX;
@@ -126,7 +129,6 @@ fn data_is_at_most_32_levels_deep() {
         assert!(parse(nested(32)).is_ok());
         assert_eq!(errors(nested(33)), json!({"data": ["Ensure this field is nested no more than 32 levels deep."]}));
     }
-    assert!(parse(with_data(&format!("[{},1,[[2]]]", "[]".repeat(1)))).is_ok());
     assert!(parse(with_data(&format!("{}{}", "[".repeat(32), "]".repeat(32)))).is_ok());
     assert!(parse(with_data(&format!("{}{}", "[".repeat(33), "]".repeat(33)))).is_err());
 }
@@ -311,6 +313,8 @@ fn what_no_database_may_meet_is_refused_wherever_it_stands() {
             assert_eq!(errors(with(field, &format!("[{{\"a\":{sent}}}]"))), json!({field: [error]}), "{field}: {sent}");
         }
         assert_eq!(errors(with("unknown", sent)), json!({"non_field_errors": [error]}), "{sent}");
+        let deep = format!("{}{sent}{}", "[".repeat(40), "]".repeat(40));
+        assert_eq!(errors(with("unknown", &deep)), json!({"non_field_errors": [error]}), "{sent}");
         if sent.starts_with('"') {
             assert_eq!(errors(with_data(&format!("{{{sent}:1}}"))), json!({"data": [error]}), "{sent}");
             assert_eq!(
@@ -360,6 +364,42 @@ fn text_that_is_not_one_json_value_is_refused() {
 }
 
 #[test]
+fn the_copies_of_one_event_make_room_for_the_next() {
+    let json = with_data("[1, 2]");
+    let body = json.repeat(100);
+    let text = JsonText::new(body.as_bytes());
+    let mut scanner = Scanner::new(&text);
+    while scanner.peek().is_some() {
+        let event = Event::scan(&mut scanner, RECEIVED_AT, &EventLimits::default()).unwrap().unwrap();
+        assert_eq!(event.data(), "[1,2]");
+        assert!(scanner.copied().len() < 2 * json.len());
+    }
+}
+
+#[test]
 fn a_byte_order_mark_is_skipped() {
     assert!(parse(format!("\u{feff}{}", with_data("1"))).is_ok());
+}
+
+proptest! {
+    #[test]
+    fn a_valid_event_comes_through_unchanged(sent in strategy::sent_events()) {
+        let event = Event::parse(sent.json.as_bytes(), strategy::RECEIVED_AT, &EventLimits::default());
+        prop_assert_eq!(event, Ok(sent.event));
+    }
+
+    #[test]
+    fn a_damaged_event_is_still_json_or_refused(
+        sent in strategy::sent_events(),
+        place in any::<prop::sample::Index>(),
+        byte in any::<u8>(),
+    ) {
+        let mut json = sent.json.into_bytes();
+        let place = place.index(json.len());
+        json[place] = byte;
+        if let Ok(event) = parse(&json) {
+            prop_assert!(serde_json::from_slice::<&RawValue>(&json).is_ok());
+            prop_assert!(serde_json::from_str::<&RawValue>(event.data()).is_ok());
+        }
+    }
 }

@@ -15,6 +15,7 @@
 
 pub mod sink;
 pub mod store;
+pub mod strategy;
 pub mod transport;
 
 use uuid::Uuid;

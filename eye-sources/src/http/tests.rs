@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::*;
+use crate::decode::MAX_LISTED;
 use crate::encoding::tests::{gzip, zlib, zstd};
 
 /// What the transport does with what is published.
@@ -210,6 +211,17 @@ async fn many_invalid_events_are_400_with_accepted_0() {
     assert_eq!(response.status(), 400);
     let expected = format!(r#"{{"success":false,"accepted":0,"rejected":[{{"index":0,"errors":{NAME_REQUIRED}}}]}}"#);
     assert_eq!(text(response).await, expected);
+}
+
+#[tokio::test]
+async fn invalid_events_beyond_those_listed_are_counted() {
+    let fixture = Fixture::delivering().await;
+    let body = "1,".repeat(MAX_LISTED + 2);
+    let (status, none_taken) = fixture.json(format!("[{body}1]")).await;
+    assert_eq!((status, &none_taken["accepted"], &none_taken["unlisted"]), (400, &json!(0), &json!(3)));
+    let (status, one_taken) = fixture.json(format!("[{body}{}]", event("a"))).await;
+    assert_eq!((status, &one_taken["accepted"], &one_taken["unlisted"]), (200, &json!(1), &json!(2)));
+    assert_eq!(one_taken["rejected"].as_array().unwrap().len(), MAX_LISTED);
 }
 
 #[tokio::test]
@@ -473,6 +485,33 @@ async fn bodies_beyond_max_pending_bytes_wait_then_are_503_and_room_comes_back()
     assert!(body["detail"].as_str().unwrap().contains("max_pending_bytes"), "{body}");
     drop(slow);
     assert_eq!(fixture.json(event("a")).await.0, 201);
+}
+
+#[tokio::test]
+async fn a_compressed_body_also_takes_the_room_that_it_may_decode_to() {
+    let config = HttpConfig { max_body_bytes: 1000, max_pending_bytes: 2000, ..HttpConfig::default() };
+    let fixture = Fixture::new(Told::Settle(Outcome::Delivered), config).await;
+    let start = stream::iter([Ok::<_, io::Error>(Bytes::from(" ".repeat(999)))]);
+    let headers = [("content-type", "application/json")];
+    let mut slow = Box::pin(fixture.send(&headers, Body::from_stream(start.chain(stream::pending()))));
+    assert!(futures_util::poll!(&mut slow).is_pending());
+    assert_eq!(fixture.json(event("a")).await.0, 201, "a plain one has room");
+    assert_eq!(fixture.encoded("gzip", gzip(event("a").as_bytes())).await.0, 503);
+    drop(slow);
+    assert_eq!(fixture.encoded("gzip", gzip(event("a").as_bytes())).await.0, 201);
+}
+
+#[tokio::test]
+async fn a_request_that_waits_for_its_receipt_takes_no_room() {
+    let config = HttpConfig { max_body_bytes: 1000, max_pending_bytes: 2000, ..HttpConfig::default() };
+    let fixture = Fixture::new(Told::NeverSettle, config).await;
+    let mut waiting = Vec::new();
+    for number in 1..=3 {
+        let mut request = Box::pin(fixture.json(event_of(1000)));
+        assert!(futures_util::poll!(&mut request).is_pending());
+        waiting.push(request);
+        assert_eq!(fixture.published_names().len(), number);
+    }
 }
 
 #[tokio::test]

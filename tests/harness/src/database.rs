@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use crate::keeper::{Force, Kept, as_user, temporary_folder};
+use crate::keeper::{Kept, as_user, temporary_folder};
 use crate::wait::holds_within;
 
 /// The user of every server; it may do everything.
@@ -143,14 +143,10 @@ impl Server {
     /// With the server's log when it does not answer. It must have been stopped or killed.
     pub fn restart(&self) {
         let mut process = self.process();
-        let pid = process.start();
+        process.start();
         let answers = || self.client(self.engine.default_database(), "SELECT 1").status.success();
-        let mut ended = false;
-        let up = holds_within(DEADLINE, || {
-            ended = pid.has_ended();
-            ended || answers()
-        });
-        assert!(up && !ended, "{:?} does not start; its log:\n{}", self.engine, process.log());
+        holds_within(DEADLINE, || process.has_ended() || answers());
+        assert!(!process.has_ended() && answers(), "{:?} does not start; its log:\n{}", self.engine, process.log());
     }
 
     /// Ends the server as its operator would, connections cut.
@@ -168,17 +164,17 @@ impl Server {
 
     /// Kills all processes of the server at once (SIGKILL) and waits until they are gone.
     pub fn kill(&self) {
-        self.process().force(Force::Kill);
+        self.process().kill();
     }
 
     /// Freezes the server (SIGSTOP): it still accepts connections, but answers nobody.
     pub fn pause(&self) {
-        self.process().force(Force::Pause);
+        self.process().pause();
     }
 
     /// Ends a [`pause`](Self::pause).
     pub fn resume(&self) {
-        self.process().force(Force::Resume);
+        self.process().resume();
     }
 
     /// What the server has logged so far.

@@ -9,7 +9,7 @@ use reqwest::header::CONTENT_TYPE;
 use serde_json::Value;
 
 use crate::eventually;
-use crate::keeper::{Force, Kept, Pid, temporary_folder};
+use crate::keeper::{Kept, temporary_folder};
 use crate::wait::holds_within;
 
 /// How long the program may take to listen, to become ready, or to answer a request.
@@ -19,14 +19,9 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// relative paths. Dropping it kills it and removes the folder.
 pub struct Eye {
     process: Kept,
-    /// Of the last start.
-    started: Option<Started>,
-    client: Client,
-}
-
-struct Started {
-    pid: Pid,
+    /// Where the program listens since its last start.
     address: String,
+    client: Client,
 }
 
 impl Eye {
@@ -45,7 +40,7 @@ impl Eye {
         let command = ["env", "-u", "RUST_LOG", &program, "run", "--config", &config_file, "--log-format", "json"];
         let mut eye = Self {
             process: Kept::new(&folder, None, &command.map(str::to_owned)),
-            started: None,
+            address: String::new(),
             client: Client::builder().no_proxy().timeout(DEADLINE).build().expect("the client needs nothing"),
         };
         fs::write(&config_file, config).expect("the folder is ours");
@@ -60,19 +55,18 @@ impl Eye {
     /// As [`start`](Self::start).
     pub fn restart(&mut self) {
         let logged = self.process.log().len();
-        let pid = self.process.start();
+        self.process.start();
         let mut address = None;
         holds_within(DEADLINE, || {
             address = listening_address(&self.process.log()[logged..]);
-            address.is_some() || pid.has_ended()
+            address.is_some() || self.process.has_ended()
         });
-        let address = address.unwrap_or_else(|| panic!("the program does not listen; its log:\n{}", self.logs()));
-        self.started = Some(Started { pid, address });
+        self.address = address.unwrap_or_else(|| panic!("the program does not listen; its log:\n{}", self.logs()));
     }
 
     /// The URL of `path_and_query`, which starts with a slash.
     pub fn url(&self, path_and_query: &str) -> String {
-        format!("http://{}{path_and_query}", self.started().address)
+        format!("http://{}{path_and_query}", self.address)
     }
 
     /// The folder the program runs in.
@@ -127,16 +121,12 @@ impl Eye {
 
     /// Waits until the program has ended by itself; otherwise as [`terminate`](Self::terminate). Blocks.
     pub fn wait_end(&mut self, deadline: Duration) -> Option<i32> {
-        holds_within(deadline, || self.started().pid.has_ended()).then(|| self.process.reap())
+        self.process.wait(deadline)
     }
 
     /// Kills the program (SIGKILL) and waits until it is gone. Blocks.
     pub fn kill(&mut self) {
-        self.process.force(Force::Kill);
-    }
-
-    fn started(&self) -> &Started {
-        self.started.as_ref().expect("start waits until the program listens")
+        self.process.kill();
     }
 }
 

@@ -21,14 +21,7 @@ pub(crate) struct Kept {
     orders: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
     folder: PathBuf,
-}
-
-/// Signals that hit every process of a server.
-#[derive(Clone, Copy)]
-pub(crate) enum Force {
-    Kill,
-    Pause,
-    Resume,
+    server: Option<Pid>,
 }
 
 impl Kept {
@@ -48,7 +41,7 @@ impl Kept {
             .expect("a shell can be started");
         let orders = keeper.stdin.take();
         let answers = BufReader::new(keeper.stdout.take().expect("stdout is piped"));
-        let mut kept = Self { keeper, orders, answers, folder: folder.to_owned() };
+        let mut kept = Self { keeper, orders, answers, folder: folder.to_owned(), server: None };
         assert_eq!(kept.answer().as_deref(), Some("ready"), "cannot make the folder {}", folder.display());
         kept
     }
@@ -57,36 +50,71 @@ impl Kept {
         &self.folder
     }
 
-    /// Runs the command. It must not run already.
-    pub(crate) fn start(&mut self) -> Pid {
-        Pid(self.order("start"))
+    /// Runs the command.
+    ///
+    /// # Panics
+    /// When it runs already, or has ended and nobody asked for its exit code.
+    pub(crate) fn start(&mut self) {
+        assert!(self.server.is_none(), "it was started already");
+        self.server = Some(Pid(self.order("start")));
     }
 
-    /// Asks the server to end by the signal `signal`, waits for it, and returns its exit code (128 + N when a signal N
-    /// ended it), or `None` when it still runs at the deadline.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.server.as_ref().is_none_or(Pid::has_ended)
+    }
+
+    /// Asks the server to end by the signal `signal`; otherwise as [`wait`](Self::wait).
     pub(crate) fn terminate(&mut self, signal: &str, deadline: Duration) -> Option<i32> {
-        let server = Pid(self.order(&format!("ask {signal}")));
-        holds_within(deadline, || server.has_ended()).then(|| self.reap())
-    }
-
-    /// Signals every process of the server; [`Force::Kill`] waits until none is left.
-    pub(crate) fn force(&mut self, force: Force) {
-        match force {
-            Force::Pause => drop(self.order("force STOP")),
-            Force::Resume => drop(self.order("force CONT")),
-            Force::Kill => {
-                let processes: Vec<Pid> =
-                    self.order("force KILL").split_whitespace().map(|pid| Pid(pid.to_owned())).collect();
-                let ended = holds_within(Duration::from_secs(10), || processes.iter().all(Pid::has_ended));
-                assert!(ended, "a killed process of {} does not end", self.folder.display());
-                self.reap();
-            }
+        if !self.has_ended() {
+            self.order(&format!("ask {signal}"));
         }
+        self.wait(deadline)
     }
 
-    /// The exit code of a server that has ended.
-    pub(crate) fn reap(&mut self) -> i32 {
-        self.order("reap").parse().expect("the shell answers with an exit code")
+    /// Waits until the server has ended. Its exit code (128 + N when a signal N ended it), or `None` when it still runs
+    /// at the deadline.
+    ///
+    /// # Panics
+    /// When it was not started, or its exit code was asked for already.
+    pub(crate) fn wait(&mut self, deadline: Duration) -> Option<i32> {
+        assert!(self.server.is_some(), "it was not started, or is known to have ended");
+        holds_within(deadline, || self.has_ended()).then(|| {
+            self.server = None;
+            self.order("reap").parse().expect("the shell answers with an exit code")
+        })
+    }
+
+    /// Kills every process of the server and waits until none is left.
+    ///
+    /// # Panics
+    /// As [`wait`](Self::wait).
+    pub(crate) fn kill(&mut self) {
+        let deadline = Duration::from_secs(10);
+        if !self.has_ended() {
+            let processes = self.order("force KILL");
+            let processes: Vec<Pid> = processes.split_whitespace().map(|pid| Pid(pid.to_owned())).collect();
+            let ended = holds_within(deadline, || processes.iter().all(Pid::has_ended));
+            assert!(ended, "a killed process of {} does not end", self.folder.display());
+        }
+        self.wait(deadline);
+    }
+
+    /// Freezes every process of the server.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub(crate) fn pause(&mut self) {
+        assert!(!self.has_ended(), "it does not run");
+        self.order("force STOP");
+    }
+
+    /// Ends a [`pause`](Self::pause).
+    ///
+    /// # Panics
+    /// As `pause`.
+    pub(crate) fn resume(&mut self) {
+        assert!(!self.has_ended(), "it does not run");
+        self.order("force CONT");
     }
 
     /// What the server has written to stdout and stderr, over all its starts.
@@ -123,11 +151,11 @@ pub(crate) fn temporary_folder(kind: &str) -> PathBuf {
 }
 
 /// A process by its number.
-pub(crate) struct Pid(String);
+struct Pid(String);
 
 impl Pid {
     /// Whether it has ended; one that its parent has not yet asked for its exit code (a zombie) has.
-    pub(crate) fn has_ended(&self) -> bool {
+    fn has_ended(&self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap_or_default();
         // `PID (NAME) STATE …`, and the name may hold anything.
         stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))

@@ -1,18 +1,21 @@
 # Keeps one server: usage FOLDER COMMAND... Makes the folder, obeys orders on stdin, one a line, and answers each with
 # one line. When stdin ends, the test process has dropped the server or died: kills the server, removes the folder.
+# shellcheck disable=SC2086 # the list of process numbers is to be split
 folder=$1
 shift
 server=
-umask 077
 # A handler, so that no signal stops the keeper before its work is done; an ignored signal the server would inherit.
 trap : HUP INT TERM PIPE
 
-# The server and its children. PostgreSQL's are sessions of their own: no process group holds them all.
-processes() {
-    echo "$server" $(cat "/proc/$server/task/$server/children")
+# Signals the server and its children: PostgreSQL's are sessions of their own, so no process group holds them all.
+signal_all() {
+    # Frozen, it has no more children meanwhile.
+    kill -STOP "$server"
+    all="$server $(cat "/proc/$server/task/$server/children")"
+    kill "-$1" $all
 }
 
-mkdir "$folder" && cd "$folder" || exit 1
+mkdir -m 700 "$folder" && cd "$folder" || exit 1
 exec 2>/dev/null # what follows is the shell's chatter about processes that were killed
 echo ready
 while read -r order signal; do
@@ -22,12 +25,12 @@ while read -r order signal; do
         server=$!
         echo "$server"
         ;;
-    ask) # the server alone
-        kill "-$signal" "$server" && echo "$server"
+    ask)
+        kill "-$signal" "$server"
+        echo asked
         ;;
-    force) # all its processes
-        all=$(processes)
-        kill "-$signal" $all
+    force)
+        signal_all "$signal"
         echo "$all"
         ;;
     reap) # only once it has ended
@@ -38,7 +41,7 @@ while read -r order signal; do
     esac
 done
 
-[ -n "$server" ] && kill -KILL $(processes) && wait "$server"
+[ -n "$server" ] && signal_all KILL && wait "$server"
 cd /
 # A process that is just dying may still add a file.
 for _ in 1 2 3 4 5 6 7 8 9 10; do

@@ -1,5 +1,7 @@
 //! The database servers start, stop, come back and leave nothing behind.
 
+use std::time::Duration;
+
 use eye_harness::{MariaDb, Postgres, Server};
 
 fn keeps_data_over(server: &Server, end: impl Fn(&Server)) {
@@ -32,6 +34,21 @@ fn mariadb_keeps_its_data_over_a_kill() {
 #[test]
 fn mariadb_keeps_its_data_over_a_stop() {
     keeps_data_over(&MariaDb::start(), Server::stop);
+}
+
+#[test]
+fn a_paused_server_answers_when_it_is_resumed() {
+    for server in [Postgres::start(), MariaDb::start()] {
+        let database = server.create_database();
+        server.pause();
+        let (name, sent) = (&database.name, std::sync::mpsc::channel());
+        std::thread::scope(|scope| {
+            scope.spawn(|| sent.0.send(server.sql(name, "SELECT 1")));
+            assert!(sent.1.recv_timeout(Duration::from_millis(300)).is_err(), "it should be frozen");
+            server.resume();
+            assert_eq!(sent.1.recv_timeout(Duration::from_secs(30)).as_deref(), Ok("1"));
+        });
+    }
 }
 
 #[test]

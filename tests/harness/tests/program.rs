@@ -1,5 +1,6 @@
 //! The program is started, asked, ended and started again.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::Duration;
@@ -23,12 +24,19 @@ fn terminate_asks_and_returns_the_exit_code() {
 }
 
 #[test]
+fn a_program_that_ends_by_itself_is_seen() {
+    let mut eye = Eye::start(STAND_IN, &listening("127.0.0.1:1"));
+    assert_eq!(eye.wait_end(Duration::ZERO), None);
+    fs::write(eye.folder().join("end"), "").expect("the folder is ours");
+    assert_eq!(eye.wait_end(DEADLINE), Some(4));
+}
+
+#[test]
 fn a_killed_program_starts_again_in_its_folder() {
     let mut eye = Eye::start(STAND_IN, &listening("127.0.0.1:1"));
     eye.kill();
     eye.restart();
     assert_eq!(eye.logs().matches("not JSON").count(), 2);
-    drop(eye);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Stands in for the program: logs its configuration (`run --config FILE`), leaves a file, ends at SIGTERM with code 3.
+# Stands in for the program: logs its configuration (`run --config FILE`), ends with code 3 at SIGTERM, and with code 4
+# once there is a file `end`.
 trap 'exit 3' TERM
 cat "$3"
-touch stored
-while :; do sleep 0.1; done
+until [ -e end ]; do sleep 0.1; done
+exit 4

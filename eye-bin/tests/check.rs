@@ -1,0 +1,86 @@
+//! `eye check` on every wrong file of `tests/check`, on the files of `config`, and on no file at all.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// Runs the program in the repository's folder `folder`, with no environment.
+fn eye(folder: &str, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_eye"))
+        .args(arguments)
+        .current_dir(repository().join(folder))
+        .env_clear()
+        .output()
+        .expect("the built program starts")
+}
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("eye-bin is in the repository")
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("output is UTF-8")
+}
+
+fn toml_files(folder: &str) -> Vec<String> {
+    let entries = fs::read_dir(repository().join(folder)).expect("the folder is there");
+    let names = entries.map(|entry| entry.expect("the folder can be read").file_name());
+    let mut names: Vec<String> = names.map(|name| name.into_string().expect("names are UTF-8")).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn every_wrong_file_gets_its_lines() {
+    let mut lines = String::new();
+    for file in toml_files("tests/check") {
+        let output = eye("tests/check", &["check", "--config", &file]);
+        assert_eq!(output.status.code(), Some(78), "{file}");
+        assert_eq!(text(&output.stdout), "", "{file}");
+        lines += text(&output.stderr);
+    }
+    assert!(!lines.contains("hush"), "a secret is shown:\n{lines}");
+    insta::assert_snapshot!("check", lines);
+}
+
+#[test]
+fn every_example_is_sound() {
+    let mut lines = String::new();
+    for file in toml_files("config") {
+        let output = eye("config", &["check", "--config", &file]);
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""), "{file}");
+        lines += text(&output.stdout);
+    }
+    insta::assert_snapshot!("examples", lines);
+}
+
+#[test]
+fn without_a_file_the_built_in_configuration_is_checked() {
+    let output = eye("tests", &["check"]);
+    assert_eq!(output.status.code(), Some(0));
+    let expected = "built-in configuration: ok: 1 source, transport memory, 1 sink, queries answered by store\n";
+    assert_eq!(text(&output.stdout), expected);
+}
+
+#[test]
+fn a_file_in_the_working_folder_is_used() {
+    let output = eye("config", &["check"]);
+    assert!(text(&output.stdout).starts_with("eye.toml: ok: "), "{output:?}");
+}
+
+#[test]
+fn a_file_that_was_asked_for_and_is_not_there_is_an_error() {
+    let file: PathBuf = repository().join("none.toml");
+    let output = eye("config", &["run", "--config", "none.toml"]);
+    assert_eq!(output.status.code(), Some(78));
+    assert!(text(&output.stderr).starts_with("none.toml: "), "{output:?}");
+
+    let output = Command::new(env!("CARGO_BIN_EXE_eye")).env("EYE_CONFIG", &file).output().expect("it starts");
+    assert_eq!(output.status.code(), Some(78));
+    assert!(text(&output.stderr).contains("$EYE_CONFIG"), "{output:?}");
+}
+
+#[test]
+fn wrong_usage_is_not_a_wrong_configuration() {
+    assert_eq!(eye("config", &["chekc"]).status.code(), Some(2));
+}

@@ -1,0 +1,92 @@
+//! `config/eye.toml` names every key there is, with its default.
+
+use std::fmt::Debug;
+
+use eye::api::QueryConfig;
+use eye::config::SentryConfig;
+use eye::server::ServerConfig;
+use eye_core::config::field_names;
+use eye_core::writer::WriterConfig;
+use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
+use eye_sources::http::HttpConfig;
+use eye_transports::memory::MemoryConfig;
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
+
+/// The file, with the choices that are not taken (`#key = …`, `#[…]`) taken as well.
+fn documented() -> Table {
+    let text = include_str!("../../config/eye.toml");
+    let is_choice = |line: &str| line.starts_with(|c: char| c == '[' || c.is_ascii_lowercase());
+    let lines = text.lines().map(|line| line.strip_prefix('#').filter(|rest| is_choice(rest)).unwrap_or(line));
+    lines.collect::<Vec<_>>().join("\n").parse().expect("it is TOML with every choice taken, too")
+}
+
+/// The documented keys below `path`, less `type`.
+fn section(path: &[&str]) -> Table {
+    let mut table = documented();
+    for key in path {
+        let Some(Value::Table(below)) = table.remove(*key) else { panic!("no [{}] in eye.toml", path.join(".")) };
+        table = below;
+    }
+    table.remove("type");
+    table
+}
+
+fn assert_every_key<T: DeserializeOwned>(path: &[&str]) {
+    let section = section(path);
+    let mut documented: Vec<&str> = section.keys().map(String::as_str).collect();
+    let mut known = field_names::<T>().to_vec();
+    documented.sort_unstable();
+    known.sort_unstable();
+    assert!(!known.is_empty(), "{path:?}");
+    assert_eq!(documented, known, "{path:?}");
+}
+
+/// `required` are values for the keys that have no default.
+fn assert_defaults<T: DeserializeOwned + Debug>(path: &[&str], required: &[(&str, &str)]) {
+    let mut documented = section(path);
+    let mut default = Table::new();
+    for (key, value) in required {
+        documented.insert((*key).to_owned(), (*value).into());
+        default.insert((*key).to_owned(), (*value).into());
+    }
+    let read = |table: Table| format!("{:?}", T::deserialize(table).expect("it can be read"));
+    assert_eq!(read(documented), read(default), "{path:?}");
+}
+
+#[test]
+fn every_key_is_documented() {
+    assert_every_key::<ServerConfig>(&["server"]);
+    assert_every_key::<QueryConfig>(&["query"]);
+    assert_every_key::<SentryConfig>(&["sentry"]);
+    assert_every_key::<WriterConfig>(&["writer"]);
+    assert_every_key::<HttpConfig>(&["sources", "web"]);
+    assert_every_key::<MemoryConfig>(&["transport"]);
+    assert_every_key::<SqliteConfig>(&["sinks", "store"]);
+    assert_every_key::<PostgresConfig>(&["sinks", "postgres"]);
+    assert_every_key::<MysqlConfig>(&["sinks", "mysql"]);
+}
+
+#[test]
+fn every_documented_value_is_the_default() {
+    assert_defaults::<ServerConfig>(&["server"], &[]);
+    assert_defaults::<QueryConfig>(&["query"], &[("sink", "store")]);
+    assert_defaults::<SentryConfig>(&["sentry"], &[("dsn", "")]);
+    assert_defaults::<WriterConfig>(&["writer"], &[]);
+    assert_defaults::<HttpConfig>(&["sources", "web"], &[]);
+    assert_defaults::<MemoryConfig>(&["transport"], &[]);
+    assert_defaults::<SqliteConfig>(&["sinks", "store"], &[]);
+    assert_defaults::<PostgresConfig>(&["sinks", "postgres"], &[("url", "postgres://eye@localhost/eye")]);
+    assert_defaults::<MysqlConfig>(&["sinks", "mysql"], &[("url", "mysql://eye@localhost/eye")]);
+    assert_eq!(documented()["shutdown_timeout_s"], Value::Integer(10));
+}
+
+/// Whatever the file names beside the sections above, somebody reads: [`eye::config::Config`] knows these and no others.
+#[test]
+fn nothing_else_is_documented() {
+    let documented = documented();
+    let mut keys: Vec<&str> = documented.keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    let known = ["query", "sentry", "server", "shutdown_timeout_s", "sinks", "sources", "transport", "writer"];
+    assert_eq!(keys, known);
+}

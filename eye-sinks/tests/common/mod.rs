@@ -42,6 +42,12 @@ pub(crate) fn named(number: u64, name: &str, data: &str) -> Event {
     })
 }
 
+/// An event at an instant.
+pub(crate) fn at(timestamp: Timestamp) -> Event {
+    let (id, received_at) = (Uuid::max(), timestamp);
+    Event::from(EventFields { id, timestamp, received_at, session_id: "s", category: "c", name: "n", data: "1" })
+}
+
 pub(crate) async fn newest(sink: &dyn Sink, limit: u32) -> EventPage {
     page(sink, PageStart::Newest, limit).await
 }

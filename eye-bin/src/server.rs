@@ -20,8 +20,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
-use serde_json::{Value, json};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -275,19 +275,35 @@ async fn index() -> Response {
     )
 }
 
+#[derive(Serialize)]
+struct Readiness {
+    status: &'static str,
+    components: Vec<Component>,
+}
+
+#[derive(Serialize)]
+struct Component {
+    name: Arc<str>,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
 async fn readyz(State(board): State<HealthBoard>) -> Response {
-    let components = board.components();
-    let ready = components.iter().all(|component| component.state == health::State::Ready);
-    let shown: Vec<Value> = components
-        .iter()
-        .map(|health::Component { name, state }| match state {
-            health::State::Starting => json!({"name": name, "state": "starting"}),
-            health::State::Ready => json!({"name": name, "state": "ready"}),
-            health::State::Unavailable { reason } => json!({"name": name, "state": "unavailable", "reason": reason}),
-        })
-        .collect();
-    let (status, word) = if ready { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "unavailable") };
-    json_response(status, &json!({"status": word, "components": shown}))
+    let component = |health::Component { name, state }| {
+        let (state, reason) = match state {
+            health::State::Starting => ("starting", None),
+            health::State::Ready => ("ready", None),
+            health::State::Unavailable { reason } => ("unavailable", Some(reason)),
+        };
+        Component { name, state, reason }
+    };
+    let components: Vec<Component> = board.components().into_iter().map(component).collect();
+    let (code, status) = match components.iter().all(|component| component.state == "ready") {
+        true => (StatusCode::OK, "ok"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+    };
+    json_response(code, &Readiness { status, components })
 }
 
 async fn not_found(uri: Uri) -> Response {
@@ -309,8 +325,9 @@ fn detail(status: StatusCode, detail: &str) -> Response {
     json_response(status, &json!({ "detail": detail }))
 }
 
-fn json_response(status: StatusCode, body: &Value) -> Response {
-    (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+fn json_response(status: StatusCode, body: &impl Serialize) -> Response {
+    let body = serde_json::to_string(body).expect("our answers are structs of strings");
+    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 #[cfg(test)]

@@ -1,15 +1,21 @@
 //! `eye check` on every wrong file of `tests/check`, on the files of `config`, and on no file at all.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 /// Runs the program in the repository's folder `folder`, with no environment.
 fn eye(folder: &str, arguments: &[&str]) -> Output {
+    eye_with(&[], folder, arguments)
+}
+
+/// The same with an environment of these variables.
+fn eye_with(variables: &[(&str, &str)], folder: &str, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_eye"))
         .args(arguments)
         .current_dir(repository().join(folder))
         .env_clear()
+        .envs(variables.iter().copied())
         .output()
         .expect("the built program starts")
 }
@@ -47,7 +53,12 @@ fn every_wrong_file_gets_its_lines() {
 fn every_example_is_sound() {
     let mut lines = String::new();
     for file in toml_files("config") {
-        let output = eye("config", &["check", "--config", &file]);
+        // What docker-compose.yml sets.
+        let variables: &[_] = match file.as_str() {
+            "docker-compose.toml" => &[("DATABASE_URL", "postgres://eye:eye@postgres:5432/eye")],
+            _ => &[],
+        };
+        let output = eye_with(variables, "config", &["check", "--config", &file]);
         assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""), "{file}");
         lines += text(&output.stdout);
     }
@@ -70,12 +81,11 @@ fn a_file_in_the_working_folder_is_used() {
 
 #[test]
 fn a_file_that_was_asked_for_and_is_not_there_is_an_error() {
-    let file: PathBuf = repository().join("none.toml");
     let output = eye("config", &["run", "--config", "none.toml"]);
     assert_eq!(output.status.code(), Some(78));
     assert!(text(&output.stderr).starts_with("none.toml: "), "{output:?}");
 
-    let output = Command::new(env!("CARGO_BIN_EXE_eye")).env("EYE_CONFIG", &file).output().expect("it starts");
+    let output = eye_with(&[("EYE_CONFIG", "none.toml")], "config", &["run"]);
     assert_eq!(output.status.code(), Some(78));
     assert!(text(&output.stderr).contains("$EYE_CONFIG"), "{output:?}");
 }

@@ -14,6 +14,7 @@
 //! nobody answers. Whatever else the program reads, it reads by [`Document::section`].
 
 mod interpolate;
+mod made_up;
 mod read;
 mod suggest;
 mod value;
@@ -29,7 +30,8 @@ use crate::sink::Sink;
 use crate::source::Source;
 use crate::transport::Transport;
 
-pub use read::{at_least_one, field_names};
+pub use made_up::field_names;
+pub use read::at_least_one;
 use suggest::{instead, nearest};
 use value::{Entry, Node, Value, join};
 

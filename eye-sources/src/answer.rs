@@ -16,6 +16,9 @@ use crate::decode::RejectedEvent;
 /// When a producer may try again, where nobody knows better.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
+const NOT_STORED: &str = "The store is away or stopping. Send the events again, with an `id` each: those that are \
+                          stored all the same are then stored once.";
+
 /// An answer to one request.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -103,7 +106,8 @@ impl Answer {
     /// What became of the events that went on, and of those that did not pass the gate.
     pub(crate) fn of_outcome(sent: &Sent, outcome: &Outcome) -> Self {
         match outcome {
-            Outcome::Failed { reason } => Self::retry(RETRY_AFTER, reason),
+            // Why is for the operator, in the log and `/readyz`: it may name hosts that are not the producer's concern.
+            Outcome::Failed { .. } => Self::retry(RETRY_AFTER, NOT_STORED),
             Outcome::Rejected(refused) => Self::of_refusals(sent, refused),
             Outcome::Delivered if sent.invalid.is_empty() => Self::success(sent),
             Outcome::Delivered => Self::of_refusals(sent, &[]),

@@ -7,6 +7,7 @@ use eye_core::event::Event;
 use eye_core::source::{Outlet, SourceConfig};
 use eye_core::transport::{PublishError, Subscription, Transport, TransportError};
 use eye_sources::http::HttpConfig;
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tower::ServiceExt;

@@ -3,6 +3,9 @@
 //! Serde stops at the first error. So the value that caused it is reported and marked [`Value::Reported`], which reads as
 //! whatever the struct asks for, and the reading starts over until nothing new is found. Messages never repeat a string
 //! of the configuration: any of them may be a secret.
+//!
+//! One thing escapes it: where a type cannot be made up (an address, say), a required key that is missing beside the
+//! wrong value is reported only once that value is right.
 
 use std::fmt::{self, Display};
 
@@ -12,19 +15,18 @@ use serde::de::{
     SeqAccess, Unexpected, Visitor,
 };
 
+use super::made_up::MadeUp;
 use super::suggest::{instead, nearest};
 use super::value::{Entry, Node, Value, join};
 use super::{Fault, Faults};
 
-/// Reads `node`, whose key is `path`; `None` when there are faults. All of them are in `faults` then.
+/// Reads `node`, whose key is `path`; `None` when something is wrong with it, all of which is in `faults` then.
 pub(super) fn read<T: DeserializeOwned>(path: &str, node: &mut Node, faults: &mut Faults) -> Option<T> {
     let before = faults.len();
-    let mut sound = !node.is_reported();
     loop {
         match T::deserialize(Reader(node)) {
-            Ok(value) => return sound.then_some(value),
+            Ok(value) => return (!node.is_reported() && faults.len() == before).then_some(value),
             Err(error) => {
-                sound = false;
                 if !repair(path, node, error, faults) {
                     debug_assert!(faults.len() > before || node.is_reported(), "a fault went unreported");
                     return None;
@@ -32,14 +34,6 @@ pub(super) fn read<T: DeserializeOwned>(path: &str, node: &mut Node, faults: &mu
             }
         }
     }
-}
-
-/// The keys that a struct has; none for what is not read as a struct. For tests that documentation is complete.
-pub fn field_names<T: DeserializeOwned>() -> &'static [&'static str] {
-    let mut names: &'static [&'static str] = &[];
-    // Whether the made-up values please the struct does not matter.
-    let _ = T::deserialize(FieldNames(&mut names));
-    names
 }
 
 /// For fields of which zero would mean "never" or "nothing": `#[serde(deserialize_with = "at_least_one")]`.
@@ -99,7 +93,7 @@ pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
     format!("unknown key; {}", instead(key, known, "known keys"))
 }
 
-fn reported(key: &str, at: usize) -> Entry {
+pub(super) fn reported(key: &str, at: usize) -> Entry {
     Entry { key: key.to_owned(), at, node: Node { at, value: Value::Reported } }
 }
 
@@ -122,13 +116,13 @@ fn descend<'n>(path: &str, node: &'n mut Node, steps: &[usize]) -> Option<(Strin
 
 /// What serde found, and where: indices into tables and arrays, innermost first.
 #[derive(Debug)]
-struct ReadError {
+pub(super) struct ReadError {
     problem: Problem,
     steps: Vec<usize>,
 }
 
 #[derive(Debug)]
-enum Problem {
+pub(super) enum Problem {
     /// In our words.
     Value(String),
     /// In the words of the plug-in.
@@ -155,7 +149,7 @@ impl Problem {
 }
 
 impl ReadError {
-    fn new(problem: Problem) -> Self {
+    pub(super) fn new(problem: Problem) -> Self {
         Self { problem, steps: Vec::new() }
     }
 
@@ -350,14 +344,14 @@ impl<'de> SeqAccess<'de> for Elements<'_> {
 }
 
 /// Sound entries first: serde may refuse to go on after a reported one, whose made-up value does not please.
-struct Entries<'n> {
+pub(super) struct Entries<'n> {
     entries: &'n [Entry],
     order: std::vec::IntoIter<usize>,
     current: usize,
 }
 
 impl<'n> Entries<'n> {
-    fn new(entries: &'n [Entry]) -> Self {
+    pub(super) fn new(entries: &'n [Entry]) -> Self {
         let mut order: Vec<usize> = (0..entries.len()).collect();
         order.sort_by_key(|&index| entries[index].node.is_reported());
         Self { entries, order: order.into_iter(), current: 0 }
@@ -377,100 +371,5 @@ impl<'de> MapAccess<'de> for Entries<'_> {
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, ReadError> {
         let index = self.current;
         seed.deserialize(Reader(&self.entries[index].node)).map_err(|error| error.within(index))
-    }
-}
-
-/// Some value of whatever type is asked for, in place of one that is reported.
-struct MadeUp;
-
-macro_rules! made_up {
-    ($($method:ident => $visit:ident($($value:expr)?),)*) => {$(
-        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
-            visitor.$visit($($value)?).map_err(made_up_error)
-        }
-    )*};
-}
-
-fn made_up_error(_: ReadError) -> ReadError {
-    ReadError::new(Problem::AlreadyReported)
-}
-
-impl<'de> Deserializer<'de> for MadeUp {
-    type Error = ReadError;
-
-    made_up! {
-        deserialize_any => visit_str(""),
-        deserialize_bool => visit_bool(false),
-        deserialize_i8 => visit_u64(1),
-        deserialize_i16 => visit_u64(1),
-        deserialize_i32 => visit_u64(1),
-        deserialize_i64 => visit_u64(1),
-        deserialize_i128 => visit_u64(1),
-        deserialize_u8 => visit_u64(1),
-        deserialize_u16 => visit_u64(1),
-        deserialize_u32 => visit_u64(1),
-        deserialize_u64 => visit_u64(1),
-        deserialize_u128 => visit_u64(1),
-        deserialize_f32 => visit_f64(1.0),
-        deserialize_f64 => visit_f64(1.0),
-        deserialize_char => visit_char('x'),
-        deserialize_option => visit_none(),
-        deserialize_seq => visit_seq(Elements { nodes: &[], next: 0 }),
-        deserialize_map => visit_map(Entries::new(&[])),
-        deserialize_unit => visit_unit(),
-    }
-
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, ReadError> {
-        visitor.visit_newtype_struct(self)
-    }
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        fields: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, ReadError> {
-        let entries: Vec<Entry> = fields.iter().map(|field| reported(field, 0)).collect();
-        visitor.visit_map(Entries::new(&entries)).map_err(made_up_error)
-    }
-
-    fn deserialize_enum<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        variants: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, ReadError> {
-        let first: StrDeserializer<'_, ReadError> = variants.first().copied().unwrap_or_default().into_deserializer();
-        visitor.visit_enum(first).map_err(made_up_error)
-    }
-
-    serde::forward_to_deserialize_any! {
-        str string bytes byte_buf unit_struct tuple tuple_struct identifier ignored_any
-    }
-}
-
-/// Looks at the keys that a struct asks for, and reads nothing.
-struct FieldNames<'f>(&'f mut &'static [&'static str]);
-
-impl<'de> Deserializer<'de> for FieldNames<'_> {
-    type Error = ReadError;
-
-    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, ReadError> {
-        Err(ReadError::new(Problem::AlreadyReported))
-    }
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        fields: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, ReadError> {
-        *self.0 = fields;
-        self.deserialize_any(visitor)
-    }
-
-    serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
-        newtype_struct seq tuple tuple_struct map enum identifier ignored_any
     }
 }

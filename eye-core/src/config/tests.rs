@@ -255,11 +255,38 @@ fn every_fault_of_a_component_is_reported_once_and_in_order() {
 /// An address cannot be made up; what stands after it is read all the same.
 #[test]
 fn a_fault_in_a_picky_type_hides_none_after_it() {
-    let expected = [
-        "5:11: sinks.a.address: expected socket address, found an integer",
-        "6:8: sinks.a.port: expected an integer, found a string",
-    ];
-    assert_eq!(store_faults("address = 5\nport = \"x\""), expected);
+    #[derive(Deserialize)]
+    struct Picky {
+        #[serde(rename = "address")]
+        _address: SocketAddr,
+        #[serde(rename = "port")]
+        _port: u16,
+    }
+    let text = format!("{SOUND}[picky]\naddress = 5\nport = \"x\"\n");
+    let mut document = Document::parse("eye.toml", &text, variable).unwrap();
+    document.section::<Option<Picky>>("picky");
+    let errors = document.into_pipeline(&registry()).unwrap_err().to_string();
+    let expected = "eye.toml:8:11: picky.address: expected socket address, found an integer\n\
+                    eye.toml:9:8: picky.port: expected an integer, found a string";
+    assert_eq!(errors, expected);
+}
+
+/// Nothing made up gets out.
+#[test]
+fn a_section_with_faults_is_its_default() {
+    let sections = ["cert = \"${NONE}\"\nverify = true", "cert = 1\nverify = true", "cert = \"c\"\nunknown_key = 1"];
+    for keys in sections {
+        let text = format!("[tls]\n{keys}\n");
+        let mut document = Document::parse("eye.toml", &text, variable).unwrap();
+        assert_eq!(document.section::<Option<Tls>>("tls"), None, "{keys}");
+    }
+}
+
+#[test]
+fn a_name_has_64_letters_at_most() {
+    let named = |length: usize| SOUND.replace("sources.web", &format!("sources.{}", "a".repeat(length)));
+    assert!(pipeline(&named(64)).is_ok());
+    assert!(faults(&named(65))[0].ends_with("a name is 1 to 64 letters, digits, `_` or `-`"));
 }
 
 #[test]

@@ -294,11 +294,15 @@ async fn many_events_all_refused_by_the_store_are_422_with_each_of_them() {
 }
 
 #[tokio::test]
-async fn a_failure_is_503_with_retry_after() {
-    let fixture = Fixture::new(Told::Settle(Outcome::failed("the store is away")), HttpConfig::default()).await;
+async fn a_failure_is_503_with_retry_after_and_without_what_concerns_the_operator() {
+    let reason = "PostgreSQL at 10.0.0.1: connection refused";
+    let fixture = Fixture::new(Told::Settle(Outcome::failed(reason)), HttpConfig::default()).await;
     let response = fixture.send(&[("content-type", "application/json")], event("a")).await;
     assert_eq!(response.headers()["retry-after"], "5");
-    assert_eq!(read(response).await, (503, json!({"success": false, "detail": "the store is away"})));
+    let (status, body) = read(response).await;
+    assert_eq!((status, &body["success"]), (503, &json!(false)));
+    let detail = body["detail"].as_str().unwrap();
+    assert!(detail.contains("again") && !detail.contains("10.0.0.1"), "{detail}");
 }
 
 #[tokio::test]

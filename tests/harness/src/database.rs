@@ -255,7 +255,9 @@ impl Engine {
         let (program, arguments) = match self {
             Self::Postgres => {
                 let network = format!("-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=");
-                ("postgres", format!("-D @/data {network} -c max_connections=200"))
+                // Shared memory below the folder, not in /dev/shm, where a killed server leaves it.
+                let files = "-D @/data -c dynamic_shared_memory_type=mmap";
+                ("postgres", format!("{files} {network} -c max_connections=200"))
             }
             Self::MariaDb => {
                 let network = format!("--bind-address=127.0.0.1 --port={port} --skip-name-resolve --socket=@/socket");

@@ -42,6 +42,8 @@ while read -r order signal; do
 done
 
 [ -n "$server" ] && signal_all KILL && wait "$server"
+# What a killed PostgreSQL leaves outside its folder: a segment of shared memory. The number stands in this file.
+[ -e data/postmaster.pid ] && ipcrm --shmem-id "$(sed -n '7s/.* //p' data/postmaster.pid)"
 cd /
 # A process that is just dying may still add a file.
 for _ in 1 2 3 4 5 6 7 8 9 10; do

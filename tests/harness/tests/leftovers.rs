@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use eye_harness::{MariaDb, Postgres, eventually};
+use eye_harness::{MariaDb, Postgres, Server, eventually};
 
 /// How many processes work in `folder`, by the links in `/proc`.
 fn processes_in(folder: &Path) -> usize {
@@ -27,6 +27,24 @@ fn a_dropped_server_leaves_nothing() {
         assert_eq!(processes_in(&folder), 0);
         assert!(!folder.exists());
     }
+}
+
+/// The numbers of PostgreSQL's segment of shared memory, as in the system's list of them: key and identifier.
+fn shared_memory(server: &Server) -> String {
+    let file = fs::read_to_string(server.folder().join("data/postmaster.pid")).expect("the server runs");
+    let numbers: Vec<u64> = file.lines().nth(6).expect("7 lines").split_whitespace().flat_map(str::parse).collect();
+    format!("{:>10} {:>10} ", numbers[0] as u32 as i32, numbers[1])
+}
+
+#[test]
+fn a_killed_and_dropped_postgres_leaves_no_shared_memory() {
+    let server = Postgres::start();
+    let segment = shared_memory(&server);
+    let exists = || fs::read_to_string("/proc/sysvipc/shm").expect("Linux has /proc").contains(&segment);
+    assert!(exists(), "{segment}");
+    server.kill();
+    drop(server);
+    assert!(!exists(), "{segment}");
 }
 
 /// Not a test of its own: the next one runs it as a process to be killed.

@@ -58,27 +58,27 @@ async fn every_form_of_a_body(eye: &Eye) {
         (NDJSON, format!("{a}\n{b}\r\n\n  \n{c}\n"), 201, ok(3), &["a", "b", "c"]),
         (NDJSON, String::new(), 201, ok(0), &[]),
         (NDJSON, format!("{a}\n{{\"name\": oops}}\n{b}"), 200,
-            partly(2, &line_error(1, "line 2 column 10: expected a JSON value, but found `o`.")), &["a", "b"]),
+            partly(2, &line_error(1, "line 2 column 10: expected a JSON value, but found `o`")), &["a", "b"]),
         (NDJSON, format!("{a}\n{missing}\n{b}"), 200, partly(2, &missing_at(1)), &["a", "b"]),
         (NDJSON, format!("{a}{b}\n{c}"), 200,
-            partly(1, &line_error(0, &format!("line 1 column {}: expected the end of the line, but found `{{`.", a.len() + 1))), &["c"]),
+            partly(1, &line_error(0, &format!("line 1 column {}: expected the end of the line, but found `{{`", a.len() + 1))), &["c"]),
         // As JSON.
         (TEXT, a.clone(), 201, one.clone(), &["a"]),
         (TEXT, format!("[{a},{b}]"), 201, ok(2), &["a", "b"]),
         (TEXT, format!("{a}\n{b}"), 201, ok(2), &["a", "b"]),
         // Not JSON: nothing is taken.
-        (JSON, String::new(), 400, no_json("line 1 column 1: expected an event, but the body is empty."), &[]),
-        (JSON, " \n".into(), 400, no_json("line 2 column 1: expected an event, but the body is empty."), &[]),
-        (JSON, "{\"a\": x}".into(), 400, no_json("line 1 column 7: expected a JSON value, but found `x`."), &[]),
+        (JSON, String::new(), 400, no_json("line 1 column 1: expected an event, but the body is empty"), &[]),
+        (JSON, " \n".into(), 400, no_json("line 1 column 1: expected an event, but the body is empty"), &[]),
+        (JSON, "{\"a\": x}".into(), 400, no_json("line 1 column 7: expected a JSON value, but found `x`"), &[]),
         (JSON, format!("[{a},{b}"), 400,
-            no_json(&format!("line 1 column {}: expected `,` or `]`, but found the end.", a.len() + b.len() + 3)), &[]),
-        (JSON, format!("{a},{b}"), 400, no_json(&format!("line 1 column {}: expected a JSON value, but found `,`.", a.len() + 1)), &[]),
-        (JSON, format!("{a}\n]"), 400, no_json("line 2 column 1: expected a JSON value, but found `]`."), &[]),
-        (JSON, format!("[{a},]"), 400, no_json(&format!("line 1 column {}: expected a JSON value, but found `]`.", a.len() + 3)), &[]),
-        (JSON, "{'a': 1}".into(), 400, no_json("line 1 column 2: expected `\\\"`, but found `'`."), &[]),
-        (JSON, "session_id=1&name=2".into(), 400, no_json("line 1 column 1: expected a JSON value, but found `s`."), &[]),
+            no_json(&format!("line 1 column {}: expected `,` or `]`, but the text ends here", a.len() + b.len() + 3)), &[]),
+        (JSON, format!("{a},{b}"), 400, no_json(&format!("line 1 column {}: expected a JSON value, but found `,`", a.len() + 1)), &[]),
+        (JSON, format!("{a}\n]"), 400, no_json("line 2 column 1: expected a JSON value, but found `]`"), &[]),
+        (JSON, format!("[{a},]"), 400, no_json(&format!("line 1 column {}: expected a JSON value, but found `]`", a.len() + 3)), &[]),
+        (JSON, "{'a': 1}".into(), 400, no_json("line 1 column 2: expected a key in double quotes, but found `'`"), &[]),
+        (JSON, "session_id=1&name=2".into(), 400, no_json("line 1 column 1: expected a JSON value, but found `s`"), &[]),
         (JSON, "[".repeat(1_000_000), 400, String::new(), &[]),
-        (TEXT, "hello".into(), 400, no_json("line 1 column 1: expected a JSON value, but found `h`."), &[]),
+        (TEXT, "hello".into(), 400, no_json("line 1 column 1: expected a JSON value, but found `h`"), &[]),
         // Valid JSON all around it does not help.
         (JSON, a.replace("{}", "NaN"), 400, String::new(), &[]),
         (JSON, a.replace("{}", "01"), 400, String::new(), &[]),
@@ -102,7 +102,11 @@ async fn every_form_of_a_body(eye: &Eye) {
         stored.extend(taken);
         for name in ["a", "b", "c"] {
             let times = stored.iter().filter(|stored| **stored == name).count();
-            assert_eq!(page(eye, &[("name", name), ("limit", "1")]).await.count as usize, times, "{name} after {start}");
+            assert_eq!(
+                page(eye, &[("name", name), ("limit", "1")]).await.count as usize,
+                times,
+                "{name} after {start}"
+            );
         }
     }
 }
@@ -120,8 +124,15 @@ async fn content_types(eye: &Eye) {
         assert_eq!(post(eye, content_type, named("a")).await.status, 201, "{content_type}");
     }
     let refused = [
-        "", "json", "text/html", "application/xml", "application/jsonp", "application/vnd.api+json", "multipart/form-data",
-        "application/x-www-form-urlencoded", "application/octet-stream",
+        "",
+        "json",
+        "text/html",
+        "application/xml",
+        "application/jsonp",
+        "application/vnd.api+json",
+        "multipart/form-data",
+        "application/x-www-form-urlencoded",
+        "application/octet-stream",
     ];
     let detail =
         "Send events with Content-Type `application/json`, `application/x-ndjson`, or `text/plain` with JSON in it.";
@@ -164,14 +175,13 @@ async fn post_encoded(eye: &Eye, encoding: &str, body: Vec<u8>) -> Answer {
 
 async fn content_encodings(eye: &Eye) {
     type Encode = fn(&[u8]) -> Vec<u8>;
-    let encodings: [(&str, Encode); 4] =
-        [("gzip", gzip), ("deflate", zlib), ("deflate", raw_deflate), ("zstd", zstd)];
+    let encodings: [(&str, Encode); 4] = [("gzip", gzip), ("deflate", zlib), ("deflate", raw_deflate), ("zstd", zstd)];
     for (encoding, encode) in encodings {
         let answer = post_encoded(eye, encoding, encode(named(encoding).as_bytes())).await;
         assert_eq!((answer.status, answer.text.as_str()), (201, r#"{"success": true}"#), "{encoding}");
 
         // 5 MiB of white space are a body like another; one byte more is too large, and so is a bomb.
-        for (length, status) in [(5 << 20, 400), ((5 << 20) + 1, 413), (40 << 20, 413)] {
+        for (length, status) in [(5 << 20, 400), ((5 << 20) + 1, 413), (16 << 20, 413)] {
             let body = encode(&vec![b' '; length]);
             assert!(body.len() < 1 << 20, "it is a bomb");
             let answer = post_encoded(eye, encoding, body).await;

@@ -19,7 +19,8 @@ const SENT: &str = r#"{
     "timestamp": "2021-01-01 09:15:27.243860"
 }"#;
 
-const QUERY: &str = "timestamp_after=2021-01-01&timestamp_before=2021-01-02&session_id=e2085be5-9137-4e4e-80b5-f1ffddc25423";
+const QUERY: &str =
+    "timestamp_after=2021-01-01&timestamp_before=2021-01-02&session_id=e2085be5-9137-4e4e-80b5-f1ffddc25423";
 
 const FOUND: &str = concat!(
     r#"{"count":1,"next":null,"previous":null,"results":[{"session_id":"e2085be5-9137-4e4e-80b5-f1ffddc25423","#,

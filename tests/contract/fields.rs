@@ -32,8 +32,30 @@ async fn there_and_back(eye: &Eye, row: usize, field: &str, sent: &str) -> (Stor
 async fn texts_are_kept_exactly(eye: &Eye) {
     let quoted = |text: &str| format!("\"{text}\"");
     let as_sent = [
-        "a", " a ", "a ", "\u{a0}a", "ABC", "abc", "àbc", "a\u{300}bc", "ß", "ſ", "👁", "'; DROP TABLE event; --", "%", "_", "null",
-        "\u{7f}", "\u{feff}", "\u{ffff}", "\u{10ffff}", "\u{202e}", "{}", "&<>", "🧑‍🚀", "a\u{2028}b",
+        "a",
+        " a ",
+        "a ",
+        "\u{a0}a",
+        "ABC",
+        "abc",
+        "àbc",
+        "a\u{300}bc",
+        "ß",
+        "ſ",
+        "👁",
+        "'; DROP TABLE event; --",
+        "%",
+        "_",
+        "null",
+        "\u{7f}",
+        "\u{feff}",
+        "\u{ffff}",
+        "\u{10ffff}",
+        "\u{202e}",
+        "{}",
+        "&<>",
+        "🧑‍🚀",
+        "a\u{2028}b",
     ];
     let mut table: Vec<(String, String)> = as_sent.iter().map(|text| (quoted(text), (*text).to_owned())).collect();
     for character in ["x", "é", "字", "👁"] {
@@ -72,15 +94,40 @@ async fn data_is_kept_token_for_token(eye: &Eye) {
     let nested = |levels: usize| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
     let objects = format!("{}{{}}{}", r#"{"a":"#.repeat(31), "}".repeat(31));
     let as_sent = [
-        "{}", "[]", "true", "false", "0", "\"\"", "\"text\"", "[null]", r#"{"a":null}"#,
+        "{}",
+        "[]",
+        "true",
+        "false",
+        "0",
+        "\"\"",
+        "\"text\"",
+        "[null]",
+        r#"{"a":null}"#,
         r#"{"z":1,"a":2,"m":{"y":[],"b":{}}}"#,
         r#"{"a":1,"a":2,"":3}"#,
-        "12345678901234567890", "-9223372036854775809", "123456789012345678901234567890.123456789012345678901234567890",
-        "1.10", "-0", "-0.0", "1e3", "1E+3", "1e-400", "1e308", "0.1", "100000000000000000000000",
-        r#""\" \\ \/ \b\f\n\r\t""#, r#""\u00e9\u00E9é""#, r#""\ud83d\udc41👁""#, r#""\u0001\u001f""#, r#""a  b""#,
-        r#"{"\u0061":1,"a":2,"é":3,"👁":4}"#, r#""\\u0000""#, r#""' '' ; -- $1 ? :a""#,
+        "12345678901234567890",
+        "-9223372036854775809",
+        "123456789012345678901234567890.123456789012345678901234567890",
+        "1.10",
+        "-0",
+        "-0.0",
+        "1e3",
+        "1E+3",
+        "1e-400",
+        "1e308",
+        "0.1",
+        "100000000000000000000000",
+        r#""\" \\ \/ \b\f\n\r\t""#,
+        r#""\u00e9\u00E9é""#,
+        r#""\ud83d\udc41👁""#,
+        r#""\u0001\u001f""#,
+        r#""a  b""#,
+        r#"{"\u0061":1,"a":2,"é":3,"👁":4}"#,
+        r#""\\u0000""#,
+        r#""' '' ; -- $1 ? :a""#,
         "\"\u{feff}\u{ffff}\u{10ffff}\u{7f}\u{2028}\"",
-        &nested(32), &objects,
+        &nested(32),
+        &objects,
     ];
     let mut table: Vec<(&str, &str)> = as_sent.iter().map(|data| (*data, *data)).collect();
     // White space goes between the tokens, and only there.
@@ -130,7 +177,10 @@ async fn timestamps_are_read_in_every_form(eye: &Eye) {
         assert_eq!(found.timestamp, read, "{sent}");
         // And the bounds mean the same instant.
         let here = page(eye, &[("timestamp_after", sent), ("timestamp_before", sent)]).await;
-        assert!(!here.results.is_empty() && here.results.iter().all(|event| event.timestamp == read), "{sent}: {here:?}");
+        assert!(
+            !here.results.is_empty() && here.results.iter().all(|event| event.timestamp == read),
+            "{sent}: {here:?}"
+        );
     }
 }
 
@@ -166,9 +216,10 @@ async fn ids_are_kept_and_make_events_one(eye: &Eye) {
     for _ in 0..2 {
         assert_eq!(post(eye, JSON, minted.clone()).await.status, 201);
     }
-    let ids: Vec<String> = (page(eye, &[("timestamp_after", "2023-01-01"), ("include", "id")]).await.results.into_iter())
-        .filter_map(|event| event.id)
-        .collect();
+    let ids: Vec<String> =
+        (page(eye, &[("timestamp_after", "2023-01-01"), ("include", "id")]).await.results.into_iter())
+            .filter_map(|event| event.id)
+            .collect();
     assert!(ids.len() == 2 && ids[0] != ids[1] && ids.iter().all(|id| &id[14..15] == "7"), "{ids:?}");
 }
 

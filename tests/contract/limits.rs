@@ -39,9 +39,11 @@ async fn an_event_may_have_one_mebibyte(eye: &Eye) {
     // Beside others, it is one refused event.
     let refused = r#"{"success":false,"accepted":2,"rejected":[{"index":1,"errors":{"non_field_errors":["Ensure the event has no more than 1048576 bytes."]}}]}"#;
     let [a, b] = ["a", "b"].map(named);
-    for (content_type, body) in
-        [(JSON, format!("[{a},{too_large},{b}]")), (JSON, format!("{a}{too_large}{b}")), (NDJSON, format!("{a}\n{too_large}\n{b}"))]
-    {
+    for (content_type, body) in [
+        (JSON, format!("[{a},{too_large},{b}]")),
+        (JSON, format!("{a}{too_large}{b}")),
+        (NDJSON, format!("{a}\n{too_large}\n{b}")),
+    ] {
         let answer = post(eye, content_type, body).await;
         assert_eq!((answer.status, answer.text.as_str()), (200, refused), "{content_type}");
     }
@@ -55,7 +57,9 @@ async fn a_body_may_have_five_mebibytes(eye: &Eye) {
     let answer = post(eye, JSON, body(5 * MIB)).await;
     assert_eq!((answer.status, answer.text.as_str()), (201, r#"{"success": true, "accepted": 4}"#));
     let found: Page = get(eye, "").await.json();
-    assert!(found.results.iter().all(|event| names.contains(&event.name.as_str()) && event.data.get().len() > MIB - 200));
+    assert!(
+        found.results.iter().all(|event| names.contains(&event.name.as_str()) && event.data.get().len() > MIB - 200)
+    );
 
     let detail = r#"{"success":false,"detail":"A body may have at most 5242880 bytes, decoded (`max_body_bytes`)."}"#;
     let answer = post(eye, JSON, body(5 * MIB + 1)).await;

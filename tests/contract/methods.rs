@@ -51,7 +51,10 @@ async fn other_methods_are_told_which_there_are(eye: &Eye) {
         for method in ["PUT", "PATCH", "DELETE", "TRACE", "BREW"] {
             let refused = request(eye, method, path).await;
             assert_eq!((refused.status, refused.header("allow")), (405, allow), "{method} {path}");
-            assert_eq!(refused.json::<Value>(), json!({"detail": format!("{method} is not allowed here; {allow} are.")}));
+            assert_eq!(
+                refused.json::<Value>(),
+                json!({"detail": format!("{method} is not allowed here; {allow} are.")})
+            );
             assert_eq!(refused.header("content-type"), "application/json");
         }
     }

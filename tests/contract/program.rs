@@ -41,8 +41,13 @@ async fn start(example: &str, url: Option<String>) -> Eye {
 /// An event with these fields as JSON, in this order; the others have values of no interest. An empty text leaves the
 /// field out.
 pub(crate) fn event(fields: &[(&str, &str)]) -> String {
-    let others =
-        [("session_id", "\"s\""), ("category", "\"c\""), ("name", "\"n\""), ("data", "{}"), ("timestamp", "\"2021-01-01\"")];
+    let others = [
+        ("session_id", "\"s\""),
+        ("category", "\"c\""),
+        ("name", "\"n\""),
+        ("data", "{}"),
+        ("timestamp", "\"2021-01-01\""),
+    ];
     let others = others.iter().filter(|(name, _)| fields.iter().all(|(given, _)| given != name));
     let members: Vec<String> = (fields.iter().chain(others))
         .filter(|(_, json)| !json.is_empty())

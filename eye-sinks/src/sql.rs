@@ -123,7 +123,7 @@ impl<D: Driver> Sink for SqlSink<D> {
         }
         self.is_ready.store(false, Ordering::Relaxed);
         self.connections.clear();
-        let connection = self.connect().await.map_err(|error| self.located(error::write_error(&error)))?;
+        let connection = self.connect().await.map_err(|error| self.located(error::connect_error(&error)))?;
         self.migrate().await.map_err(|error| self.located(error::prepare_error(&error)))?;
         self.connections.put(connection);
         self.is_ready.store(true, Ordering::Relaxed);

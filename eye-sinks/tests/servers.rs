@@ -35,17 +35,19 @@ on_both! {
     nodes_may_start_at_once
     a_schema_from_the_future_is_refused
     a_user_without_the_right_to_change_the_schema_suffices
-    a_refusal_does_not_quote_the_event
+    a_refusal_stores_nothing_and_does_not_quote_the_event
     a_table_that_was_dropped_comes_back
     a_restart_costs_nothing_but_a_retry
     a_server_that_is_away_at_start_is_found_later
     a_server_that_hangs_is_a_retry_in_bounded_time
     a_wrong_password_is_a_retry_that_does_not_show_it
     a_password_may_have_any_characters
+    tls_that_was_asked_for_is_not_left_out
     no_debug_output_shows_the_password
     the_first_and_the_last_instant_are_kept
     a_question_with_nul_finds_nothing
     callers_may_leave
+    the_key_itself_counts
 }
 
 struct Servers {
@@ -112,7 +114,7 @@ async fn a_user_without_the_right_to_change_the_schema_suffices<C: SinkConfig>(s
     assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
 }
 
-async fn a_refusal_does_not_quote_the_event<C: SinkConfig>(servers: Servers) {
+async fn a_refusal_stores_nothing_and_does_not_quote_the_event<C: SinkConfig>(servers: Servers) {
     let server = (servers.shared)();
     let database = server.create_database();
     let sink = open::<C>(&database.url).await;
@@ -120,6 +122,7 @@ async fn a_refusal_does_not_quote_the_event<C: SinkConfig>(servers: Servers) {
     let error = sink.write(&[event(1), named(2, "bad", "\"private\"")]).await.unwrap_err();
     let WriteError::Reject { reason } = &error else { panic!("{error:?}") };
     assert!(reason.contains("no_secrets") && !reason.contains("private") && !reason.contains("127.0.0.1"), "{reason}");
+    assert_eq!(newest(&*sink, 10).await.count, 0);
     sink.write(&[event(1)]).await.unwrap();
     assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
 }
@@ -221,6 +224,14 @@ async fn a_password_may_have_any_characters<C: SinkConfig>(servers: Servers) {
     open::<C>(&database.url.replace(&format!("eye:{PASSWORD}"), &format!("{name}:{encoded}"))).await;
 }
 
+async fn tls_that_was_asked_for_is_not_left_out<C: SinkConfig>(servers: Servers) {
+    // The servers of the tests have no certificate.
+    let mode = if is_postgres::<C>() { "sslmode=require" } else { "ssl-mode=REQUIRED" };
+    let database = (servers.shared)().create_database();
+    let error = build::<C>(&format!("{}?{mode}", database.url)).await.prepare().await.unwrap_err();
+    assert!(reason(&error).contains("TLS"), "{error}");
+}
+
 async fn no_debug_output_shows_the_password<C: SinkConfig>(servers: Servers) {
     let database = (servers.shared)().create_database();
     for url in [database.url.clone(), format!("{}?sslmode=disabled-{PASSWORD}-", database.url)] {
@@ -258,6 +269,10 @@ async fn a_question_with_nul_finds_nothing<C: SinkConfig>(servers: Servers) {
     sink.write(&[event(1)]).await.unwrap();
     let page = matching(&*sink, EventFilter { name: Some("na\0me".to_owned()), ..EventFilter::default() }).await;
     assert_eq!((page.count, page.events.len()), (0, 0));
+}
+
+async fn the_key_itself_counts<C: SinkConfig>(servers: Servers) {
+    common::assert_the_key_itself_counts(&*open::<C>(&(servers.shared)().create_database().url).await).await;
 }
 
 async fn callers_may_leave<C: SinkConfig>(servers: Servers) {

@@ -112,7 +112,7 @@ async fn nodes_may_start_at_once() {
 }
 
 #[tokio::test]
-async fn a_refusal_does_not_quote_the_event() {
+async fn a_refusal_stores_nothing_and_does_not_quote_the_event() {
     let folder = TempDir::new().unwrap();
     let sink = open::<SqliteConfig>(&url(&folder)).await;
     let mut other = other_process(&url(&folder)).await;
@@ -121,6 +121,7 @@ async fn a_refusal_does_not_quote_the_event() {
     sqlx::query(trigger).execute(&mut other).await.unwrap();
     let error = sink.write(&[event(1), named(2, "bad", "\"private\"")]).await.unwrap_err();
     assert_eq!(error, WriteError::reject("no secrets"));
+    assert_eq!(newest(&*sink, 10).await.count, 0);
     sink.write(&[event(1)]).await.unwrap();
     assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
 }
@@ -164,4 +165,10 @@ fn a_url_names_a_file() {
         let error = parse::<SqliteConfig>(url).unwrap_err();
         assert!(error.contains(expected), "{url}: {error}");
     }
+}
+
+#[tokio::test]
+async fn the_key_itself_counts() {
+    let folder = TempDir::new().unwrap();
+    common::assert_the_key_itself_counts(&*open::<SqliteConfig>(&url(&folder)).await).await;
 }

@@ -50,6 +50,11 @@ pub(super) fn write_error(error: &sqlx::Error) -> WriteError {
     }
 }
 
+/// What a failed connect means: no event is at fault, whatever the code.
+pub(super) fn connect_error(error: &sqlx::Error) -> WriteError {
+    WriteError::retry(reason(error))
+}
+
 /// What a failed preparation means: nothing is refused for good but a schema from the future.
 pub(super) fn prepare_error(error: &DbErr) -> WriteError {
     match error {

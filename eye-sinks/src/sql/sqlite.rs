@@ -126,15 +126,17 @@ fn reader(path: &Path, max: MaxReadConnections) -> DatabaseConnection {
     let pool = SqlitePoolOptions::new()
         .max_connections(max.0)
         .acquire_timeout(CONNECT_TIMEOUT)
-        .after_connect(|connection, _| Box::pin(bound_in_time(connection)))
-        .before_acquire(|connection, _| Box::pin(async { bound_in_time(connection).await.map(|()| true) }))
+        .after_connect(|connection, _| Box::pin(bound_in_time(connection, QUERY_TIMEOUT)))
+        .before_acquire(|connection, _| {
+            Box::pin(async { bound_in_time(connection, QUERY_TIMEOUT).await.map(|()| true) })
+        })
         .connect_lazy_with(options);
     SqlxSqliteConnector::from_sqlx_sqlite_pool(pool)
 }
 
 /// Interrupts what the connection does from now on once it has taken too long.
-async fn bound_in_time(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    let deadline = Instant::now() + QUERY_TIMEOUT;
+async fn bound_in_time(connection: &mut SqliteConnection, bound: Duration) -> Result<(), sqlx::Error> {
+    let deadline = Instant::now() + bound;
     connection.lock_handle().await?.set_progress_handler(10_000, move || Instant::now() < deadline);
     Ok(())
 }
@@ -239,4 +241,21 @@ async fn insert_step(connection: &mut SqliteConnection, step: &Step<'_>) -> Resu
             .bind(event.received_at().as_micros())
     });
     query.execute(connection).await.map(drop)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_takes_too_long_is_interrupted() {
+        let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
+        bound_in_time(&mut connection, Duration::from_millis(10)).await.unwrap();
+        let endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT COUNT(*) FROM n";
+        let error = sqlx::query(endless).execute(&mut connection).await.unwrap_err();
+        assert!(error.to_string().contains("interrupted"), "{error}");
+        bound_in_time(&mut connection, Duration::from_secs(30)).await.unwrap();
+        sqlx::query("SELECT 1").execute(&mut connection).await.unwrap();
+    }
 }

@@ -1,6 +1,9 @@
 //! The example of a query and its answer, byte for byte.
 
-use eye_harness::Eye;
+use std::net::TcpListener;
+use std::time::Duration;
+
+use eye_harness::{Eye, eventually};
 
 use crate::program::{JSON, PROGRAM, get, post};
 
@@ -44,9 +47,12 @@ async fn the_example_byte_for_byte(eye: &Eye) {
     assert_eq!(found.header("vary"), "Accept");
 }
 
-/// The one test that needs port 8000.
+/// The one test that needs the default port.
 #[tokio::test]
 async fn the_example_without_any_configuration() {
+    // Other tests of this kind may run beside these.
+    eventually("port 8000 is free", Duration::from_secs(60), async || TcpListener::bind("127.0.0.1:8000").is_ok())
+        .await;
     let eye = Eye::start_without_config(PROGRAM);
     assert_eq!(eye.url("/"), "http://127.0.0.1:8000/");
     eye.wait_ready().await;

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
+
+use crate::telemetry::LogFormat;
 
 /// Exit code for a configuration that cannot be used, as in BSD's `sysexits.h`.
 pub const EXIT_CONFIG: u8 = 78;
@@ -44,15 +46,6 @@ pub enum Command {
     Check,
     /// Bring the schema of every configured database up to date
     Migrate,
-}
-
-/// How log lines look.
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people
-    Text,
-    /// One JSON object a line
-    Json,
 }
 
 impl Cli {

@@ -11,10 +11,10 @@ use std::time::Duration;
 use eye_core::config::{ConfigErrors, Document, PipelineConfig};
 use eye_core::registry::Registry;
 use eye_core::writer::WriterConfig;
-use serde::Deserialize;
 
 use crate::api::QueryConfig;
 use crate::server::ServerConfig;
+use crate::telemetry::SentryConfig;
 
 /// Everything that operators can set.
 #[derive(Debug)]
@@ -33,29 +33,6 @@ pub struct Config {
     pub writer: WriterConfig,
     /// Sources, transport, sinks, and who answers queries.
     pub pipeline: PipelineConfig,
-}
-
-/// What operators write below `[sentry]`.
-#[derive(Deserialize)]
-#[serde(default)]
-pub struct SentryConfig {
-    /// Where to report to; a secret. Empty: nowhere.
-    pub dsn: String,
-    /// The `environment` tag of every report.
-    pub environment: String,
-}
-
-impl Default for SentryConfig {
-    fn default() -> Self {
-        Self { dsn: String::new(), environment: "production".to_owned() }
-    }
-}
-
-/// Without the DSN: it is a secret.
-impl fmt::Debug for SentryConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SentryConfig").field("environment", &self.environment).finish_non_exhaustive()
-    }
 }
 
 /// What `eye` runs without any configuration.

@@ -5,7 +5,9 @@ pub mod cli;
 pub mod config;
 mod run;
 pub mod server;
+pub mod telemetry;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -31,14 +33,21 @@ pub fn built_in() -> Registry {
 pub fn run(registry: &Registry) -> ExitCode {
     let cli = Cli::parse();
     let command = cli.command();
-    tracing_subscriber::fmt().json().with_writer(std::io::stderr).init();
+    let _logs = match telemetry::start_logs(cli.log_format) {
+        Ok(guard) => guard,
+        Err(error) => {
+            complain(&format!("cannot start the thread that writes the log: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
     let config = match Config::load(cli.config, registry) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("{error}");
+            complain(&error.to_string());
             return ExitCode::from(EXIT_CONFIG);
         }
     };
+    let _reports = telemetry::start_sentry(&config.sentry);
     let done = match command {
         Command::Check => {
             println!("{}: ok: {config}", config.file);
@@ -54,4 +63,9 @@ pub fn run(registry: &Registry) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Before there is a log. A stderr that is closed does not change the exit code.
+fn complain(message: &str) {
+    let _ = writeln!(io::stderr(), "{message}");
 }

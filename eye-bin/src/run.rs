@@ -1,5 +1,6 @@
 //! The way of the program from start to stop.
 
+use std::io::{self, Write};
 use std::process;
 use std::time::Instant;
 
@@ -12,6 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::api;
 use crate::config::Config;
 use crate::server::{self, Server};
+use crate::telemetry;
 
 /// The part of the shutdown's time that slow clients may use up; the rest is the writers'.
 const CLIENTS_SHARE: f64 = 0.75;
@@ -103,7 +105,9 @@ pub(crate) async fn migrate(config: Config) -> anyhow::Result<()> {
 
 /// What someone needs who started the program with nothing.
 fn greet(address: &str) {
-    eprintln!(
+    // A stderr that is closed is no reason to stop.
+    let _ = writeln!(
+        io::stderr(),
         "\n  The Eye takes events at http://{address}/api/event/ and stores them in eye-data/eye.db\n\n  \
          Send one:\n    curl -H 'Content-Type: application/json' http://{address}/api/event/ -d \
          '{{\"session_id\": \"s1\", \"category\": \"demo\", \"name\": \"hello\", \"data\": {{}}, \"timestamp\": \"{}\"}}'\n  \
@@ -137,6 +141,7 @@ fn exit_at_the_next_signal(mut signals: Signals) {
     tokio::spawn(async move {
         let name = signals.next().await;
         tracing::warn!(signal = name, "exiting at once: events that were still being written were not acknowledged");
+        telemetry::flush_logs();
         process::exit(1);
     });
 }

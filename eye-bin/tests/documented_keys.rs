@@ -3,8 +3,8 @@
 use std::fmt::Debug;
 
 use eye::api::QueryConfig;
-use eye::config::SentryConfig;
 use eye::server::ServerConfig;
+use eye::telemetry::SentryConfig;
 use eye_core::config::field_names;
 use eye_core::writer::WriterConfig;
 use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};

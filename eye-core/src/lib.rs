@@ -7,6 +7,7 @@ pub mod event;
 pub mod health;
 pub mod json;
 pub mod pipeline;
+pub mod refusals;
 pub mod registry;
 pub mod sink;
 pub mod source;

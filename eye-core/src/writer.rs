@@ -1,5 +1,6 @@
 //! Takes batches from a subscription and writes them to one sink: the only retry loop in the project.
 
+use std::iter::repeat_n;
 use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::batch::{Batch, BatchLimits};
 use crate::event::Event;
 use crate::health::Health;
+use crate::refusals::{Refusal, Refusals};
 use crate::sink::{Sink, WriteError};
 use crate::transport::Subscription;
 
@@ -41,6 +43,9 @@ const IDLE_CHECK: Duration = Duration::from_secs(2);
 /// A write that takes longer is a reason not to be ready: producers are about to lose patience.
 const SLOW_WRITE: Duration = Duration::from_secs(5);
 
+/// Why the sink refused an event may quote it, so that is for its producer alone.
+const REFUSED: Refusal = Refusal { part: "event", problem: "refused by the sink" };
+
 /// How often a batch is tried when the sink cannot say what is wrong, before it is halved.
 const UNKNOWN_TRIES: u32 = 3;
 
@@ -51,6 +56,7 @@ const UNKNOWN_TRIES: u32 = 3;
 pub(crate) struct Writer {
     sink: Arc<dyn Sink>,
     health: Health,
+    refusals: Refusals,
     config: WriterConfig,
     shutdown: CancellationToken,
 }
@@ -72,7 +78,8 @@ enum Written {
 impl Writer {
     /// A writer whose pauses are cut short by `shutdown`: from then on each write is tried once.
     pub(crate) fn new(sink: Arc<dyn Sink>, health: Health, config: WriterConfig, shutdown: CancellationToken) -> Self {
-        Self { sink, health, config, shutdown }
+        let refusals = Refusals::new(health.name());
+        Self { sink, health, refusals, config, shutdown }
     }
 
     /// Writes until the subscription ends, then closes the sink. Not cancel-safe.
@@ -155,7 +162,7 @@ impl Writer {
             }
         }
         if batch.rejected() > 0 {
-            tracing::debug!(component = self.health.name(), events = batch.rejected(), "refused by the sink");
+            self.refusals.note(repeat_n(REFUSED, batch.rejected()));
         }
         away
     }
@@ -265,6 +272,7 @@ mod tests {
     use crate::ack::{Ack, Outcome, Receipt};
     use crate::event::EventFields;
     use crate::health::{HealthBoard, State};
+    use crate::refusals::tests::Logged;
     use crate::timestamp::Timestamp;
     use crate::transport::Delivery;
 
@@ -412,6 +420,16 @@ mod tests {
         running.until_ready().await;
         assert_eq!(running.send(&["c"]).outcome().await, Outcome::Delivered);
         assert_eq!(*running.sink.stored.lock().unwrap(), ["c"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refused_events_are_reported_without_the_reason() {
+        let (logged, _guard) = Logged::start();
+        let running = Running::start(FakeSink::default());
+        running.send(&["a", "refused", "refused"]).outcome().await;
+        assert_eq!(logged.take(), [r#"message=refused: event: refused by the sink component="sinks.fake" count=2"#]);
+        running.send(&["a"]).outcome().await;
+        assert_eq!(logged.take(), [""; 0]);
     }
 
     #[tokio::test(start_paused = true)]

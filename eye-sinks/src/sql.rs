@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use eye_core::event::Event;
 use eye_core::sink::{Sink, SinkError, WriteError};
 use eye_core::store::{EventPage, EventQuery, EventStore, StoreError};
-use sea_orm::{DatabaseConnection, DbErr};
+use sea_orm::{DatabaseConnection, DbErr, RuntimeErr};
 use sqlx::Connection;
 use tokio::time::timeout;
 
@@ -26,6 +26,8 @@ use self::connections::Connections;
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long bringing the schema up to date may take: a new index on a large table needs minutes.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long one write may take, waiting for a connection included. Only a server that hangs needs so long.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the database may work on one statement of a query.
@@ -33,8 +35,8 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a caller waits for the answer to a query, whatever the database does.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(35);
 
-/// What differs between the databases.
-trait Driver: Send + Sync + 'static {
+/// What differs between the databases. Shown, it is the database and its place, without secrets.
+trait Driver: fmt::Display + Send + Sync + 'static {
     type Connection: Connection;
 
     /// How many connections write at once.
@@ -43,8 +45,8 @@ trait Driver: Send + Sync + 'static {
     /// Opens a connection that is ready to write.
     fn connect(&self) -> impl Future<Output = Result<Self::Connection, sqlx::Error>> + Send;
 
-    /// Stores all events or none; those that are there already stay as they are. After an error the connection is
-    /// closed, so a transaction need not be rolled back.
+    /// Stores all events or none; those that are there already stay as they are. Where the database refused them the
+    /// connection must be fit for the next batch; after any other error it is closed.
     fn insert(
         &self,
         connection: &mut Self::Connection,
@@ -55,8 +57,15 @@ trait Driver: Send + Sync + 'static {
     fn migration_pool(&self) -> DatabaseConnection;
 }
 
-/// The database and the place, for messages: no secrets.
-impl<D: Driver + fmt::Display> SqlSink<D> {
+/// A sink that writes to an SQL database over a few connections of its own and reads over a pool of others.
+struct SqlSink<D: Driver> {
+    driver: D,
+    connections: Connections<D::Connection>,
+    reader: DatabaseConnection,
+    is_ready: AtomicBool,
+}
+
+impl<D: Driver> SqlSink<D> {
     fn new(driver: D, reader: DatabaseConnection) -> Self {
         let connections = Connections::new(D::MAX_WRITE_CONNECTIONS);
         Self { driver, connections, reader, is_ready: AtomicBool::new(false) }
@@ -77,16 +86,25 @@ impl<D: Driver + fmt::Display> SqlSink<D> {
 
     async fn migrate(&self) -> Result<(), DbErr> {
         let pool = self.driver.migration_pool();
-        let migrated = eye_migration::migrate(&pool).await;
+        let migrated = timeout(MIGRATION_TIMEOUT, eye_migration::migrate(&pool)).await;
         pool.close().await?;
-        migrated
+        migrated.unwrap_or_else(|_| {
+            let error = error::timed_out("migrating", MIGRATION_TIMEOUT);
+            Err(DbErr::Conn(RuntimeErr::SqlxError(error.into())))
+        })
     }
 
     async fn insert(&self, batch: &[Event]) -> Result<(), sqlx::Error> {
         let mut lease = self.connections.lease(|| self.connect()).await?;
-        self.driver.insert(lease.connection(), batch).await?;
-        lease.give_back();
-        Ok(())
+        // In the order of the key, so that two nodes that write the same events wait for each other, not in a circle.
+        let mut sorted = batch.to_vec();
+        sorted.sort_unstable_by_key(Event::key);
+        let inserted = self.driver.insert(lease.connection(), &sorted).await;
+        // A refusal is no fault of the connection, and finding the events at fault takes many writes.
+        if inserted.as_ref().map_or_else(error::is_refusal, |()| true) {
+            lease.give_back();
+        }
+        inserted
     }
 
     /// Names the place where a retry helps. A refusal goes to the producer, whom the place does not concern.
@@ -100,23 +118,15 @@ impl<D: Driver + fmt::Display> SqlSink<D> {
     }
 }
 
-/// A sink that writes to an SQL database over a few connections of its own and reads over a pool of others.
-struct SqlSink<D: Driver> {
-    driver: D,
-    connections: Connections<D::Connection>,
-    reader: DatabaseConnection,
-    is_ready: AtomicBool,
-}
-
 #[async_trait]
-impl<D: Driver + fmt::Display> Sink for SqlSink<D> {
+impl<D: Driver> Sink for SqlSink<D> {
     async fn prepare(&self) -> Result<(), WriteError> {
         if self.is_ready.load(Ordering::Relaxed) && matches!(timeout(CONNECT_TIMEOUT, self.ping()).await, Ok(Ok(()))) {
             return Ok(());
         }
         self.is_ready.store(false, Ordering::Relaxed);
         self.connections.clear();
-        let connection = self.connect().await.map_err(|error| self.located(error::write_error(&error)))?;
+        let connection = self.connect().await.map_err(|error| self.located(error::connect_error(&error)))?;
         self.migrate().await.map_err(|error| self.located(error::prepare_error(&error)))?;
         self.connections.put(connection);
         self.is_ready.store(true, Ordering::Relaxed);
@@ -152,7 +162,7 @@ impl<D: Driver + fmt::Display> Sink for SqlSink<D> {
 }
 
 #[async_trait]
-impl<D: Driver + fmt::Display> EventStore for SqlSink<D> {
+impl<D: Driver> EventStore for SqlSink<D> {
     async fn query(&self, query: EventQuery) -> Result<EventPage, StoreError> {
         let reader = self.reader.clone();
         // A task of its own: a caller that goes away must not cancel a database future.

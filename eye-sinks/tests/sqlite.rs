@@ -6,8 +6,10 @@ mod common;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use common::{build, event, newest, open, parse};
+use common::{at, build, event, matching, named, newest, open, parse};
 use eye_core::sink::{SinkConfig, WriteError};
+use eye_core::store::EventFilter;
+use eye_core::timestamp::Timestamp;
 use eye_sinks::SqliteConfig;
 use sqlx::{Connection, SqliteConnection};
 use tempfile::TempDir;
@@ -76,6 +78,66 @@ async fn a_file_that_is_locked_at_start_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_file_that_was_removed_takes_no_events() {
+    let folder = TempDir::new().unwrap();
+    let sink = open::<SqliteConfig>(&url(&folder)).await;
+    sink.write(&[event(1)]).await.unwrap();
+    let file = folder.path().join("data/eye.db");
+    std::fs::rename(&file, folder.path().join("elsewhere")).unwrap();
+    let error = sink.write(&[event(2)]).await.unwrap_err();
+    assert!(matches!(&error, WriteError::Retry { reason, .. } if reason.contains("removed or replaced")), "{error}");
+    assert!(matches!(sink.prepare().await, Err(WriteError::Retry { .. })));
+    std::fs::rename(folder.path().join("elsewhere"), &file).unwrap();
+    sink.prepare().await.unwrap();
+    sink.write(&[event(2)]).await.unwrap();
+    assert_eq!(newest(&*sink, 10).await.count, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_may_start_at_once() {
+    let folder = TempDir::new().unwrap();
+    let nodes: Vec<_> = (0..8)
+        .map(|number| {
+            let url = url(&folder);
+            tokio::spawn(async move {
+                let sink = open::<SqliteConfig>(&url).await;
+                sink.write(&[event(number)]).await.unwrap();
+            })
+        })
+        .collect();
+    for node in nodes {
+        node.await.unwrap();
+    }
+    assert_eq!(newest(&*open::<SqliteConfig>(&url(&folder)).await, 10).await.count, 8);
+}
+
+#[tokio::test]
+async fn a_refusal_stores_nothing_and_does_not_quote_the_event() {
+    let folder = TempDir::new().unwrap();
+    let sink = open::<SqliteConfig>(&url(&folder)).await;
+    let mut other = other_process(&url(&folder)).await;
+    let trigger = "CREATE TRIGGER no_secrets BEFORE INSERT ON event WHEN NEW.name = 'bad'
+        BEGIN SELECT RAISE(ABORT, 'no secrets'); END";
+    sqlx::query(trigger).execute(&mut other).await.unwrap();
+    let error = sink.write(&[event(1), named(2, "bad", "\"private\"")]).await.unwrap_err();
+    assert_eq!(error, WriteError::reject("no secrets"));
+    assert_eq!(newest(&*sink, 10).await.count, 0);
+    sink.write(&[event(1)]).await.unwrap();
+    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+}
+
+#[tokio::test]
+async fn the_first_and_the_last_instant_are_kept() {
+    let folder = TempDir::new().unwrap();
+    let sink = open::<SqliteConfig>(&url(&folder)).await;
+    let events = [Timestamp::MAX, Timestamp::MIN].map(at);
+    sink.write(&events).await.unwrap();
+    assert_eq!(newest(&*sink, 10).await.events, events);
+    let filter = EventFilter { timestamp_after: Some(Timestamp::MAX), ..EventFilter::default() };
+    assert_eq!(matching(&*sink, filter).await.count, 1);
+}
+
+#[tokio::test]
 async fn a_file_that_cannot_be_opened_is_an_error_at_start() {
     let folder = TempDir::new().unwrap();
     std::fs::write(folder.path().join("data"), "no folder").unwrap();
@@ -103,4 +165,10 @@ fn a_url_names_a_file() {
         let error = parse::<SqliteConfig>(url).unwrap_err();
         assert!(error.contains(expected), "{url}: {error}");
     }
+}
+
+#[tokio::test]
+async fn the_key_itself_counts() {
+    let folder = TempDir::new().unwrap();
+    common::assert_the_key_itself_counts(&*open::<SqliteConfig>(&url(&folder)).await).await;
 }

@@ -13,6 +13,7 @@ use axum::routing::post;
 use bytes::Bytes;
 use eye_core::ack::Outcome;
 use eye_core::event::EventLimits;
+use eye_core::refusals::{Refusal, Refusals};
 use eye_core::registry::BuildError;
 use eye_core::source::{Outlet, Source, SourceConfig};
 use eye_core::timestamp::Timestamp;
@@ -91,6 +92,7 @@ impl Source for HttpSource {
         outlet.health().ready();
         let intake = Intake {
             outlet: outlet.clone(),
+            refusals: Refusals::new(outlet.health().name()),
             room: Semaphore::new(self.config.max_pending_bytes as usize),
             config: self.config.clone(),
         };
@@ -102,6 +104,7 @@ impl Source for HttpSource {
 /// What all requests share.
 struct Intake {
     outlet: Outlet,
+    refusals: Refusals,
     config: HttpConfig,
     /// One permit for each byte of `max_pending_bytes`.
     room: Semaphore,
@@ -109,12 +112,16 @@ struct Intake {
 
 async fn take(State(intake): State<Arc<Intake>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
-    let (framing, encoding) = match (framing(&head.headers), Encoding::of(&head.headers)) {
-        (Some(framing), Ok(encoding)) => (framing, encoding),
-        (None, _) => return unsupported_media_type(),
-        (_, Err(named)) => return unsupported_encoding(&named),
+    let refusal = match (framing(&head.headers), Encoding::of(&head.headers)) {
+        (Some(framing), Ok(encoding)) => match intake.take(framing, encoding, body).await {
+            Ok(answer) => return answer.into_response(),
+            Err(answer) => answer.into_response(),
+        },
+        (None, _) => unsupported_media_type(),
+        (_, Err(named)) => unsupported_encoding(&named),
     };
-    intake.take(framing, encoding, body).await.unwrap_or_else(|refusal| refusal).into_response()
+    intake.note_refused_body(refusal.status());
+    refusal
 }
 
 /// By the media type of `Content-Type`, whatever its parameters.
@@ -156,6 +163,9 @@ impl Intake {
             room.merge(self.reserve(self.config.max_body_bytes).await?);
         }
         let decoded = self.decode(framing, encoding, body).await?;
+        if !decoded.rejected.is_empty() {
+            self.refusals.note(decoded.rejected.iter().flat_map(|event| event.errors.refusals()));
+        }
         let sent = Sent {
             indices: decoded.indices,
             invalid: decoded.rejected,
@@ -173,6 +183,13 @@ impl Intake {
         match timeout(receipt_timeout, receipt.outcome()).await {
             Ok(outcome) => Ok(Answer::of_outcome(&sent, &outcome)),
             Err(_) => Err(Answer::no_receipt(receipt_timeout)),
+        }
+    }
+
+    /// A body of which nothing was taken, by the producer's fault.
+    fn note_refused_body(&self, status: StatusCode) {
+        if let (true, Some(problem)) = (status.is_client_error(), status.canonical_reason()) {
+            self.refusals.note([Refusal { part: "body", problem }]);
         }
     }
 

@@ -34,7 +34,8 @@ impl MigrationTrait for Migration {
     }
 }
 
-/// Timestamps are microseconds since 1970-01-01T00:00:00Z: small, and in the right order.
+/// Timestamps are microseconds since 1970-01-01T00:00:00Z: small, and in the right order. Not `WITHOUT ROWID`: with
+/// 1,000 bytes of data an event it made the file three times as large and cost twice the time.
 const SQLITE: &[&str] = &[
     "CREATE TABLE event (
         timestamp INTEGER NOT NULL,
@@ -45,7 +46,7 @@ const SQLITE: &[&str] = &[
         data TEXT NOT NULL,
         received_at INTEGER NOT NULL,
         PRIMARY KEY (timestamp, id)
-    ) STRICT, WITHOUT ROWID",
+    ) STRICT",
     "CREATE INDEX event_session_id ON event (session_id, timestamp, id)",
     "CREATE INDEX event_category ON event (category, timestamp, id)",
     "CREATE INDEX event_name ON event (name, timestamp, id)",

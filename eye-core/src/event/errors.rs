@@ -6,6 +6,7 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
 use crate::json::{Kind, Problem, SyntaxError};
+use crate::refusals::Refusal;
 use crate::timestamp::InvalidTimestamp;
 
 use super::{MAX_DATA_LEVELS, MAX_TEXT_CHARS};
@@ -45,6 +46,11 @@ impl EventErrors {
     /// Whether it was refused for its size alone.
     pub fn is_too_large(&self) -> bool {
         matches!(self.errors[..], [(_, FieldError::TooLarge(_))])
+    }
+
+    /// What kinds of errors these are, for the operator.
+    pub fn refusals(&self) -> impl Iterator<Item = Refusal> {
+        self.errors.iter().map(|(field, error)| Refusal { part: field.name(), problem: error.kind() })
     }
 
     /// Notes an error, unless the field has one already.
@@ -150,6 +156,29 @@ pub(super) enum FieldError {
     Syntax(Box<SyntaxError>),
     #[error("Ensure the event has no more than {0} bytes.")]
     TooLarge(usize),
+}
+
+impl FieldError {
+    /// In few words, and none of them the producer's.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Required => "missing",
+            Self::Null => "null",
+            Self::Blank => "blank",
+            Self::NotAString | Self::TimestampOfKind(_) => "not a string",
+            Self::TooLong => "too long",
+            Self::TooDeep => "nested too deep",
+            Self::InvalidTimestamp(_) => "not a timestamp",
+            Self::InvalidId => "not a UUID",
+            Self::Problem(Problem::NullCharacter) => "null character",
+            Self::Problem(Problem::LoneSurrogate) => "lone surrogate",
+            Self::Problem(Problem::NumberTooLarge) => "number too large",
+            Self::Problem(Problem::InvalidUtf8) => "not UTF-8",
+            Self::NotAnObject(_) => "not an object",
+            Self::Syntax(_) => "not JSON",
+            Self::TooLarge(_) => "too large",
+        }
+    }
 }
 
 impl Serialize for FieldError {

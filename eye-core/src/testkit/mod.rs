@@ -2,11 +2,50 @@
 //!
 //! A plug-in's own test makes a fixture and calls the suite:
 //!
-//! ```ignore
-//! #[tokio::test]
-//! async fn my_sink_conforms() {
-//!     eye_core::testkit::sink::suite(async || MyFixture::new()).await;
+//! ```
+//! # use eye_core::event::Event;
+//! # use eye_core::sink::{Sink, WriteError};
+//! use eye_core::testkit::sink::{SinkFixture, suite};
+//! # use std::collections::BTreeMap;
+//! # use std::sync::{Arc, Mutex};
+//! # type Events = Arc<Mutex<BTreeMap<eye_core::store::EventKey, Event>>>;
+//! # struct MySink(Events);
+//! # #[async_trait::async_trait]
+//! # impl Sink for MySink {
+//! #     async fn write(&self, batch: &[Event]) -> Result<(), WriteError> {
+//! #         self.0.lock().unwrap().extend(batch.iter().map(|event| (event.key(), event.clone())));
+//! #         Ok(())
+//! #     }
+//! # }
+//!
+//! /// A storage, empty at first.
+//! struct MyStorage {
+//!     // a temporary folder, a database of its own …
+//! #   events: Events,
 //! }
+//!
+//! #[async_trait::async_trait]
+//! impl SinkFixture for MyStorage {
+//!     async fn open(&self) -> Box<dyn Sink> {
+//!         // the sink, over this storage
+//! #       Box::new(MySink(self.events.clone()))
+//!     }
+//!
+//!     async fn stored(&self) -> Vec<Event> {
+//!         // every event in this storage, read without the sink
+//! #       self.events.lock().unwrap().values().cloned().collect()
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! // In a #[tokio::test]:
+//! suite(async || MyStorage {
+//!     // …
+//! #   events: Events::default(),
+//! })
+//! .await;
+//! # }
 //! ```
 //!
 //! A suite panics at the first case that does not hold; each case prints its name before it starts.

@@ -30,6 +30,8 @@ impl ActiveModelBehavior for ActiveModel {}
 pub(super) fn instant(backend: DbBackend, timestamp: Timestamp) -> Value {
     match backend {
         DbBackend::Sqlite => timestamp.as_micros().into(),
+        // With a time zone it would be a TIMESTAMP, which ends in 2038.
+        DbBackend::MySql => timestamp.to_chrono().naive_utc().into(),
         _ => timestamp.to_chrono().into(),
     }
 }

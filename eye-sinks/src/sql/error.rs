@@ -35,6 +35,11 @@ pub(super) fn is_busy(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| matches!(code & 0xff, 5 | 6))
 }
 
+/// Whether the events are at fault, and nothing else.
+pub(super) fn is_refusal(error: &sqlx::Error) -> bool {
+    meaning(error) == Meaning::Reject
+}
+
 /// What a failed write means.
 pub(super) fn write_error(error: &sqlx::Error) -> WriteError {
     let reason = reason(error).into_owned();
@@ -43,6 +48,11 @@ pub(super) fn write_error(error: &sqlx::Error) -> WriteError {
         Meaning::Reject => WriteError::reject(reason),
         Meaning::Unknown => WriteError::Unknown { reason },
     }
+}
+
+/// What a failed connect means: no event is at fault, whatever the code.
+pub(super) fn connect_error(error: &sqlx::Error) -> WriteError {
+    WriteError::retry(reason(error))
 }
 
 /// What a failed preparation means: nothing is refused for good but a schema from the future.

@@ -14,7 +14,7 @@ use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlPoolOptions};
 use sqlx::{ConnectOptions, Connection, Executor};
 
 use super::url::{self, MaxReadConnections};
-use super::write::InsertStatements;
+use super::write::{InsertStatements, Step};
 use super::{CONNECT_TIMEOUT, Driver, SqlSink};
 
 /// Stores events in a MySQL (8.0.17 or newer) or MariaDB database, which has to exist; the table is made in it.
@@ -128,22 +128,18 @@ impl Driver for MysqlDriver {
         static STATEMENTS: LazyLock<InsertStatements> =
             LazyLock::new(|| InsertStatements::new("ON DUPLICATE KEY UPDATE id = id"));
         let max_packet_bytes = self.max_packet_bytes.load(Ordering::Relaxed);
+        let max_bytes = MAX_STATEMENT_BYTES.min(max_packet_bytes / 2);
+        let steps: Vec<Step<'_>> = STATEMENTS.steps(batch, max_bytes).collect();
+        if let [step] = steps.as_slice() {
+            // One statement is a transaction already.
+            return insert_step(connection, step, max_packet_bytes).await;
+        }
         let mut transaction = connection.begin().await?;
-        for step in STATEMENTS.steps(batch, MAX_STATEMENT_BYTES.min(max_packet_bytes / 2)) {
-            if let [event] = step.events {
-                check_packet(event, max_packet_bytes)?;
+        for step in &steps {
+            if let Err(error) = insert_step(&mut transaction, step, max_packet_bytes).await {
+                transaction.rollback().await?;
+                return Err(error);
             }
-            let query = step.events.iter().fold(sqlx::query(step.sql), |query, event| {
-                query
-                    .bind(event.timestamp().to_chrono())
-                    .bind(event.id())
-                    .bind(event.session_id())
-                    .bind(event.category())
-                    .bind(event.name())
-                    .bind(event.data())
-                    .bind(event.received_at().to_chrono())
-            });
-            query.execute(&mut *transaction).await?;
         }
         transaction.commit().await
     }
@@ -155,6 +151,28 @@ impl Driver for MysqlDriver {
             .connect_lazy_with(self.url.0.clone());
         SqlxMySqlConnector::from_sqlx_mysql_pool(pool)
     }
+}
+
+async fn insert_step(
+    connection: &mut MySqlConnection,
+    step: &Step<'_>,
+    max_packet_bytes: usize,
+) -> Result<(), sqlx::Error> {
+    if let [event] = step.events {
+        check_packet(event, max_packet_bytes)?;
+    }
+    // Instants go without a time zone, because a value with one is sent as a TIMESTAMP, which ends in 2038.
+    let query = step.events.iter().fold(sqlx::query(step.sql), |query, event| {
+        query
+            .bind(event.timestamp().to_chrono().naive_utc())
+            .bind(event.id())
+            .bind(event.session_id())
+            .bind(event.category())
+            .bind(event.name())
+            .bind(event.data())
+            .bind(event.received_at().to_chrono().naive_utc())
+    });
+    query.execute(connection).await.map(drop)
 }
 
 /// A server closes the connection on a packet that is too large for it, which would look like a network that fails.

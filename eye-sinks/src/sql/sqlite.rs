@@ -5,7 +5,7 @@ use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use eye_core::event::Event;
@@ -17,7 +17,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use sqlx::{ConnectOptions, Connection};
 
 use super::url::{self, MaxReadConnections};
-use super::write::InsertStatements;
+use super::write::{InsertStatements, Step};
 use super::{CONNECT_TIMEOUT, Driver, QUERY_TIMEOUT, SqlSink, error};
 
 /// Stores events in one SQLite file, which is created with its folder where it is not there yet.
@@ -126,22 +126,45 @@ fn reader(path: &Path, max: MaxReadConnections) -> DatabaseConnection {
     let pool = SqlitePoolOptions::new()
         .max_connections(max.0)
         .acquire_timeout(CONNECT_TIMEOUT)
-        .after_connect(|connection, _| Box::pin(bound_in_time(connection)))
-        .before_acquire(|connection, _| Box::pin(async { bound_in_time(connection).await.map(|()| true) }))
+        .after_connect(|connection, _| Box::pin(bound_in_time(connection, QUERY_TIMEOUT)))
+        .before_acquire(|connection, _| {
+            Box::pin(async { bound_in_time(connection, QUERY_TIMEOUT).await.map(|()| true) })
+        })
         .connect_lazy_with(options);
     SqlxSqliteConnector::from_sqlx_sqlite_pool(pool)
 }
 
 /// Interrupts what the connection does from now on once it has taken too long.
-async fn bound_in_time(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    let deadline = Instant::now() + QUERY_TIMEOUT;
+async fn bound_in_time(connection: &mut SqliteConnection, bound: Duration) -> Result<(), sqlx::Error> {
+    let deadline = Instant::now() + bound;
     connection.lock_handle().await?.set_progress_handler(10_000, move || Instant::now() < deadline);
     Ok(())
+}
+
+/// Tells a file from another one at the same path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct FileId(u64, u64);
+
+impl FileId {
+    #[cfg(unix)]
+    fn of(path: &Path) -> io::Result<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let metadata = path.metadata()?;
+        Ok(Self(metadata.dev(), metadata.ino()))
+    }
+
+    /// Elsewhere a file that is open can be neither removed nor replaced.
+    #[cfg(not(unix))]
+    fn of(_path: &Path) -> io::Result<Self> {
+        Ok(Self(0, 0))
+    }
 }
 
 struct SqliteDriver {
     path: PathBuf,
     options: SqliteConnectOptions,
+    /// The file that the connection writes to.
+    file: Mutex<Option<FileId>>,
 }
 
 impl SqliteDriver {
@@ -153,7 +176,15 @@ impl SqliteDriver {
             .synchronous(SqliteSynchronous::Full)
             .pragma("wal_autocheckpoint", "8192")
             .pragma("cache_size", "-65536");
-        Self { path, options }
+        Self { path, options, file: Mutex::default() }
+    }
+
+    /// A file that was removed or replaced still takes all that is written to it, and loses it when it is closed.
+    fn check_file(&self) -> io::Result<()> {
+        if FileId::of(&self.path).ok() == *self.file.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Ok(());
+        }
+        Err(io::Error::new(ErrorKind::NotFound, "the file was removed or replaced while it was in use"))
     }
 }
 
@@ -170,25 +201,21 @@ impl Driver for SqliteDriver {
     const MAX_WRITE_CONNECTIONS: usize = 1;
 
     async fn connect(&self) -> Result<SqliteConnection, sqlx::Error> {
-        self.options.connect().await
+        let connection = self.options.connect().await?;
+        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = FileId::of(&self.path).ok();
+        Ok(connection)
     }
 
     async fn insert(&self, connection: &mut SqliteConnection, batch: &[Event]) -> Result<(), sqlx::Error> {
         static STATEMENTS: LazyLock<InsertStatements> =
             LazyLock::new(|| InsertStatements::new("ON CONFLICT (timestamp, id) DO NOTHING"));
+        self.check_file()?;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
         for step in STATEMENTS.steps(batch, usize::MAX) {
-            let query = step.events.iter().fold(sqlx::query(step.sql), |query, event| {
-                query
-                    .bind(event.timestamp().as_micros())
-                    .bind(event.id())
-                    .bind(event.session_id())
-                    .bind(event.category())
-                    .bind(event.name())
-                    .bind(event.data())
-                    .bind(event.received_at().as_micros())
-            });
-            query.execute(&mut *transaction).await?;
+            if let Err(error) = insert_step(&mut transaction, &step).await {
+                transaction.rollback().await?;
+                return Err(error);
+            }
         }
         transaction.commit().await
     }
@@ -199,5 +226,36 @@ impl Driver for SqliteDriver {
             .acquire_timeout(CONNECT_TIMEOUT)
             .connect_lazy_with(self.options.clone());
         SqlxSqliteConnector::from_sqlx_sqlite_pool(pool)
+    }
+}
+
+async fn insert_step(connection: &mut SqliteConnection, step: &Step<'_>) -> Result<(), sqlx::Error> {
+    let query = step.events.iter().fold(sqlx::query(step.sql), |query, event| {
+        query
+            .bind(event.timestamp().as_micros())
+            .bind(event.id())
+            .bind(event.session_id())
+            .bind(event.category())
+            .bind(event.name())
+            .bind(event.data())
+            .bind(event.received_at().as_micros())
+    });
+    query.execute(connection).await.map(drop)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_takes_too_long_is_interrupted() {
+        let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
+        bound_in_time(&mut connection, Duration::from_millis(10)).await.unwrap();
+        let endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT COUNT(*) FROM n";
+        let error = sqlx::query(endless).execute(&mut connection).await.unwrap_err();
+        assert!(error.to_string().contains("interrupted"), "{error}");
+        bound_in_time(&mut connection, Duration::from_secs(30)).await.unwrap();
+        sqlx::query("SELECT 1").execute(&mut connection).await.unwrap();
     }
 }

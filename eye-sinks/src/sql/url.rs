@@ -48,3 +48,27 @@ pub(super) fn check(url: &str, schemes: &[&str], example: &str, parameters: &[&s
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn read_connections_have_bounds() {
+        for (count, is_fine) in [(0, false), (1, true), (1000, true), (1001, false)] {
+            assert_eq!(MaxReadConnections::try_from(count).is_ok(), is_fine, "{count}");
+        }
+    }
+
+    #[test]
+    fn parameters_are_checked_by_name() {
+        let check = |url| check(url, &["db"], "db://HOST", &["tls", "ca"]);
+        for url in ["db://host", "db://host?", "db://host?tls=on", "db://host?ca=a%26b&tls", "db:///?&tls=a=b"] {
+            assert_eq!(check(url), Ok(()), "{url}");
+        }
+        for (url, name) in [("db://host?TLS=on", "TLS"), ("db://h?tls=on&secret=x", "secret"), ("db://h?x", "x")] {
+            let error = check(url).err().unwrap_or_default();
+            assert!(error.contains(&format!("`{name}`")) && error.contains("tls, ca"), "{url}: {error}");
+        }
+    }
+}

@@ -42,6 +42,12 @@ pub(crate) fn named(number: u64, name: &str, data: &str) -> Event {
     })
 }
 
+/// An event at an instant.
+pub(crate) fn at(timestamp: Timestamp) -> Event {
+    let (id, received_at) = (Uuid::max(), timestamp);
+    Event::from(EventFields { id, timestamp, received_at, session_id: "s", category: "c", name: "n", data: "1" })
+}
+
 pub(crate) async fn newest(sink: &dyn Sink, limit: u32) -> EventPage {
     page(sink, PageStart::Newest, limit).await
 }
@@ -56,4 +62,14 @@ pub(crate) async fn matching(sink: &dyn Sink, filter: EventFilter) -> EventPage 
 
 pub(crate) async fn query(sink: &dyn Sink, filter: EventFilter, start: PageStart, limit: u32) -> EventPage {
     sink.store().unwrap().query(EventQuery { filter, start, limit }).await.unwrap()
+}
+
+/// A page that starts beside an event knows of that event, though it is the only one on that side.
+pub(crate) async fn assert_the_key_itself_counts(sink: &dyn Sink) {
+    let [older, newer] = [1, 2].map(event);
+    sink.write(&[older.clone(), newer.clone()]).await.unwrap();
+    let page_older = page(sink, PageStart::OlderThan(newer.key()), 10).await;
+    assert_eq!((page_older.events.as_slice(), page_older.has_newer), ([older.clone()].as_slice(), true));
+    let page_newer = page(sink, PageStart::NewerThan(older.key()), 10).await;
+    assert_eq!((page_newer.events.as_slice(), page_newer.has_older), ([newer].as_slice(), true));
 }

@@ -6,8 +6,10 @@
 mod database;
 mod eye;
 mod keeper;
+mod sentry;
 mod wait;
 
 pub use database::{Database, MariaDb, PASSWORD, Postgres, Server, USER};
 pub use eye::Eye;
+pub use sentry::{SentryServer, event_text};
 pub use wait::eventually;

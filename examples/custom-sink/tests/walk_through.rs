@@ -1,0 +1,41 @@
+//! `docs/custom-sink.md` quotes the example as it is.
+
+use std::collections::BTreeSet;
+
+const DOC: &str = include_str!("../../../docs/custom-sink.md");
+const TESTKIT: &str = include_str!("../../../eye-core/src/testkit/sink.rs");
+const EXAMPLE: [&str; 4] = [
+    include_str!("../Cargo.toml"),
+    include_str!("../eye.toml"),
+    include_str!("../src/main.rs"),
+    include_str!("../src/ndjson.rs"),
+];
+
+/// The text of the doc's code blocks in this language.
+fn snippets(language: &str) -> Vec<&'static str> {
+    let fence = format!("```{language}\n");
+    DOC.split(&fence).skip(1).map(|block| block.split("```").next().unwrap_or_default()).collect()
+}
+
+#[test]
+fn each_snippet_is_from_the_example() {
+    for language in ["rust", "toml"] {
+        let snippets = snippets(language);
+        assert!(!snippets.is_empty(), "no {language} in the doc");
+        for snippet in snippets {
+            assert!(EXAMPLE.iter().any(|file| file.contains(snippet)), "not in the example:\n{snippet}");
+        }
+    }
+}
+
+#[test]
+fn the_table_has_each_case_of_the_suite() {
+    let documented: BTreeSet<&str> = DOC
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+        .filter(|name| name.contains('_'))
+        .collect();
+    let (_, cases) = TESTKIT.split_once("    run! {\n").expect("the suite lists its cases");
+    let (cases, _) = cases.split_once('}').expect("the list has an end");
+    assert_eq!(documented, cases.split_whitespace().collect());
+}

@@ -1,0 +1,331 @@
+//! What PostgreSQL and MariaDB must do beyond the conformance suites: starting, outages, secrets, limits.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{at, build, event, matching, named, newest, open, page, parse};
+use eye_core::sink::{Sink, SinkConfig, WriteError};
+use eye_core::store::{EventFilter, EventQuery, PageStart, StoreError};
+use eye_core::timestamp::Timestamp;
+use eye_harness::{MariaDb, PASSWORD, Postgres, Server};
+use eye_sinks::{MysqlConfig, PostgresConfig};
+
+/// Runs each case against both servers.
+macro_rules! on_both {
+    ($($case:ident)*) => {
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case::<super::PostgresConfig>(super::Servers { shared: super::Postgres::shared, own: super::Postgres::start }).await;
+            })*
+        }
+        mod mariadb {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case::<super::MysqlConfig>(super::Servers { shared: super::MariaDb::shared, own: super::MariaDb::start }).await;
+            })*
+        }
+    };
+}
+
+on_both! {
+    nodes_may_start_at_once
+    a_schema_from_the_future_is_refused
+    a_user_without_the_right_to_change_the_schema_suffices
+    a_refusal_stores_nothing_and_does_not_quote_the_event
+    a_table_that_was_dropped_comes_back
+    a_restart_costs_nothing_but_a_retry
+    a_server_that_is_away_at_start_is_found_later
+    a_server_that_hangs_is_a_retry_in_bounded_time
+    a_wrong_password_is_a_retry_that_does_not_show_it
+    a_password_may_have_any_characters
+    tls_that_was_asked_for_is_not_left_out
+    no_debug_output_shows_the_password
+    the_first_and_the_last_instant_are_kept
+    a_question_with_nul_finds_nothing
+    callers_may_leave
+    the_key_itself_counts
+}
+
+struct Servers {
+    shared: fn() -> &'static Server,
+    own: fn() -> Server,
+}
+
+fn is_postgres<C: SinkConfig>() -> bool {
+    C::TYPE == "postgres"
+}
+
+#[track_caller]
+fn reason(error: &WriteError) -> &str {
+    let WriteError::Retry { reason, .. } = error else { panic!("no retry: {error:?}") };
+    assert!(!reason.contains(PASSWORD), "{reason}");
+    reason
+}
+
+async fn nodes_may_start_at_once<C: SinkConfig>(servers: Servers) {
+    let database = (servers.shared)().create_database();
+    let mut nodes = Vec::new();
+    for number in 0..8 {
+        let sink = build::<C>(&database.url).await;
+        nodes.push(tokio::spawn(async move {
+            sink.prepare().await.unwrap();
+            sink.write(&[event(number)]).await.unwrap();
+        }));
+    }
+    for node in nodes {
+        node.await.unwrap();
+    }
+    assert_eq!(newest(&*open::<C>(&database.url).await, 100).await.count, 8);
+}
+
+async fn a_schema_from_the_future_is_refused<C: SinkConfig>(servers: Servers) {
+    let server = (servers.shared)();
+    let database = server.create_database();
+    open::<C>(&database.url).await.close().await.unwrap();
+    server.sql(&database.name, "INSERT INTO eye_migration (version, applied_at) VALUES ('m9999_future', 0)");
+    let error = build::<C>(&database.url).await.prepare().await.unwrap_err();
+    let WriteError::Reject { reason } = error else { panic!("{error:?}") };
+    assert!(reason.contains("newer version of The Eye") && reason.contains("m9999_future"), "{reason}");
+}
+
+async fn a_user_without_the_right_to_change_the_schema_suffices<C: SinkConfig>(servers: Servers) {
+    let server = (servers.shared)();
+    let database = server.create_database();
+    open::<C>(&database.url).await;
+    let name = format!("writer_{}", database.name);
+    server.sql(
+        &database.name,
+        &match is_postgres::<C>() {
+            true => format!(
+                "CREATE USER {name} PASSWORD 'x'; GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA public TO {name}"
+            ),
+            false => format!(
+                "CREATE USER {name} IDENTIFIED BY 'x'; GRANT SELECT, INSERT, UPDATE ON {}.* TO {name}",
+                database.name
+            ),
+        },
+    );
+    let sink = open::<C>(&database.url.replace(&format!("eye:{PASSWORD}"), &format!("{name}:x"))).await;
+    sink.write(&[event(1)]).await.unwrap();
+    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+}
+
+async fn a_refusal_stores_nothing_and_does_not_quote_the_event<C: SinkConfig>(servers: Servers) {
+    let server = (servers.shared)();
+    let database = server.create_database();
+    let sink = open::<C>(&database.url).await;
+    server.sql(&database.name, "ALTER TABLE event ADD CONSTRAINT no_secrets CHECK (name <> 'bad')");
+    let error = sink.write(&[event(1), named(2, "bad", "\"private\"")]).await.unwrap_err();
+    let WriteError::Reject { reason } = &error else { panic!("{error:?}") };
+    assert!(reason.contains("no_secrets") && !reason.contains("private") && !reason.contains("127.0.0.1"), "{reason}");
+    assert_eq!(newest(&*sink, 10).await.count, 0);
+    sink.write(&[event(1)]).await.unwrap();
+    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+}
+
+async fn a_table_that_was_dropped_comes_back<C: SinkConfig>(servers: Servers) {
+    let server = (servers.shared)();
+    let database = server.create_database();
+    let sink = open::<C>(&database.url).await;
+    server.sql(&database.name, "DROP TABLE event");
+    server.sql(&database.name, "DROP TABLE eye_migration");
+    reason(&sink.write(&[event(1)]).await.unwrap_err());
+    let answer = sink.store().unwrap().query(EventQuery { limit: 10, ..EventQuery::default() }).await;
+    assert!(matches!(answer, Err(StoreError::Unavailable { .. })), "{answer:?}");
+    sink.prepare().await.unwrap();
+    sink.write(&[event(1)]).await.unwrap();
+}
+
+async fn a_restart_costs_nothing_but_a_retry<C: SinkConfig>(servers: Servers) {
+    let server = (servers.own)();
+    let database = server.create_database();
+    let sink: Arc<dyn Sink> = open::<C>(&database.url).await.into();
+    // So that several connections of each kind have become stale.
+    let mut work = Vec::new();
+    for number in 0..8 {
+        let sink = Arc::clone(&sink);
+        work.push(tokio::spawn(async move {
+            sink.write(&[event(number)]).await.unwrap();
+            newest(&*sink, 10).await;
+        }));
+    }
+    for task in work {
+        task.await.unwrap();
+    }
+    server.kill();
+    server.restart();
+    assert_eq!(newest(&*sink, 10).await.count, 8);
+    reason(&sink.write(&[event(8)]).await.unwrap_err());
+    sink.write(&[event(8)]).await.unwrap();
+    server.kill();
+    server.restart();
+    sink.prepare().await.unwrap();
+    sink.write(&[event(9)]).await.unwrap();
+    assert_eq!(newest(&*sink, 10).await.count, 10);
+}
+
+async fn a_server_that_is_away_at_start_is_found_later<C: SinkConfig>(servers: Servers) {
+    let server = (servers.own)();
+    let database = server.create_database();
+    server.stop();
+    let sink = build::<C>(&database.url).await;
+    let error = sink.prepare().await.unwrap_err();
+    let place = format!("127.0.0.1:{}/{}", server.port(), database.name);
+    assert!(reason(&error).contains(&place) && reason(&error).contains("refused"), "{error}");
+    let started = Instant::now();
+    let answer = sink.store().unwrap().query(EventQuery { limit: 10, ..EventQuery::default() }).await;
+    let Err(StoreError::Unavailable { reason }) = answer else { panic!("{answer:?}") };
+    assert!(started.elapsed() < Duration::from_secs(10) && !reason.contains(PASSWORD), "{reason}");
+    server.restart();
+    sink.prepare().await.unwrap();
+    sink.write(&[event(1)]).await.unwrap();
+    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+}
+
+async fn a_server_that_hangs_is_a_retry_in_bounded_time<C: SinkConfig>(servers: Servers) {
+    let server = (servers.own)();
+    let database = server.create_database();
+    let sink = open::<C>(&database.url).await;
+    server.pause();
+    let started = Instant::now();
+    let error = sink.prepare().await.unwrap_err();
+    assert!(reason(&error).contains("longer than 5 s"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(15));
+    server.resume();
+    sink.prepare().await.unwrap();
+    sink.write(&[event(1)]).await.unwrap();
+}
+
+async fn a_wrong_password_is_a_retry_that_does_not_show_it<C: SinkConfig>(servers: Servers) {
+    let database = (servers.shared)().create_database();
+    let sink = build::<C>(&database.url.replace(PASSWORD, "not-this-one")).await;
+    let error = sink.prepare().await.unwrap_err();
+    assert!(!reason(&error).contains("not-this-one"), "{error}");
+    assert!(["password", "Access denied"].iter().any(|text| reason(&error).contains(text)), "{error}");
+}
+
+async fn a_password_may_have_any_characters<C: SinkConfig>(servers: Servers) {
+    let server = (servers.shared)();
+    let database = server.create_database();
+    let name = format!("odd_{}", database.name);
+    let password = "p@s/s?w#rd%:&ü";
+    server.sql(
+        &database.name,
+        &match is_postgres::<C>() {
+            true => format!("CREATE USER {name} SUPERUSER PASSWORD '{password}'"),
+            false => format!("CREATE USER {name} IDENTIFIED BY '{password}'; GRANT ALL ON *.* TO {name}"),
+        },
+    );
+    let encoded = "p%40s%2Fs%3Fw%23rd%25%3A%26%C3%BC";
+    open::<C>(&database.url.replace(&format!("eye:{PASSWORD}"), &format!("{name}:{encoded}"))).await;
+}
+
+async fn tls_that_was_asked_for_is_not_left_out<C: SinkConfig>(servers: Servers) {
+    // The servers of the tests have no certificate.
+    let mode = if is_postgres::<C>() { "sslmode=require" } else { "ssl-mode=REQUIRED" };
+    let database = (servers.shared)().create_database();
+    let error = build::<C>(&format!("{}?{mode}", database.url)).await.prepare().await.unwrap_err();
+    assert!(reason(&error).contains("TLS"), "{error}");
+}
+
+async fn no_debug_output_shows_the_password<C: SinkConfig>(servers: Servers) {
+    let database = (servers.shared)().create_database();
+    for url in [database.url.clone(), format!("{}?sslmode=disabled-{PASSWORD}-", database.url)] {
+        match parse::<PostgresConfig>(&url.replace("mysql:", "postgres:")) {
+            Ok(config) => assert!(!format!("{config:?}").contains(PASSWORD), "{config:?}"),
+            Err(error) => assert!(!error.contains(&format!("eye:{PASSWORD}")), "{error}"),
+        }
+        match parse::<MysqlConfig>(&url.replace("postgres:", "mysql:")) {
+            Ok(config) => assert!(!format!("{config:?}").contains(PASSWORD), "{config:?}"),
+            Err(error) => assert!(!error.contains(&format!("eye:{PASSWORD}")), "{error}"),
+        }
+    }
+    // A URL that is wrong in every way is not quoted either.
+    for url in [format!("eye:{PASSWORD}@host/db"), format!("//eye:{PASSWORD}@host"), PASSWORD.to_owned()] {
+        let error = parse::<C>(&url).err().unwrap();
+        assert!(!error.contains(PASSWORD) && error.contains("must begin with"), "{error}");
+    }
+}
+
+async fn the_first_and_the_last_instant_are_kept<C: SinkConfig>(servers: Servers) {
+    let sink = open::<C>(&(servers.shared)().create_database().url).await;
+    let events = [Timestamp::MAX, Timestamp::from_micros(2_147_483_648_000_001).unwrap(), Timestamp::MIN].map(at);
+    sink.write(&events).await.unwrap();
+    assert_eq!(newest(&*sink, 10).await.events, events);
+    let since = |timestamp| EventFilter { timestamp_after: Some(timestamp), ..EventFilter::default() };
+    for (event, expected) in events.iter().zip(1..) {
+        assert_eq!(matching(&*sink, since(event.timestamp())).await.count, expected);
+    }
+    let older = page(&*sink, PageStart::OlderThan(events[0].key()), 10).await;
+    assert_eq!((older.events.as_slice(), older.has_newer), (&events[1..], true));
+}
+
+async fn a_question_with_nul_finds_nothing<C: SinkConfig>(servers: Servers) {
+    let sink = open::<C>(&(servers.shared)().create_database().url).await;
+    sink.write(&[event(1)]).await.unwrap();
+    let page = matching(&*sink, EventFilter { name: Some("na\0me".to_owned()), ..EventFilter::default() }).await;
+    assert_eq!((page.count, page.events.len()), (0, 0));
+}
+
+async fn the_key_itself_counts<C: SinkConfig>(servers: Servers) {
+    common::assert_the_key_itself_counts(&*open::<C>(&(servers.shared)().create_database().url).await).await;
+}
+
+async fn callers_may_leave<C: SinkConfig>(servers: Servers) {
+    let sink = open::<C>(&(servers.shared)().create_database().url).await;
+    sink.write(&(0..1000).map(event).collect::<Vec<_>>()).await.unwrap();
+    for micros in 0..200 {
+        let query = sink.store().unwrap().query(EventQuery { limit: 1000, ..EventQuery::default() });
+        drop(tokio::time::timeout(Duration::from_micros(micros * 20), query).await);
+    }
+    for _ in 0..8 {
+        assert_eq!(newest(&*sink, 10).await.count, 1000);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_too_large_for_the_server_stands_alone() {
+    let server = MariaDb::start();
+    let database = server.create_database();
+    server.sql(&database.name, "SET GLOBAL max_allowed_packet = 1048576");
+    let sink = open::<MysqlConfig>(&database.url).await;
+    let large = named(1, "large", &format!("\"{}\"", "x".repeat(1024 * 1024)));
+    let error = sink.write(&[event(0), large]).await.unwrap_err();
+    assert!(matches!(&error, WriteError::Reject { reason } if reason.contains("max_allowed_packet")), "{error:?}");
+    // What fits alone but not together is stored in several statements.
+    let fitting: Vec<_> = (0..20).map(|n| named(n, "fits", &format!("\"{}\"", "x".repeat(400 * 1024)))).collect();
+    sink.write(&fitting).await.unwrap();
+    assert_eq!(newest(&*sink, 100).await.events.len(), 20);
+}
+
+#[test]
+fn a_url_must_be_one_of_the_database() {
+    let postgres = |url: &str| parse::<PostgresConfig>(url).map(drop).unwrap_or_else(|error| panic!("{error}"));
+    postgres("postgres://eye@localhost");
+    postgres("postgresql://eye:x@localhost:5433/db?sslmode=verify-full");
+    for (url, expected) in [
+        ("mysql://localhost/db", "must begin with `postgres:` or `postgresql:`"),
+        ("postgres//localhost", "must begin with"),
+        ("postgres://localhost:port/db", "no URL such as"),
+        ("postgres://localhost/db?sslmod=require", "unknown parameter `sslmod`"),
+        ("postgres://localhost/db?sslmode=sometimes", "sometimes"),
+    ] {
+        let error = parse::<PostgresConfig>(url).unwrap_err();
+        assert!(error.contains(expected), "{url}: {error}");
+    }
+    for (url, expected) in [
+        ("sqlite://eye.db", "must begin with `mysql:` or `mariadb:`"),
+        ("mysql://localhost", "names no database"),
+        ("mysql://localhost/", "names no database"),
+        ("mysql://localhost/db?ssl_mode=REQUIRED", "unknown parameter `ssl_mode`"),
+        ("mysql://localhost:port/db", "no URL such as"),
+    ] {
+        let error = parse::<MysqlConfig>(url).unwrap_err();
+        assert!(error.contains(expected), "{url}: {error}");
+    }
+    parse::<MysqlConfig>("mariadb://eye:x@localhost/db?ssl-mode=VERIFY_CA").unwrap();
+}

@@ -1,0 +1,141 @@
+//! What the built program reports to Sentry, and what it logs.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use eye_harness::{Eye, SentryServer, event_text, eventually};
+use serde_json::{Value, json};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_eye");
+
+const SQLITE: &str = "[sinks.store]\ntype = \"sqlite\"\nurl = \"sqlite://eye.db\"\n";
+
+/// More than any shutdown here takes, and less than a wait for a Sentry server that hangs.
+const AT_ONCE: Duration = Duration::from_secs(6);
+
+fn config(listen: &str, sink: &str, dsn: &str) -> String {
+    format!(
+        "[server]\nlisten = \"{listen}\"\n[sources.web]\ntype = \"http\"\n{sink}\
+         [sentry]\ndsn = \"{dsn}\"\nenvironment = \"test\"\n"
+    )
+}
+
+/// One that the gate takes, but for `timestamp`.
+fn without_timestamp() -> Value {
+    json!({"session_id": "confidential", "category": "confidential", "name": "confidential", "data": "confidential"})
+}
+
+fn whole() -> Value {
+    let mut event = without_timestamp();
+    event["timestamp"] = json!("2021-01-01");
+    event
+}
+
+#[tokio::test]
+async fn refused_events_are_reported_by_kind_and_never_shown() {
+    let server = SentryServer::start();
+    let mut eye = Eye::start(PROGRAM, &config("127.0.0.1:0", SQLITE, &server.dsn()));
+    eye.wait_ready().await;
+    assert_eq!(eye.post(whole()).await.0, 201);
+    assert_eq!(eye.post(json!([whole(), without_timestamp(), without_timestamp()])).await.0, 200);
+    assert_eq!(eye.post(without_timestamp()).await.0, 400);
+    assert_eq!(eye.post("{\"confidential\"").await.0, 400);
+    assert_eq!(eye.terminate(AT_ONCE), Some(0));
+
+    let mut reported: Vec<_> = server
+        .events()
+        .iter()
+        .map(|event| {
+            let fields = &event["contexts"]["Rust Tracing Fields"];
+            assert_eq!(fields["component"], "sources.web", "{event:#}");
+            assert_eq!(event["environment"], "test");
+            (event_text(event).to_owned(), fields["count"].as_u64().unwrap())
+        })
+        .collect();
+    reported.sort();
+    // What was refused after a first report was counted, and reported at the end.
+    let expected =
+        [("refused: body: Bad Request", 1), ("refused: timestamp: missing", 1), ("refused: timestamp: missing", 2)];
+    assert_eq!(reported, expected.map(|(text, count)| (text.to_owned(), count)));
+    let logs = eye.logs();
+    for output in [&logs, &format!("{:?}", server.events())] {
+        assert!(!output.contains("confidential"), "{output}");
+        assert!(!output.contains(SentryServer::KEY), "{output}");
+    }
+    for line in logs.lines() {
+        serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("not JSON: {line}"));
+    }
+}
+
+#[tokio::test]
+async fn a_sentry_server_that_hangs_delays_neither_answers_nor_the_end() {
+    let server = SentryServer::start_hanging();
+    let mut eye = Eye::start(PROGRAM, &config("127.0.0.1:0", SQLITE, &server.dsn()));
+    eye.wait_ready().await;
+    for _ in 0..50 {
+        assert_eq!(eye.post(without_timestamp()).await.0, 400);
+        assert_eq!(eye.post(whole()).await.0, 201);
+    }
+    assert_eq!(eye.terminate(AT_ONCE), Some(0));
+}
+
+#[test]
+fn a_failed_start_is_reported_and_no_output_holds_a_secret() {
+    let server = SentryServer::start();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let sink = "[sinks.store]\ntype = \"postgres\"\nurl = \"postgres://eye:hushhush@127.0.0.1:1/eye\"\n";
+    let config = config(&taken.local_addr().unwrap().to_string(), sink, &server.dsn());
+    let (code, output) = run("run", &config);
+    assert_eq!(code, Some(1), "{output}");
+    let events = server.events();
+    let [event] = &events[..] else { panic!("{events:#?}\n{output}") };
+    assert_eq!(event["release"], concat!("eye@", env!("CARGO_PKG_VERSION")));
+    assert!(output.contains(event_text(event)), "{output}");
+    for secret in ["hushhush", SentryServer::KEY] {
+        assert!(!output.contains(secret), "{output}");
+        assert!(!events[0].to_string().contains(secret), "{event:#}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_is_logged_without_its_password() {
+    let sink = "[sinks.store]\ntype = \"postgres\"\nurl = \"postgres://eye:hushhush@127.0.0.1:1/eye\"\n";
+    let mut eye = Eye::start(PROGRAM, &config("127.0.0.1:0", sink, ""));
+    eventually("the outage is logged", Duration::from_secs(30), async || eye.logs().contains("unavailable")).await;
+    eye.terminate(AT_ONCE);
+    assert!(!eye.logs().contains("hushhush"), "{}", eye.logs());
+}
+
+#[test]
+fn errors_in_the_configuration_hold_no_secret() {
+    let sink = "[sinks.store]\ntype = \"postgres\"\nurl = \"postgre://eye:hushhush@127.0.0.1:1/eye\"\n";
+    let (code, output) = run("check", &config("127.0.0.1:0", sink, "sentry.example/hushhush"));
+    assert_eq!(code, Some(78), "{output}");
+    assert!(output.contains("sentry.dsn: not a Sentry DSN"), "{output}");
+    assert!(!output.contains("hushhush"), "{output}");
+}
+
+#[test]
+fn a_stderr_that_is_closed_does_not_change_the_exit_code() {
+    let mut program = Command::new(PROGRAM);
+    program.args(["check", "--config", "/nonexistent/eye.toml"]).stderr(Stdio::piped());
+    let mut child = program.spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(78));
+}
+
+/// Exit code and all output, of which there is as much as possible.
+fn run(command: &str, config: &str) -> (Option<i32>, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("eye.toml");
+    fs::write(&file, config).unwrap();
+    let mut program = Command::new(PROGRAM);
+    program.arg(command).arg("--config").arg(&file).current_dir(folder.path()).env("RUST_LOG", "trace");
+    let output = program.output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).unwrap())
+}

@@ -164,6 +164,7 @@ async fn a_password_is_in_no_log_and_no_answer() {
             said += &eye.get("/api/event/").await.1.to_string();
             block_in_place(|| eye.terminate(HANG));
             said += &eye.logs();
+            assert!(ready || said.contains("\"DEBUG\""), "not even RUST_LOG shows more: {said}");
             for secret in [PASSWORD, "hush"] {
                 assert!(!said.contains(secret), "{kind:?}: {said}");
             }

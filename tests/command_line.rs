@@ -56,6 +56,19 @@ fn exit_codes_tell_usage_and_configuration_from_failure() {
 }
 
 #[test]
+fn a_stdout_that_takes_nothing_is_a_failure() {
+    for argument in ["check", "migrate"] {
+        let folder = TempDir::new().unwrap();
+        fs::write(folder.path().join("eye.toml"), SQLITE).unwrap();
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = Command::new(PROGRAM).arg(argument).current_dir(folder.path()).stdout(full).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{argument}: {stderr}");
+        assert!(stderr.contains("cannot write to stdout") && !stderr.contains("panicked"), "{argument}: {stderr}");
+    }
+}
+
+#[test]
 fn a_busy_port_is_a_failure_that_says_what_to_do_and_leaves_no_database() {
     let busy = TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = busy.local_addr().unwrap().to_string();

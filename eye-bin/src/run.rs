@@ -98,7 +98,7 @@ pub(crate) async fn migrate(config: Config) -> anyhow::Result<()> {
         let sink = configured.build().await?;
         sink.prepare().await.with_context(|| format!("{key}: not migrated"))?;
         sink.close().await.with_context(|| key.clone())?;
-        println!("{key}: up to date");
+        crate::say(&format!("{key}: up to date"))?;
     }
     Ok(())
 }

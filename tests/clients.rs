@@ -43,7 +43,7 @@ fn request(body: &str) -> String {
 #[tokio::test]
 async fn headers_and_bodies_that_come_too_slowly_end_their_connection() {
     let store = Store::new(Kind::Sqlite);
-    let eye = start_ready(&store, "server.header_timeout_ms = 300\nsources.web.body_timeout_ms = 300").await;
+    let eye = start_ready(&store, "server.idle_timeout_ms = 300\nsources.web.body_timeout_ms = 300").await;
     let whole = request(&event(Uuid::new_v4(), "slow").to_string());
     let head = whole.find("\r\n\r\n").unwrap() + 4;
     for (sent, status) in [(0, ""), (1, ""), (head - 1, ""), (head, "408"), (whole.len() - 1, "408")] {
@@ -98,7 +98,7 @@ async fn a_client_that_asks_before_it_sends_is_told_to_go_on_unless_the_body_is_
 #[tokio::test]
 async fn silent_connections_up_to_the_bound_do_not_keep_a_healthy_client_out() {
     let store = Store::new(Kind::Sqlite);
-    let eye = start_ready(&store, "server.max_connections = 8\nserver.header_timeout_ms = 500").await;
+    let eye = start_ready(&store, "server.max_connections = 8\nserver.idle_timeout_ms = 500").await;
     let mut silent = Vec::new();
     for sent in ["", "GET"].into_iter().cycle().take(24) {
         silent.push(send(&eye, sent).await);
@@ -111,7 +111,7 @@ async fn silent_connections_up_to_the_bound_do_not_keep_a_healthy_client_out() {
 #[tokio::test]
 async fn a_client_that_never_takes_its_answer_does_not_keep_others_out() {
     let store = Store::new(Kind::Sqlite);
-    let eye = start_ready(&store, "server.max_connections = 1\nserver.header_timeout_ms = 500").await;
+    let eye = start_ready(&store, "server.max_connections = 1\nserver.idle_timeout_ms = 500").await;
     let mut large = event(Uuid::nil(), "large");
     large["data"] = json!("x".repeat(1_000_000));
     for _ in 0..32 {

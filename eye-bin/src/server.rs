@@ -36,6 +36,9 @@ use self::write_timeout::WriteTimeout;
 /// Bytes of one request's line and headers; above, hyper answers 431.
 const MAX_HEADER_BYTES: usize = 32 * 1024;
 
+/// Bytes of one connection's read buffer, and of its write buffer; hyper's own bound is 400 KiB.
+const MAX_BUFFER_BYTES: usize = 64 * 1024;
+
 /// How long `accept` rests when the machine has no room for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -56,8 +59,8 @@ pub struct ServerConfig {
     /// limit of 1,024 open files.
     pub max_connections: NonZeroU32,
     /// Milliseconds within which a request's line and headers must arrive, and for which a connection may be idle, or its
-    /// client take nothing of an answer. Default 10 s.
-    pub header_timeout_ms: u64,
+    /// client take nothing of an answer. Default 60 s.
+    pub idle_timeout_ms: u64,
     /// Whether `X-Forwarded-Proto` and `X-Forwarded-Host` are believed; only behind a proxy that sets them. Default false.
     pub trust_proxy: bool,
 }
@@ -67,7 +70,7 @@ impl Default for ServerConfig {
         Self {
             listen: "127.0.0.1:8000".to_owned(),
             max_connections: NonZeroU32::new(800).expect("800 is not zero"),
-            header_timeout_ms: 10_000,
+            idle_timeout_ms: 60_000,
             trust_proxy: false,
         }
     }
@@ -142,14 +145,17 @@ impl Server {
     pub async fn serve(self, app: Router, shutdown: CancellationToken) {
         let tasks = TaskTracker::new();
         let slots = Arc::new(Semaphore::new(self.config.max_connections.get() as usize));
-        let header_timeout = Duration::from_millis(self.config.header_timeout_ms);
+        let idle_timeout = Duration::from_millis(self.config.idle_timeout_ms);
         let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(header_timeout).max_header_size(MAX_HEADER_BYTES);
+        http.timer(TokioTimer::new())
+            .header_read_timeout(idle_timeout)
+            .max_header_size(MAX_HEADER_BYTES)
+            .max_buf_size(MAX_BUFFER_BYTES);
         let accept = async {
             loop {
                 let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
                 let stream = accept(&self.listener).await;
-                let stream = WriteTimeout::new(stream, header_timeout);
+                let stream = WriteTimeout::new(stream, idle_timeout);
                 let connection = serve_connection(stream, http.clone(), app.clone(), tasks.clone(), shutdown.clone());
                 tasks.spawn(async move {
                     connection.await;

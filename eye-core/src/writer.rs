@@ -158,6 +158,7 @@ impl Writer {
             if any_stored {
                 batch.reject(index, reason);
             } else {
+                self.health.unavailable(&reason);
                 batch.fail(index..index + 1, reason);
             }
         }
@@ -449,6 +450,16 @@ mod tests {
         assert_eq!(rejected(&running.send(&["puzzling", "a"]).outcome().await), [0]);
         assert_eq!(running.send(&["puzzling"]).outcome().await, Outcome::failed("hm"));
         assert_eq!(*running.sink.stored.lock().unwrap(), ["a"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unknown_error_that_speaks_against_no_event_is_the_operators_to_see_until_a_write_succeeds() {
+        let running = Running::start(FakeSink::default());
+        running.until_ready().await;
+        running.send(&["puzzling"]).outcome().await;
+        assert_eq!(running.state(), State::Unavailable { reason: "hm".into() });
+        assert_eq!(running.send(&["a"]).outcome().await, Outcome::Delivered, "the next ones are tried all the same");
+        assert_eq!(running.state(), State::Ready);
     }
 
     #[tokio::test(start_paused = true)]

@@ -46,6 +46,9 @@ const SLOW_WRITE: Duration = Duration::from_secs(5);
 /// Why the sink refused an event may quote it, so that is for its producer alone.
 const REFUSED: Refusal = Refusal { part: "event", problem: "refused by the sink" };
 
+/// The longest that a sink is left alone because it asks for it.
+const MAX_AFTER: Duration = Duration::from_secs(60);
+
 /// How often a batch is tried when the sink cannot say what is wrong, before it is halved.
 const UNKNOWN_TRIES: u32 = 3;
 
@@ -72,7 +75,20 @@ pub struct WriterError {
 enum Written {
     Stored,
     Refused { reason: String, certain: bool },
-    Away { reason: String },
+    Away(Away),
+}
+
+/// A sink that cannot be written to now.
+struct Away {
+    reason: String,
+    /// How long it asks to be left alone.
+    after: Duration,
+}
+
+impl Away {
+    fn new(reason: String, after: Option<Duration>) -> Self {
+        Self { reason, after: after.unwrap_or_default().min(MAX_AFTER) }
+    }
 }
 
 impl Writer {
@@ -99,7 +115,7 @@ impl Writer {
             let mut batch = Batch::collect(deliveries);
             match &watch.away {
                 None => watch.update(self.write(&mut batch).await),
-                Some(reason) => batch.fail(0..batch.events().len(), reason.as_str()),
+                Some(away) => batch.fail(0..batch.events().len(), away.reason.as_str()),
             }
             batch.settle();
         }
@@ -109,23 +125,23 @@ impl Writer {
         Ok(())
     }
 
-    /// Asks the sink whether it is ready; the reason when it is not.
-    async fn prepare(&self) -> Result<Option<String>, WriterError> {
-        match self.sink.prepare().await {
+    /// Asks the sink whether it is ready; why not, when it is not.
+    async fn prepare(&self) -> Result<Option<Away>, WriterError> {
+        let away = match self.sink.prepare().await {
             Ok(()) => {
                 self.health.ready();
-                Ok(None)
+                return Ok(None);
             }
-            Err(WriteError::Retry { reason, .. } | WriteError::Unknown { reason }) => {
-                self.health.unavailable(&reason);
-                Ok(Some(reason))
-            }
-            Err(WriteError::Reject { reason }) => Err(WriterError { reason }),
-        }
+            Err(WriteError::Retry { reason, after }) => Away::new(reason, after),
+            Err(WriteError::Unknown { reason }) => Away::new(reason, None),
+            Err(WriteError::Reject { reason }) => return Err(WriterError { reason }),
+        };
+        self.health.unavailable(&away.reason);
+        Ok(Some(away))
     }
 
-    /// Writes a batch, halving it around events that are refused; the reason when the sink is away at the end of it.
-    async fn write(&self, batch: &mut Batch) -> Option<String> {
+    /// Writes a batch, halving it around events that are refused. Says so when the sink is away at the end of it.
+    async fn write(&self, batch: &mut Batch) -> Option<Away> {
         let give_up_at = Instant::now() + Duration::from_millis(self.config.retry_for_ms);
         let whole = 0..batch.events().len();
         let mut parts = vec![whole];
@@ -145,10 +161,10 @@ impl Writer {
                 }
                 Written::Refused { reason, certain: true } => batch.reject(part.start, reason),
                 Written::Refused { reason, certain: false } => suspects.push((part.start, reason)),
-                Written::Away { reason } => {
-                    self.health.unavailable(&reason);
-                    batch.fail(part.start..batch.events().len(), reason.as_str());
-                    away = Some(reason);
+                Written::Away(found) => {
+                    self.health.unavailable(&found.reason);
+                    batch.fail(part.start..batch.events().len(), found.reason.as_str());
+                    away = Some(found);
                     break;
                 }
             }
@@ -173,7 +189,7 @@ impl Writer {
         let mut backoff = Backoff::default();
         let mut unknown = 0;
         loop {
-            let (reason, pause) = match self.write_once(&batch.events()[part.clone()]).await {
+            let (away, pause) = match self.write_once(&batch.events()[part.clone()]).await {
                 Ok(()) => {
                     self.health.ready();
                     return Written::Stored;
@@ -184,23 +200,24 @@ impl Writer {
                     if unknown >= tries {
                         return match Instant::now() < give_up_at {
                             true => Written::Refused { reason, certain: false },
-                            false => Written::Away { reason },
+                            false => Written::Away(Away::new(reason, None)),
                         };
                     }
-                    (reason, backoff.next_pause())
+                    (Away::new(reason, None), backoff.next_pause())
                 }
                 Err(WriteError::Retry { reason, after }) => {
                     self.health.unavailable(&reason);
-                    let pause = backoff.next_pause().max(after.unwrap_or_default());
+                    let away = Away::new(reason, after);
+                    let pause = backoff.next_pause().max(away.after);
                     if Instant::now() + pause > give_up_at {
-                        return Written::Away { reason };
+                        return Written::Away(away);
                     }
-                    (reason, pause)
+                    (away, pause)
                 }
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = self.shutdown.cancelled() => return Written::Away { reason },
+                () = self.shutdown.cancelled() => return Written::Away(away),
             }
         }
     }
@@ -219,23 +236,25 @@ impl Writer {
 
 /// Whether the sink is there, as far as is known, and when to ask again.
 struct Watch {
-    away: Option<String>,
+    away: Option<Away>,
     backoff: Backoff,
     check_at: Instant,
 }
 
 impl Watch {
-    fn new(away: Option<String>) -> Self {
+    fn new(away: Option<Away>) -> Self {
         let mut watch = Self { away: None, backoff: Backoff::default(), check_at: Instant::now() };
         watch.update(away);
         watch
     }
 
-    fn update(&mut self, away: Option<String>) {
-        if away.is_none() {
+    fn update(&mut self, away: Option<Away>) {
+        let pause = if let Some(away) = &away {
+            self.backoff.next_pause().max(away.after)
+        } else {
             self.backoff = Backoff::default();
-        }
-        let pause = if away.is_none() { IDLE_CHECK } else { self.backoff.next_pause() };
+            IDLE_CHECK
+        };
         self.check_at = Instant::now() + pause;
         self.away = away;
     }
@@ -421,6 +440,24 @@ mod tests {
         running.until_ready().await;
         assert_eq!(running.send(&["c"]).outcome().await, Outcome::Delivered);
         assert_eq!(*running.sink.stored.lock().unwrap(), ["c"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sink_that_asks_for_it_is_left_alone_but_not_for_ever() {
+        for (after, expected) in [(Duration::from_secs(30), Duration::from_secs(30)), (Duration::MAX, MAX_AFTER)] {
+            let busy = WriteError::Retry { reason: "busy".into(), after: Some(after) };
+            let running = Running::start(FakeSink { writes: Mutex::new([busy].into()), ..FakeSink::default() });
+            running.until_ready().await;
+            let started = Instant::now();
+            assert_eq!(running.send(&["a"]).outcome().await, Outcome::failed("busy"));
+            assert_eq!(running.send(&["b"]).outcome().await, Outcome::failed("busy"));
+            assert_eq!(started.elapsed(), Duration::ZERO, "longer than retry_for_ms, so they are told at once");
+            running.until_ready().await;
+            let waited = started.elapsed();
+            assert!((expected..expected + Duration::from_millis(20)).contains(&waited), "{waited:?}");
+            assert_eq!(running.send(&["c"]).outcome().await, Outcome::Delivered);
+            assert_eq!(*running.sink.tries.lock().unwrap(), 2);
+        }
     }
 
     #[tokio::test(start_paused = true)]

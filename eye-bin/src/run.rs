@@ -5,7 +5,6 @@ use std::process;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use axum::Router;
 use eye_core::health::HealthBoard;
 use eye_core::pipeline::Pipeline;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -40,13 +39,9 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let pipeline = Pipeline::build(config.pipeline, config.writer, &board).await?;
 
     let ingest = pipeline.routes();
-    let query = match pipeline.query_sink() {
-        Some(sink) => {
-            let allow = server::event_methods(!ingest.is_empty());
-            api::router(sink, &config.query, config.server.trust_proxy, allow)
-        }
-        None => Router::new(),
-    };
+    let allow = server::event_methods(!ingest.is_empty(), true);
+    let query = pipeline.query_sink();
+    let query = query.map(|sink| api::router(sink, &config.query, config.server.trust_proxy, allow));
     let app = server::app(ingest, query, board)?;
 
     let address = server.local_addr();

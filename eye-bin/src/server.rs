@@ -250,25 +250,30 @@ async fn linger(mut stream: TcpStream, shutdown: &CancellationToken) {
     }
 }
 
-/// `Allow` for `/api/event/`, which takes events only where a source has routes.
-pub fn event_methods(takes_events: bool) -> &'static str {
-    if takes_events { "GET, POST, HEAD, OPTIONS" } else { READ_METHODS }
+/// `Allow` for `/api/event/`, which takes events only where a source has routes, and answers queries only where a sink can.
+pub fn event_methods(takes_events: bool, answers_queries: bool) -> &'static str {
+    match (takes_events, answers_queries) {
+        (true, true) => "GET, POST, HEAD, OPTIONS",
+        (true, false) => "POST, OPTIONS",
+        (false, true) => READ_METHODS,
+        (false, false) => "OPTIONS",
+    }
 }
 
 /// Everything the listener answers: the routes of the source and of the query API, health, and a word to the lost.
 ///
 /// # Errors
 /// [`ServerError::SeveralSources`] when more than one source has routes.
-pub fn app(ingest: Vec<Router>, query: Router, health: HealthBoard) -> Result<Router, ServerError> {
+pub fn app(ingest: Vec<Router>, query: Option<Router>, health: HealthBoard) -> Result<Router, ServerError> {
     if ingest.len() > 1 {
         return Err(ServerError::SeveralSources(ingest.len()));
     }
-    let event_methods = event_methods(!ingest.is_empty());
+    let event_methods = event_methods(!ingest.is_empty(), query.is_some());
     let own = Router::new()
         .route("/", get(index))
         .route("/livez", get(async || json_response(StatusCode::OK, &json!({"status": "ok"}))))
         .route("/readyz", get(readyz).with_state(health));
-    let routes = ingest.into_iter().fold(own.merge(query), Router::merge);
+    let routes = ingest.into_iter().chain(query).fold(own, Router::merge);
     Ok(routes
         .method_not_allowed_fallback(async move |method: Method, uri: Uri| other_method(&method, &uri, event_methods))
         .fallback(not_found))

@@ -31,6 +31,7 @@ pub async fn suite<F: SinkFixture>(new_fixture: impl AsyncFn() -> F) {
         pages_lead_back_the_way_they_came
         the_limit_is_capped
         large_events_end_a_page_early
+        long_pages_are_whole_wherever_they_start
     }
 }
 
@@ -220,4 +221,22 @@ async fn large_events_end_a_page_early(sink: &dyn Sink) {
     let second = query(sink, EventQuery { start, ..newest(EventFilter::default()) }).await;
     assert!(!second.has_older);
     assert_eq!([first.events, second.events].concat(), newest_first(written));
+}
+
+async fn long_pages_are_whole_wherever_they_start(sink: &dyn Sink) {
+    sink.write(&events(0, 300)).await.unwrap();
+    let all = newest_first(events(0, 300));
+    let cases = [
+        (PageStart::Newest, &all[..250], true, false),
+        (PageStart::Offset(5), &all[5..255], true, true),
+        (PageStart::OlderThan(all[19].key()), &all[20..270], true, true),
+        (PageStart::OlderThan(all[99].key()), &all[100..], false, true),
+        (PageStart::NewerThan(all[280].key()), &all[30..280], true, true),
+        (PageStart::NewerThan(all[200].key()), &all[..200], true, false),
+    ];
+    for (start, expected, older, newer) in cases {
+        let page = query(sink, EventQuery { filter: EventFilter::default(), start: start.clone(), limit: 250 }).await;
+        assert_eq!(page.events, expected, "{start:?}");
+        assert_eq!((page.has_older, page.has_newer, page.count), (older, newer, 300), "{start:?}");
+    }
 }

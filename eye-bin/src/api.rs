@@ -20,14 +20,15 @@ use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, VARY};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use eye_core::event::Event;
 use eye_core::sink::Sink;
-use eye_core::store::{EventPage, EventQuery, StoreError};
+use eye_core::store::{EventPage, EventQuery, MAX_PAGE_BYTES, StoreError};
 use serde::Deserialize;
 use serde_json::json;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use self::body::page_body;
+use self::body::{PIECE_BYTES, page_body};
 use self::links::{Links, base_url};
 use self::params::{ParamErrors, Params};
 
@@ -54,6 +55,10 @@ impl Default for QueryConfig {
 /// How long a query waits for one of [`QueryConfig::max_concurrent`] places.
 const MAX_WAIT: Duration = Duration::from_millis(500);
 
+/// Bytes of pages that clients have not taken yet, at most: a client that reads slowly or not at all holds its page for as
+/// long as its connection.
+const MAX_UNSENT_BYTES: usize = 8 * MAX_PAGE_BYTES;
+
 /// When to come back after a 503.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("2");
 
@@ -65,6 +70,7 @@ pub fn router(sink: Arc<dyn Sink>, config: &QueryConfig, trust_proxy: bool, allo
     let api = Api {
         sink,
         places: Semaphore::new(config.max_concurrent.get().into()),
+        unsent: Arc::new(Semaphore::new(MAX_UNSENT_BYTES)),
         timeout: Duration::from_millis(config.timeout_ms.get()),
         trust_proxy,
         allow: HeaderValue::from_static(allow),
@@ -76,6 +82,8 @@ pub fn router(sink: Arc<dyn Sink>, config: &QueryConfig, trust_proxy: bool, allo
 struct Api {
     sink: Arc<dyn Sink>,
     places: Semaphore,
+    /// One permit for each byte of [`MAX_UNSENT_BYTES`].
+    unsent: Arc<Semaphore>,
     timeout: Duration,
     trust_proxy: bool,
     allow: HeaderValue,
@@ -93,24 +101,36 @@ async fn answer(State(api): State<Arc<Api>>, uri: Uri, headers: HeaderMap) -> Re
 impl Api {
     async fn page(&self, uri: &Uri, headers: &HeaderMap) -> Result<Response, QueryError> {
         let params = Params::parse(uri.query().unwrap_or_default())?;
-        let page = self.ask_store(params.query.clone()).await?;
+        let (page, room) = self.ask_store(params.query.clone()).await?;
         let links = Links::new(&base_url(uri, headers, self.trust_proxy), &params, &page);
-        Ok(page_body(page, &links, params.include).into_response())
+        Ok(page_body(page, &links, params.include, room).into_response())
     }
 
-    /// Asks within the bounds. A query that took too long is dropped, which a store allows.
-    async fn ask_store(&self, query: EventQuery) -> Result<EventPage, QueryError> {
+    /// Asks within the bounds; the page comes with the room that it takes until it is sent. A query that took too long
+    /// is dropped, which a store allows.
+    async fn ask_store(&self, query: EventQuery) -> Result<(EventPage, OwnedSemaphorePermit), QueryError> {
         let Some(store) = self.sink.store() else {
             return Err(StoreError::Failed { reason: "the sink has no store".into() }.into());
         };
         let Ok(Ok(_place)) = timeout(MAX_WAIT, self.places.acquire()).await else {
             return Err(QueryError::Busy);
         };
-        match timeout(self.timeout, store.query(query)).await {
-            Ok(answer) => Ok(answer?),
-            Err(_) => Err(QueryError::TooSlow),
+        let page = match timeout(self.timeout, store.query(query)).await {
+            Ok(answer) => answer?,
+            Err(_) => return Err(QueryError::TooSlow),
+        };
+        match timeout(MAX_WAIT, self.unsent.clone().acquire_many_owned(unsent_bytes(&page))).await {
+            Ok(room) => Ok((page, room.expect("the semaphore is never closed"))),
+            Err(_) => Err(QueryError::Busy),
         }
     }
+}
+
+/// A page of one piece counts for nothing: it takes no more than the buffers of its connection, and large pages that
+/// nobody takes must not hold it up.
+fn unsent_bytes(page: &EventPage) -> u32 {
+    let bytes: usize = page.events.iter().map(Event::size_bytes).sum();
+    if bytes <= PIECE_BYTES { 0 } else { bytes.min(MAX_UNSENT_BYTES) as u32 }
 }
 
 /// Why a query has no page.

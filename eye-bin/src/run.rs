@@ -5,7 +5,6 @@ use std::process;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use axum::Router;
 use eye_core::health::HealthBoard;
 use eye_core::pipeline::Pipeline;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -14,6 +13,9 @@ use crate::api;
 use crate::config::Config;
 use crate::server::{self, Server};
 use crate::telemetry;
+
+/// The part of the shutdown's time that slow clients may use up; the rest is the writers'.
+const CLIENTS_SHARE: f64 = 0.75;
 
 /// Runs `work` to its end. What still runs then, nobody waits for: none of it was acknowledged.
 pub(crate) fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
@@ -37,13 +39,9 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let pipeline = Pipeline::build(config.pipeline, config.writer, &board).await?;
 
     let ingest = pipeline.routes();
-    let query = match pipeline.query_sink() {
-        Some(sink) => {
-            let allow = server::event_methods(!ingest.is_empty());
-            api::router(sink, &config.query, config.server.trust_proxy, allow)
-        }
-        None => Router::new(),
-    };
+    let allow = server::event_methods(!ingest.is_empty(), true);
+    let query = pipeline.query_sink();
+    let query = query.map(|sink| api::router(sink, &config.query, config.server.trust_proxy, allow));
     let app = server::app(ingest, query, board)?;
 
     let address = server.local_addr();
@@ -63,9 +61,12 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         }
     };
     exit_at_the_next_signal(signals);
+    let for_clients = config.shutdown_timeout.mul_f64(CLIENTS_SHARE);
     let stopping = pipeline.stop(async {
         // A panic of a connection's task is logged by the listener; the listener itself has none.
-        let _ = listener.await;
+        if tokio::time::timeout(for_clients, listener).await.is_err() {
+            tracing::warn!("not waiting any longer for requests that are still open");
+        }
     });
     let stopped = tokio::time::timeout(config.shutdown_timeout, stopping).await;
     if let Some(failure) = failure {
@@ -92,7 +93,7 @@ pub(crate) async fn migrate(config: Config) -> anyhow::Result<()> {
         let sink = configured.build().await?;
         sink.prepare().await.with_context(|| format!("{key}: not migrated"))?;
         sink.close().await.with_context(|| key.clone())?;
-        println!("{key}: up to date");
+        crate::say(&format!("{key}: up to date"))?;
     }
     Ok(())
 }

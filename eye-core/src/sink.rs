@@ -64,7 +64,7 @@ pub enum WriteError {
     Retry {
         /// What the sink said, with the way out where there is one. No secrets.
         reason: String,
-        /// When the sink asks to be left alone for some time.
+        /// When the sink asks to be left alone for some time; longer than a minute counts as one.
         after: Option<Duration>,
     },
     /// At least one event of the batch can never be stored: the writer halves the batch until that event stands alone.

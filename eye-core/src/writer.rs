@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::{Batch, BatchLimits};
+use crate::event::Event;
 use crate::health::Health;
 use crate::refusals::{Refusal, Refusals};
 use crate::sink::{Sink, WriteError};
@@ -39,8 +40,14 @@ impl Default for WriterConfig {
 /// While nothing is written, the sink is asked this often whether it is still there.
 const IDLE_CHECK: Duration = Duration::from_secs(2);
 
+/// A write that takes longer is a reason not to be ready: producers are about to lose patience.
+const SLOW_WRITE: Duration = Duration::from_secs(5);
+
 /// Why the sink refused an event may quote it, so that is for its producer alone.
 const REFUSED: Refusal = Refusal { part: "event", problem: "refused by the sink" };
+
+/// The longest that a sink is left alone because it asks for it.
+const MAX_AFTER: Duration = Duration::from_secs(60);
 
 /// How often a batch is tried when the sink cannot say what is wrong, before it is halved.
 const UNKNOWN_TRIES: u32 = 3;
@@ -68,7 +75,20 @@ pub struct WriterError {
 enum Written {
     Stored,
     Refused { reason: String, certain: bool },
-    Away { reason: String },
+    Away(Away),
+}
+
+/// A sink that cannot be written to now.
+struct Away {
+    reason: String,
+    /// How long it asks to be left alone.
+    after: Duration,
+}
+
+impl Away {
+    fn new(reason: String, after: Option<Duration>) -> Self {
+        Self { reason, after: after.unwrap_or_default().min(MAX_AFTER) }
+    }
 }
 
 impl Writer {
@@ -95,7 +115,7 @@ impl Writer {
             let mut batch = Batch::collect(deliveries);
             match &watch.away {
                 None => watch.update(self.write(&mut batch).await),
-                Some(reason) => batch.fail(0..batch.events().len(), reason.as_str()),
+                Some(away) => batch.fail(0..batch.events().len(), away.reason.as_str()),
             }
             batch.settle();
         }
@@ -105,23 +125,23 @@ impl Writer {
         Ok(())
     }
 
-    /// Asks the sink whether it is ready; the reason when it is not.
-    async fn prepare(&self) -> Result<Option<String>, WriterError> {
-        match self.sink.prepare().await {
+    /// Asks the sink whether it is ready; why not, when it is not.
+    async fn prepare(&self) -> Result<Option<Away>, WriterError> {
+        let away = match self.sink.prepare().await {
             Ok(()) => {
                 self.health.ready();
-                Ok(None)
+                return Ok(None);
             }
-            Err(WriteError::Retry { reason, .. } | WriteError::Unknown { reason }) => {
-                self.health.unavailable(&reason);
-                Ok(Some(reason))
-            }
-            Err(WriteError::Reject { reason }) => Err(WriterError { reason }),
-        }
+            Err(WriteError::Retry { reason, after }) => Away::new(reason, after),
+            Err(WriteError::Unknown { reason }) => Away::new(reason, None),
+            Err(WriteError::Reject { reason }) => return Err(WriterError { reason }),
+        };
+        self.health.unavailable(&away.reason);
+        Ok(Some(away))
     }
 
-    /// Writes a batch, halving it around events that are refused; the reason when the sink is away at the end of it.
-    async fn write(&self, batch: &mut Batch) -> Option<String> {
+    /// Writes a batch, halving it around events that are refused. Says so when the sink is away at the end of it.
+    async fn write(&self, batch: &mut Batch) -> Option<Away> {
         let give_up_at = Instant::now() + Duration::from_millis(self.config.retry_for_ms);
         let whole = 0..batch.events().len();
         let mut parts = vec![whole];
@@ -141,10 +161,10 @@ impl Writer {
                 }
                 Written::Refused { reason, certain: true } => batch.reject(part.start, reason),
                 Written::Refused { reason, certain: false } => suspects.push((part.start, reason)),
-                Written::Away { reason } => {
-                    self.health.unavailable(&reason);
-                    batch.fail(part.start..batch.events().len(), reason.as_str());
-                    away = Some(reason);
+                Written::Away(found) => {
+                    self.health.unavailable(&found.reason);
+                    batch.fail(part.start..batch.events().len(), found.reason.as_str());
+                    away = Some(found);
                     break;
                 }
             }
@@ -154,6 +174,7 @@ impl Writer {
             if any_stored {
                 batch.reject(index, reason);
             } else {
+                self.health.unavailable(&reason);
                 batch.fail(index..index + 1, reason);
             }
         }
@@ -168,7 +189,7 @@ impl Writer {
         let mut backoff = Backoff::default();
         let mut unknown = 0;
         loop {
-            let (reason, pause) = match self.sink.write(&batch.events()[part.clone()]).await {
+            let (away, pause) = match self.write_once(&batch.events()[part.clone()]).await {
                 Ok(()) => {
                     self.health.ready();
                     return Written::Stored;
@@ -179,47 +200,61 @@ impl Writer {
                     if unknown >= tries {
                         return match Instant::now() < give_up_at {
                             true => Written::Refused { reason, certain: false },
-                            false => Written::Away { reason },
+                            false => Written::Away(Away::new(reason, None)),
                         };
                     }
-                    (reason, backoff.next_pause())
+                    (Away::new(reason, None), backoff.next_pause())
                 }
                 Err(WriteError::Retry { reason, after }) => {
                     self.health.unavailable(&reason);
-                    let pause = backoff.next_pause().max(after.unwrap_or_default());
+                    let away = Away::new(reason, after);
+                    let pause = backoff.next_pause().max(away.after);
                     if Instant::now() + pause > give_up_at {
-                        return Written::Away { reason };
+                        return Written::Away(away);
                     }
-                    (reason, pause)
+                    (away, pause)
                 }
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = self.shutdown.cancelled() => return Written::Away { reason },
+                () = self.shutdown.cancelled() => return Written::Away(away),
             }
         }
+    }
+
+    /// Waits as long as the sink does, but does not keep it to itself that it hangs.
+    async fn write_once(&self, events: &[Event]) -> Result<(), WriteError> {
+        let mut writing = self.sink.write(events);
+        tokio::select! {
+            written = &mut writing => return written,
+            () = tokio::time::sleep(SLOW_WRITE) => {}
+        }
+        self.health.unavailable(format!("no answer to a write for {} s", SLOW_WRITE.as_secs()));
+        writing.await
     }
 }
 
 /// Whether the sink is there, as far as is known, and when to ask again.
 struct Watch {
-    away: Option<String>,
+    away: Option<Away>,
     backoff: Backoff,
     check_at: Instant,
 }
 
 impl Watch {
-    fn new(away: Option<String>) -> Self {
+    fn new(away: Option<Away>) -> Self {
         let mut watch = Self { away: None, backoff: Backoff::default(), check_at: Instant::now() };
         watch.update(away);
         watch
     }
 
-    fn update(&mut self, away: Option<String>) {
-        if away.is_none() {
+    fn update(&mut self, away: Option<Away>) {
+        let pause = if let Some(away) = &away {
+            self.backoff.next_pause().max(away.after)
+        } else {
             self.backoff = Backoff::default();
-        }
-        let pause = if away.is_none() { IDLE_CHECK } else { self.backoff.next_pause() };
+            IDLE_CHECK
+        };
         self.check_at = Instant::now() + pause;
         self.away = away;
     }
@@ -255,7 +290,7 @@ mod tests {
 
     use super::*;
     use crate::ack::{Ack, Outcome, Receipt};
-    use crate::event::{Event, EventFields};
+    use crate::event::EventFields;
     use crate::health::{HealthBoard, State};
     use crate::refusals::tests::Logged;
     use crate::timestamp::Timestamp;
@@ -283,6 +318,7 @@ mod tests {
             }
             for event in batch {
                 match event.name() {
+                    "slow" => tokio::time::sleep(2 * SLOW_WRITE).await,
                     "refused" => return Err(WriteError::reject("no such name")),
                     "puzzling" => return Err(WriteError::Unknown { reason: "hm".into() }),
                     _ => {}
@@ -365,6 +401,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_write_without_an_answer_makes_the_sink_unavailable_until_there_is_one() {
+        let running = Running::start(FakeSink::default());
+        running.until_ready().await;
+        let receipt = running.send(&["slow"]);
+        tokio::time::sleep(SLOW_WRITE * 9 / 10).await;
+        assert_eq!(running.state(), State::Ready);
+        tokio::time::sleep(SLOW_WRITE * 2 / 10).await;
+        assert_eq!(running.state(), State::Unavailable { reason: "no answer to a write for 5 s".into() });
+        assert_eq!(receipt.outcome().await, Outcome::Delivered);
+        assert_eq!(running.state(), State::Ready);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_short_outage_is_waited_for() {
         let running = Running::start(FakeSink { writes: Mutex::new([away(), away()].into()), ..FakeSink::default() });
         assert_eq!(running.send(&["a"]).outcome().await, Outcome::Delivered);
@@ -394,6 +443,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_sink_that_asks_for_it_is_left_alone_but_not_for_ever() {
+        for (after, expected) in [(Duration::from_secs(30), Duration::from_secs(30)), (Duration::MAX, MAX_AFTER)] {
+            let busy = WriteError::Retry { reason: "busy".into(), after: Some(after) };
+            let running = Running::start(FakeSink { writes: Mutex::new([busy].into()), ..FakeSink::default() });
+            running.until_ready().await;
+            let started = Instant::now();
+            assert_eq!(running.send(&["a"]).outcome().await, Outcome::failed("busy"));
+            assert_eq!(running.send(&["b"]).outcome().await, Outcome::failed("busy"));
+            assert_eq!(started.elapsed(), Duration::ZERO, "longer than retry_for_ms, so they are told at once");
+            running.until_ready().await;
+            let waited = started.elapsed();
+            assert!((expected..expected + Duration::from_millis(20)).contains(&waited), "{waited:?}");
+            assert_eq!(running.send(&["c"]).outcome().await, Outcome::Delivered);
+            assert_eq!(*running.sink.tries.lock().unwrap(), 2);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn refused_events_are_reported_without_the_reason() {
         let (logged, _guard) = Logged::start();
         let running = Running::start(FakeSink::default());
@@ -420,6 +487,16 @@ mod tests {
         assert_eq!(rejected(&running.send(&["puzzling", "a"]).outcome().await), [0]);
         assert_eq!(running.send(&["puzzling"]).outcome().await, Outcome::failed("hm"));
         assert_eq!(*running.sink.stored.lock().unwrap(), ["a"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unknown_error_that_speaks_against_no_event_is_the_operators_to_see_until_a_write_succeeds() {
+        let running = Running::start(FakeSink::default());
+        running.until_ready().await;
+        running.send(&["puzzling"]).outcome().await;
+        assert_eq!(running.state(), State::Unavailable { reason: "hm".into() });
+        assert_eq!(running.send(&["a"]).outcome().await, Outcome::Delivered, "the next ones are tried all the same");
+        assert_eq!(running.state(), State::Ready);
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use common::{at, build, event, matching, named, newest, open, parse};
 use eye_core::sink::{SinkConfig, WriteError};
-use eye_core::store::EventFilter;
+use eye_core::store::{EventFilter, EventQuery, StoreError};
 use eye_core::timestamp::Timestamp;
 use eye_sinks::SqliteConfig;
 use sqlx::{Connection, SqliteConnection};
@@ -91,6 +91,20 @@ async fn a_file_that_was_removed_takes_no_events() {
     sink.prepare().await.unwrap();
     sink.write(&[event(2)]).await.unwrap();
     assert_eq!(newest(&*sink, 10).await.count, 2);
+}
+
+#[tokio::test]
+async fn a_file_that_was_replaced_is_the_one_that_answers() {
+    let folder = TempDir::new().unwrap();
+    let sink = open::<SqliteConfig>(&url(&folder)).await;
+    sink.write(&[event(1)]).await.unwrap();
+    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+    std::fs::rename(folder.path().join("data"), folder.path().join("before")).unwrap();
+    let query = EventQuery { limit: 10, ..EventQuery::default() };
+    let gone = sink.store().unwrap().query(query).await;
+    assert!(matches!(gone, Err(StoreError::Unavailable { .. })), "{gone:?}");
+    open::<SqliteConfig>(&url(&folder)).await.write(&[event(2)]).await.unwrap();
+    assert_eq!(newest(&*sink, 10).await.events, [event(2)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@ use axum::body::Body;
 use eye_core::event::Event;
 use eye_core::store::EventPage;
 use futures_util::stream;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::links::Links;
 
@@ -20,11 +21,12 @@ pub(super) struct Include {
 }
 
 /// A piece is handed on once it has so many bytes.
-const PIECE_BYTES: usize = 64 * 1024;
+pub(super) const PIECE_BYTES: usize = 64 * 1024;
 
-/// The answer's body. A page that is one piece has a known length, a larger one is streamed.
-pub(super) fn page_body(page: EventPage, links: &Links, include: Include) -> Body {
-    let mut pieces = Pieces::new(page, links, include);
+/// The answer's body. A page that is one piece has a known length, a larger one is streamed. `room` is given back once
+/// the page is sent, or its client is gone.
+pub(super) fn page_body(page: EventPage, links: &Links, include: Include, room: OwnedSemaphorePermit) -> Body {
+    let mut pieces = Pieces::new(page, links, include, room);
     let first = pieces.next().unwrap_or_default();
     if pieces.ended {
         Body::from(first)
@@ -39,10 +41,11 @@ struct Pieces {
     events: vec::IntoIter<Event>,
     include: Include,
     ended: bool,
+    _room: OwnedSemaphorePermit,
 }
 
 impl Pieces {
-    fn new(page: EventPage, links: &Links, include: Include) -> Self {
+    fn new(page: EventPage, links: &Links, include: Include, room: OwnedSemaphorePermit) -> Self {
         let mut piece = Vec::with_capacity(PIECE_BYTES + 4096);
         piece.extend_from_slice(b"{\"count\":");
         write!(piece, "{}", page.count).expect("a Vec takes everything");
@@ -55,7 +58,7 @@ impl Pieces {
         }
         push_key(&mut piece, "results");
         piece.push(b'[');
-        Self { piece, events: page.events.into_iter(), include, ended: false }
+        Self { piece, events: page.events.into_iter(), include, ended: false, _room: room }
     }
 
     fn push_event(&mut self, event: &Event) {

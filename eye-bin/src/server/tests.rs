@@ -25,8 +25,8 @@ struct Running {
 
 fn config() -> ServerConfig {
     // A connection that only this timeout closes is a hang.
-    let header_timeout_ms = 2 * HANG.as_millis() as u64;
-    ServerConfig { listen: "127.0.0.1:0".to_owned(), header_timeout_ms, ..ServerConfig::default() }
+    let idle_timeout_ms = 2 * HANG.as_millis() as u64;
+    ServerConfig { listen: "127.0.0.1:0".to_owned(), idle_timeout_ms, ..ServerConfig::default() }
 }
 
 async fn start(config: ServerConfig, app: Router) -> Running {
@@ -131,7 +131,7 @@ async fn a_connection_is_kept_for_further_requests() {
 
 #[tokio::test]
 async fn headers_that_do_not_arrive_in_time_close_the_connection() {
-    let running = start(ServerConfig { header_timeout_ms: 50, ..config() }, Router::new()).await;
+    let running = start(ServerConfig { idle_timeout_ms: 50, ..config() }, Router::new()).await;
     let client = running.send("GET / HTTP/1.1\r\nHost:").await;
     to_end(client).await;
     running.stop().await;
@@ -139,7 +139,7 @@ async fn headers_that_do_not_arrive_in_time_close_the_connection() {
 
 #[tokio::test]
 async fn an_idle_connection_is_closed_in_time() {
-    let running = start(ServerConfig { header_timeout_ms: 50, ..config() }, Router::new()).await;
+    let running = start(ServerConfig { idle_timeout_ms: 50, ..config() }, Router::new()).await;
     let answer = to_end(running.send(GET).await).await;
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
     running.stop().await;
@@ -334,7 +334,7 @@ fn query() -> Router {
 }
 
 async fn whole() -> Router {
-    app(vec![ingest(HttpConfig::default()).await], query(), HealthBoard::default()).unwrap()
+    app(vec![ingest(HttpConfig::default()).await], Some(query()), HealthBoard::default()).unwrap()
 }
 
 #[tokio::test]
@@ -378,9 +378,16 @@ async fn other_methods_are_405_with_what_is_allowed() {
 
 #[tokio::test]
 async fn without_a_source_post_is_not_allowed() {
-    let app = app(Vec::new(), query(), HealthBoard::default()).unwrap();
+    let app = app(Vec::new(), Some(query()), HealthBoard::default()).unwrap();
     let (status, allow, _) = ask(&app, "POST", "/api/event/").await;
     assert_eq!((status, allow.as_deref()), (405, Some("GET, HEAD, OPTIONS")));
+}
+
+#[tokio::test]
+async fn without_a_sink_that_answers_get_is_not_allowed() {
+    let app = app(vec![ingest(HttpConfig::default()).await], None, HealthBoard::default()).unwrap();
+    let (status, allow, _) = ask(&app, "GET", "/api/event/").await;
+    assert_eq!((status, allow.as_deref()), (405, Some("POST, OPTIONS")));
 }
 
 #[tokio::test]
@@ -397,14 +404,14 @@ async fn unknown_paths_are_404_whatever_the_method() {
 #[tokio::test]
 async fn two_sources_with_routes_are_an_error() {
     let sources = vec![ingest(HttpConfig::default()).await, ingest(HttpConfig::default()).await];
-    let error = app(sources, query(), HealthBoard::default()).unwrap_err().to_string();
+    let error = app(sources, Some(query()), HealthBoard::default()).unwrap_err().to_string();
     assert!(error.starts_with("2 sources"), "{error}");
 }
 
 #[tokio::test]
 async fn readyz_shows_each_component() {
     let board = HealthBoard::default();
-    let app = app(Vec::new(), query(), board.clone()).unwrap();
+    let app = app(Vec::new(), Some(query()), board.clone()).unwrap();
     let (sink, source) = (board.component("sinks.store"), board.component("sources.web"));
     source.ready();
     let starting = json!({"status": "unavailable", "components": [
@@ -424,6 +431,6 @@ async fn readyz_shows_each_component() {
 async fn the_process_is_alive_whatever_its_components() {
     let board = HealthBoard::default();
     board.component("sinks.store").unavailable("no route");
-    let app = app(Vec::new(), query(), board).unwrap();
+    let app = app(Vec::new(), Some(query()), board).unwrap();
     assert_eq!(ask(&app, "GET", "/livez").await, (200, None, json!({"status": "ok"})));
 }

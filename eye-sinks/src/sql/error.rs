@@ -128,6 +128,8 @@ fn sqlstate_meaning(code: &str) -> Meaning {
     match code {
         // A missing right or table, or a standby that takes no writes: the operator or a migration repairs it.
         "42501" | "42P01" | "25006" => return Meaning::Retry,
+        // Raised by a trigger that the operator wrote (PostgreSQL's RAISE, MySQL's SIGNAL): as final as a constraint.
+        "P0001" | "45000" => return Meaning::Reject,
         _ => {}
     }
     match code.get(..2).unwrap_or_default() {
@@ -184,10 +186,10 @@ mod tests {
         for code in ["42501", "42P01", "25006"] {
             assert_eq!(sqlstate_meaning(code), Meaning::Retry, "{code}");
         }
-        for code in ["22001", "22P05", "23502", "23505", "23514", "54000"] {
+        for code in ["22001", "22P05", "23502", "23505", "23514", "54000", "P0001", "45000"] {
             assert_eq!(sqlstate_meaning(code), Meaning::Reject, "{code}");
         }
-        for code in ["", "4", "42601", "42703", "P0001", "XX000", "é2"] {
+        for code in ["", "4", "42601", "42703", "XX000", "é2"] {
             assert_eq!(sqlstate_meaning(code), Meaning::Unknown, "{code}");
         }
     }

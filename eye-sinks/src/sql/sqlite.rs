@@ -5,7 +5,7 @@ use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use eye_core::event::Event;
@@ -123,12 +123,17 @@ fn options(path: &Path) -> SqliteConnectOptions {
 /// Readers never write, keep to a bound in time, and see the last commit while another one is being written.
 fn reader(path: &Path, max: MaxReadConnections) -> DatabaseConnection {
     let options = options(path).pragma("query_only", "ON").pragma("cache_size", "-16384");
+    let file = Arc::new(ReadFile::new(path));
     let pool = SqlitePoolOptions::new()
         .max_connections(max.0)
         .acquire_timeout(CONNECT_TIMEOUT)
         .after_connect(|connection, _| Box::pin(bound_in_time(connection, QUERY_TIMEOUT)))
-        .before_acquire(|connection, _| {
-            Box::pin(async { bound_in_time(connection, QUERY_TIMEOUT).await.map(|()| true) })
+        .before_acquire(move |connection, metadata| {
+            let reads_the_file = file.is_read_by(metadata.age);
+            Box::pin(async move {
+                bound_in_time(connection, QUERY_TIMEOUT).await?;
+                Ok(reads_the_file)
+            })
         })
         .connect_lazy_with(options);
     SqlxSqliteConnector::from_sqlx_sqlite_pool(pool)
@@ -157,6 +162,28 @@ impl FileId {
     #[cfg(not(unix))]
     fn of(_path: &Path) -> io::Result<Self> {
         Ok(Self(0, 0))
+    }
+}
+
+/// The file that readers are to read. Connections that were opened before it was there answer from one that is gone.
+struct ReadFile {
+    path: PathBuf,
+    seen: Mutex<(Option<FileId>, Instant)>,
+}
+
+impl ReadFile {
+    fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), seen: Mutex::new((FileId::of(path).ok(), Instant::now())) }
+    }
+
+    /// Whether a connection of this age can only have opened the file that is there now.
+    fn is_read_by(&self, age: Duration) -> bool {
+        let now = FileId::of(&self.path).ok();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.0 != now {
+            *seen = (now, Instant::now());
+        }
+        age < seen.1.elapsed()
     }
 }
 

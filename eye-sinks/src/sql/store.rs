@@ -1,7 +1,7 @@
 //! Queries: one page and the exact count, from one snapshot.
 
 use eye_core::event::Event;
-use eye_core::store::{EventFilter, EventKey, EventPage, EventQuery, MAX_PAGE_EVENTS, PageStart};
+use eye_core::store::{EventFilter, EventKey, EventPage, EventQuery, MAX_PAGE_BYTES, MAX_PAGE_EVENTS, PageStart};
 use sea_orm::sea_query::extension::mysql::{IndexHintScope, MySqlSelectStatementExt};
 use sea_orm::sea_query::{Asterisk, BinOper, Expr, ExprTrait};
 use sea_orm::{
@@ -12,6 +12,9 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::entity::{Column, Entity, StoredEvent, instant};
+
+/// Events of the first step of a page. The usual page of 100, and the one more that tells whether it is the last, fit in.
+const FIRST_STEP_EVENTS: usize = 101;
 
 /// Answers a query. To be run to its end: a cancelled one would leave its connection in doubt.
 pub(super) async fn read(db: &DatabaseConnection, query: &EventQuery) -> Result<EventPage, DbErr> {
@@ -74,25 +77,26 @@ impl Reader<'_> {
     async fn page(&self, start: &PageStart, limit: u32) -> Result<EventPage, DbErr> {
         let limit = u64::from(limit);
         let count = self.count().await?;
-        let newest_first = self.events(Order::Desc).limit(limit + 1);
+        let newest_first = self.events(Order::Desc);
         Ok(match start {
             PageStart::Newest => {
-                let (events, has_older) = self.fetch(newest_first, limit).await?;
+                let (events, has_older) = self.fetch(newest_first, Than::Older, limit).await?;
                 EventPage { count, events, has_older, has_newer: false }
             }
             PageStart::Offset(offset) => {
                 // What the databases take at most; no table has so many events.
                 let offset = Ord::min(*offset, i64::MAX as u64);
-                let (events, has_older) = self.fetch(newest_first.offset(offset), limit).await?;
+                let (events, has_older) = self.fetch(newest_first.offset(offset), Than::Older, limit).await?;
                 EventPage { count, events, has_older, has_newer: Ord::min(offset, count) > 0 }
             }
             PageStart::OlderThan(key) => {
-                let (events, has_older) = self.fetch(newest_first.filter(self.stands(Than::Older, key)), limit).await?;
+                let older = newest_first.filter(self.stands(Than::Older, key));
+                let (events, has_older) = self.fetch(older, Than::Older, limit).await?;
                 EventPage { count, events, has_older, has_newer: self.any(Than::NewerOrSame, key).await? }
             }
             PageStart::NewerThan(key) => {
-                let oldest_first = self.events(Order::Asc).limit(limit + 1).filter(self.stands(Than::Newer, key));
-                let (mut events, has_newer) = self.fetch(oldest_first, limit).await?;
+                let newer = self.events(Order::Asc).filter(self.stands(Than::Newer, key));
+                let (mut events, has_newer) = self.fetch(newer, Than::Newer, limit).await?;
                 events.reverse();
                 EventPage { count, events, has_older: self.any(Than::OlderOrSame, key).await?, has_newer }
             }
@@ -125,11 +129,29 @@ impl Reader<'_> {
             .order_by(Column::Id, order)
     }
 
-    /// Events of a selection that asks for one more than `limit`, and whether that one is there.
-    async fn fetch(&self, select: Select<Entity>, limit: u64) -> Result<(Vec<Event>, bool), DbErr> {
-        let rows = select.into_model::<StoredEvent>().all(self.snapshot).await?;
-        let has_more = rows.len() as u64 > limit;
-        Ok((rows.into_iter().take(limit as usize).map(|StoredEvent(event)| event).collect(), has_more))
+    /// The first `limit` events of `select`, whose order is that of `than`, and whether more are there: beyond `limit`, or
+    /// beyond [`MAX_PAGE_BYTES`].
+    ///
+    /// In steps, since a database sends all it was asked for: the first is small enough for events of any size, and what
+    /// it finds tells how large the next may be.
+    async fn fetch(&self, mut select: Select<Entity>, than: Than, limit: u64) -> Result<(Vec<Event>, bool), DbErr> {
+        let (mut events, mut bytes, mut step) = (Vec::new(), 0, FIRST_STEP_EVENTS);
+        loop {
+            let asked = Ord::min(step, limit as usize + 1 - events.len());
+            let rows = select.limit(asked as u64).into_model::<StoredEvent>().all(self.snapshot).await?;
+            let is_last_step = rows.len() < asked;
+            for StoredEvent(event) in rows {
+                if events.len() as u64 == limit || bytes >= MAX_PAGE_BYTES {
+                    return Ok((events, true));
+                }
+                bytes += event.size_bytes();
+                events.push(event);
+            }
+            let Some(last) = events.last().filter(|_| !is_last_step) else { return Ok((events, false)) };
+            let average = bytes / events.len() + 1;
+            step = MAX_PAGE_BYTES.saturating_sub(bytes) / average + 1;
+            select = self.events(than.order()).filter(self.stands(than, &last.key()));
+        }
     }
 
     /// Whether an event matches that stands so to the key.

@@ -102,6 +102,36 @@ async fn one_query_too_many_waits_shortly_and_is_refused() {
     assert_eq!(get(&api, "/api/event/").await.status, StatusCode::OK, "the place is free again");
 }
 
+#[tokio::test]
+async fn pages_that_nobody_takes_are_bounded_and_hold_up_only_large_ones() {
+    let large = Event::from(EventFields {
+        id: EventId::nil(),
+        timestamp: Timestamp::MIN,
+        received_at: Timestamp::MIN,
+        session_id: "s",
+        category: "large",
+        name: "n",
+        data: &format!("\"{}\"", "x".repeat(MAX_PAGE_BYTES)),
+    });
+    let api = api(MemorySink::with([large, event(2)]));
+    let ask = |url: &'static str| api.clone().oneshot(Request::get(url).body(Body::empty()).unwrap());
+
+    let mut untaken = Vec::new();
+    loop {
+        let answer = ask("/api/event/?category=large").await.unwrap();
+        if answer.status() == StatusCode::SERVICE_UNAVAILABLE {
+            break;
+        }
+        untaken.push(answer);
+        assert!(untaken.len() * MAX_PAGE_BYTES <= MAX_UNSENT_BYTES, "no bound");
+    }
+    assert!(untaken.len() >= 4, "several are possible");
+    assert_eq!(ask("/api/event/?category=even").await.unwrap().status(), StatusCode::OK);
+
+    untaken.pop();
+    assert_eq!(ask("/api/event/?category=large").await.unwrap().status(), StatusCode::OK, "a client that is gone");
+}
+
 #[test]
 fn the_configuration_has_defaults_and_refuses_zero() {
     let read = |json: Value| serde_json::from_value::<QueryConfig>(json);

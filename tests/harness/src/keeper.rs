@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use crate::wait::holds_within;
@@ -153,10 +154,13 @@ impl Drop for Kept {
     }
 }
 
-/// A name for a folder that nothing has had before, not even a test that a power cut kept from tidying up.
+/// A name for a folder that nothing has had before: not another thread, which the count tells apart, and not a test that
+/// a power cut kept from tidying up.
 pub(crate) fn temporary_folder(kind: &str) -> PathBuf {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let now = SystemTime::UNIX_EPOCH.elapsed().expect("the clock is past 1970");
-    std::env::temp_dir().join(format!("eye-{kind}-{}-{}", std::process::id(), now.as_nanos()))
+    std::env::temp_dir().join(format!("eye-{kind}-{}-{count}-{}", std::process::id(), now.as_nanos()))
 }
 
 /// A process by its number.

@@ -14,6 +14,7 @@ use clap::Parser;
 use eye_core::registry::Registry;
 use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
 use eye_sources::http::HttpConfig;
+use eye_transports::disk::DiskConfig;
 use eye_transports::memory::MemoryConfig;
 
 use cli::{Cli, Command, EXIT_CONFIG};
@@ -24,6 +25,7 @@ pub fn built_in() -> Registry {
     Registry::new()
         .source::<HttpConfig>()
         .transport::<MemoryConfig>()
+        .transport::<DiskConfig>()
         .sink::<SqliteConfig>()
         .sink::<PostgresConfig>()
         .sink::<MysqlConfig>()

@@ -10,6 +10,7 @@ pub mod telemetry;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 use eye_core::registry::Registry;
 use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
@@ -51,10 +52,7 @@ pub fn run(registry: &Registry) -> ExitCode {
     };
     let _reports = telemetry::start_sentry(&config.sentry);
     let done = match command {
-        Command::Check => {
-            println!("{}: ok: {config}", config.file);
-            Ok(())
-        }
+        Command::Check => say(&format!("{}: ok: {config}", config.file)),
         Command::Run => run::block_on(run::run(config)),
         Command::Migrate => run::block_on(run::migrate(config)),
     };
@@ -70,4 +68,9 @@ pub fn run(registry: &Registry) -> ExitCode {
 /// Before there is a log. A stderr that is closed does not change the exit code.
 fn complain(message: &str) {
     let _ = writeln!(io::stderr(), "{message}");
+}
+
+/// What was asked for, on stdout.
+fn say(line: &str) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{line}").context("cannot write to stdout")
 }

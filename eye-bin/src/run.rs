@@ -15,6 +15,9 @@ use crate::config::Config;
 use crate::server::{self, Server};
 use crate::telemetry;
 
+/// The part of the shutdown's time that slow clients may use up; the rest is the writers'.
+const CLIENTS_SHARE: f64 = 0.75;
+
 /// Runs `work` to its end. What still runs then, nobody waits for: none of it was acknowledged.
 pub(crate) fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
@@ -63,9 +66,12 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         }
     };
     exit_at_the_next_signal(signals);
+    let for_clients = config.shutdown_timeout.mul_f64(CLIENTS_SHARE);
     let stopping = pipeline.stop(async {
         // A panic of a connection's task is logged by the listener; the listener itself has none.
-        let _ = listener.await;
+        if tokio::time::timeout(for_clients, listener).await.is_err() {
+            tracing::warn!("not waiting any longer for requests that are still open");
+        }
     });
     let stopped = tokio::time::timeout(config.shutdown_timeout, stopping).await;
     if let Some(failure) = failure {
@@ -92,7 +98,7 @@ pub(crate) async fn migrate(config: Config) -> anyhow::Result<()> {
         let sink = configured.build().await?;
         sink.prepare().await.with_context(|| format!("{key}: not migrated"))?;
         sink.close().await.with_context(|| key.clone())?;
-        println!("{key}: up to date");
+        crate::say(&format!("{key}: up to date"))?;
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! The one listener: ingest, queries and health share it.
 
+mod write_timeout;
+
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -29,8 +31,13 @@ use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::write_timeout::WriteTimeout;
+
 /// Bytes of one request's line and headers; above, hyper answers 431.
 const MAX_HEADER_BYTES: usize = 32 * 1024;
+
+/// Bytes of one connection's read buffer, and of its write buffer; hyper's own bound is 400 KiB.
+const MAX_BUFFER_BYTES: usize = 64 * 1024;
 
 /// How long `accept` rests when the machine has no room for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -51,9 +58,9 @@ pub struct ServerConfig {
     /// Connections open at once; beyond, they wait in the system's backlog. The default, 800, stays below the usual
     /// limit of 1,024 open files.
     pub max_connections: NonZeroU32,
-    /// Milliseconds within which a request's line and headers must arrive, and for which a connection may be idle.
-    /// Default 10 s.
-    pub header_timeout_ms: u64,
+    /// Milliseconds within which a request's line and headers must arrive, and for which a connection may be idle, or its
+    /// client take nothing of an answer. Default 60 s.
+    pub idle_timeout_ms: u64,
     /// Whether `X-Forwarded-Proto` and `X-Forwarded-Host` are believed; only behind a proxy that sets them. Default false.
     pub trust_proxy: bool,
 }
@@ -63,7 +70,7 @@ impl Default for ServerConfig {
         Self {
             listen: "127.0.0.1:8000".to_owned(),
             max_connections: NonZeroU32::new(800).expect("800 is not zero"),
-            header_timeout_ms: 10_000,
+            idle_timeout_ms: 60_000,
             trust_proxy: false,
         }
     }
@@ -138,14 +145,17 @@ impl Server {
     pub async fn serve(self, app: Router, shutdown: CancellationToken) {
         let tasks = TaskTracker::new();
         let slots = Arc::new(Semaphore::new(self.config.max_connections.get() as usize));
+        let idle_timeout = Duration::from_millis(self.config.idle_timeout_ms);
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
-            .header_read_timeout(Duration::from_millis(self.config.header_timeout_ms))
-            .max_header_size(MAX_HEADER_BYTES);
+            .header_read_timeout(idle_timeout)
+            .max_header_size(MAX_HEADER_BYTES)
+            .max_buf_size(MAX_BUFFER_BYTES);
         let accept = async {
             loop {
                 let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
                 let stream = accept(&self.listener).await;
+                let stream = WriteTimeout::new(stream, idle_timeout);
                 let connection = serve_connection(stream, http.clone(), app.clone(), tasks.clone(), shutdown.clone());
                 tasks.spawn(async move {
                     connection.await;
@@ -168,7 +178,11 @@ async fn accept(listener: &TcpListener) -> TcpStream {
     let mut failing = false;
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return stream,
+            Ok((stream, _)) => {
+                // Answers are small and must not wait for more; without it they are only slower.
+                let _ = stream.set_nodelay(true);
+                return stream;
+            }
             // The client's doing: it left before it was its turn.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
@@ -184,14 +198,12 @@ async fn accept(listener: &TcpListener) -> TcpStream {
 
 /// Serves one connection to its end.
 async fn serve_connection(
-    stream: TcpStream,
+    stream: WriteTimeout<TcpStream>,
     http: http1::Builder,
     app: Router,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 ) {
-    // Answers are small and must not wait for more; without it they are only slower.
-    let _ = stream.set_nodelay(true);
     // Each request has its own task, which the end of the connection does not end.
     let service = service_fn(move |request: Request<Incoming>| {
         let mut app = app.clone();
@@ -207,7 +219,7 @@ async fn serve_connection(
         }
     };
     match served {
-        Ok(()) => linger(connection.into_parts().io.into_inner(), &shutdown).await,
+        Ok(()) => linger(connection.into_parts().io.into_inner().into_inner(), &shutdown).await,
         Err(error) => tracing::debug!(%error, "a connection ended early"),
     }
 }

@@ -33,6 +33,9 @@ pub struct EventQuery {
 /// The most events one page may have. A store may cut a larger `limit` to it.
 pub const MAX_PAGE_EVENTS: u32 = 1000;
 
+/// A page ends with the event that brings it to so many bytes of events, so that what a query takes is bounded, too.
+pub const MAX_PAGE_BYTES: usize = 16 * 1024 * 1024;
+
 /// Exact, case-sensitive conditions, combined with AND. `None` matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EventFilter {

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::{Batch, BatchLimits};
+use crate::event::Event;
 use crate::health::Health;
 use crate::refusals::{Refusal, Refusals};
 use crate::sink::{Sink, WriteError};
@@ -38,6 +39,9 @@ impl Default for WriterConfig {
 
 /// While nothing is written, the sink is asked this often whether it is still there.
 const IDLE_CHECK: Duration = Duration::from_secs(2);
+
+/// A write that takes longer is a reason not to be ready: producers are about to lose patience.
+const SLOW_WRITE: Duration = Duration::from_secs(5);
 
 /// Why the sink refused an event may quote it, so that is for its producer alone.
 const REFUSED: Refusal = Refusal { part: "event", problem: "refused by the sink" };
@@ -168,7 +172,7 @@ impl Writer {
         let mut backoff = Backoff::default();
         let mut unknown = 0;
         loop {
-            let (reason, pause) = match self.sink.write(&batch.events()[part.clone()]).await {
+            let (reason, pause) = match self.write_once(&batch.events()[part.clone()]).await {
                 Ok(()) => {
                     self.health.ready();
                     return Written::Stored;
@@ -198,6 +202,17 @@ impl Writer {
                 () = self.shutdown.cancelled() => return Written::Away { reason },
             }
         }
+    }
+
+    /// Waits as long as the sink does, but does not keep it to itself that it hangs.
+    async fn write_once(&self, events: &[Event]) -> Result<(), WriteError> {
+        let mut writing = self.sink.write(events);
+        tokio::select! {
+            written = &mut writing => return written,
+            () = tokio::time::sleep(SLOW_WRITE) => {}
+        }
+        self.health.unavailable(format!("no answer to a write for {} s", SLOW_WRITE.as_secs()));
+        writing.await
     }
 }
 
@@ -255,7 +270,7 @@ mod tests {
 
     use super::*;
     use crate::ack::{Ack, Outcome, Receipt};
-    use crate::event::{Event, EventFields};
+    use crate::event::EventFields;
     use crate::health::{HealthBoard, State};
     use crate::refusals::tests::Logged;
     use crate::timestamp::Timestamp;
@@ -283,6 +298,7 @@ mod tests {
             }
             for event in batch {
                 match event.name() {
+                    "slow" => tokio::time::sleep(2 * SLOW_WRITE).await,
                     "refused" => return Err(WriteError::reject("no such name")),
                     "puzzling" => return Err(WriteError::Unknown { reason: "hm".into() }),
                     _ => {}
@@ -362,6 +378,19 @@ mod tests {
             Outcome::Rejected(rejected) => rejected.iter().map(|rejection| rejection.index).collect(),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_without_an_answer_makes_the_sink_unavailable_until_there_is_one() {
+        let running = Running::start(FakeSink::default());
+        running.until_ready().await;
+        let receipt = running.send(&["slow"]);
+        tokio::time::sleep(SLOW_WRITE * 9 / 10).await;
+        assert_eq!(running.state(), State::Ready);
+        tokio::time::sleep(SLOW_WRITE * 2 / 10).await;
+        assert_eq!(running.state(), State::Unavailable { reason: "no answer to a write for 5 s".into() });
+        assert_eq!(receipt.outcome().await, Outcome::Delivered);
+        assert_eq!(running.state(), State::Ready);
     }
 
     #[tokio::test(start_paused = true)]

@@ -96,7 +96,10 @@ impl<D: Driver> SqlSink<D> {
 
     async fn insert(&self, batch: &[Event]) -> Result<(), sqlx::Error> {
         let mut lease = self.connections.lease(|| self.connect()).await?;
-        let inserted = self.driver.insert(lease.connection(), batch).await;
+        // In the order of the key, so that two nodes that write the same events wait for each other, not in a circle.
+        let mut sorted = batch.to_vec();
+        sorted.sort_unstable_by_key(Event::key);
+        let inserted = self.driver.insert(lease.connection(), &sorted).await;
         // A refusal is no fault of the connection, and finding the events at fault takes many writes.
         if inserted.as_ref().map_or_else(error::is_refusal, |()| true) {
             lease.give_back();

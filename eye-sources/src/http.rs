@@ -43,7 +43,7 @@ pub struct HttpConfig {
     #[serde(deserialize_with = "eye_core::config::at_least_one")]
     pub max_event_bytes: u32,
     /// Bytes of all bodies that are being read, decoded or handed on at once; beyond, requests wait a second, then are
-    /// answered 503. At least twice `max_body_bytes`. Default 64 MiB.
+    /// answered 503. At least twice `max_body_bytes`. Default 32 MiB.
     #[serde(deserialize_with = "eye_core::config::at_least_one")]
     pub max_pending_bytes: u32,
     /// Milliseconds within which a whole body must arrive; a slower one is answered 408. Default 30 s.
@@ -60,7 +60,7 @@ impl Default for HttpConfig {
         Self {
             max_body_bytes: 5 << 20,
             max_event_bytes: 1 << 20,
-            max_pending_bytes: 64 << 20,
+            max_pending_bytes: 32 << 20,
             body_timeout_ms: 30_000,
             receipt_timeout_ms: 10_000,
         }

@@ -26,7 +26,7 @@ pub struct MemoryConfig {
 
 impl Default for MemoryConfig {
     fn default() -> Self {
-        Self { max_bytes: 64 * 1024 * 1024, max_wait_ms: 500 }
+        Self { max_bytes: 32 * 1024 * 1024, max_wait_ms: 500 }
     }
 }
 

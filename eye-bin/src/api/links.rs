@@ -23,9 +23,10 @@ impl Links {
     pub(super) fn new(base: &str, params: &Params, page: &EventPage) -> Self {
         let limit = params.query.limit.into();
         if let PageStart::Offset(offset) = params.query.start {
-            let end = offset.saturating_add(limit);
+            // A page may be shorter than asked for: large events fill it earlier.
+            let end = offset.saturating_add(page.events.len() as u64);
             Self {
-                next: (end < page.count).then(|| link(base, params, "offset", Some(end.to_string()))),
+                next: page.has_older.then(|| link(base, params, "offset", Some(end.to_string()))),
                 // The first page is the one without an offset.
                 previous: (offset > 0)
                     .then(|| link(base, params, "offset", (offset > limit).then(|| (offset - limit).to_string()))),

@@ -25,8 +25,8 @@ struct Running {
 
 fn config() -> ServerConfig {
     // A connection that only this timeout closes is a hang.
-    let header_timeout_ms = 2 * HANG.as_millis() as u64;
-    ServerConfig { listen: "127.0.0.1:0".to_owned(), header_timeout_ms, ..ServerConfig::default() }
+    let idle_timeout_ms = 2 * HANG.as_millis() as u64;
+    ServerConfig { listen: "127.0.0.1:0".to_owned(), idle_timeout_ms, ..ServerConfig::default() }
 }
 
 async fn start(config: ServerConfig, app: Router) -> Running {
@@ -131,7 +131,7 @@ async fn a_connection_is_kept_for_further_requests() {
 
 #[tokio::test]
 async fn headers_that_do_not_arrive_in_time_close_the_connection() {
-    let running = start(ServerConfig { header_timeout_ms: 50, ..config() }, Router::new()).await;
+    let running = start(ServerConfig { idle_timeout_ms: 50, ..config() }, Router::new()).await;
     let client = running.send("GET / HTTP/1.1\r\nHost:").await;
     to_end(client).await;
     running.stop().await;
@@ -139,7 +139,7 @@ async fn headers_that_do_not_arrive_in_time_close_the_connection() {
 
 #[tokio::test]
 async fn an_idle_connection_is_closed_in_time() {
-    let running = start(ServerConfig { header_timeout_ms: 50, ..config() }, Router::new()).await;
+    let running = start(ServerConfig { idle_timeout_ms: 50, ..config() }, Router::new()).await;
     let answer = to_end(running.send(GET).await).await;
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
     running.stop().await;

@@ -4,7 +4,7 @@ use super::sink::SinkFixture;
 use super::{event_with, events, timestamp};
 use crate::event::{Event, EventFields};
 use crate::sink::Sink;
-use crate::store::{EventFilter, EventPage, EventQuery, MAX_PAGE_EVENTS, PageStart};
+use crate::store::{EventFilter, EventPage, EventQuery, MAX_PAGE_BYTES, MAX_PAGE_EVENTS, PageStart};
 
 /// Runs every case, each on a fixture of its own.
 ///
@@ -30,6 +30,7 @@ pub async fn suite<F: SinkFixture>(new_fixture: impl AsyncFn() -> F) {
         pages_stay_stable_while_events_arrive
         pages_lead_back_the_way_they_came
         the_limit_is_capped
+        large_events_end_a_page_early
     }
 }
 
@@ -206,4 +207,17 @@ async fn the_limit_is_capped(sink: &dyn Sink) {
     let page = query(sink, EventQuery { filter: EventFilter::default(), start: PageStart::Newest, limit }).await;
     assert_eq!(page.events.len(), MAX_PAGE_EVENTS as usize);
     assert!(page.has_older);
+}
+
+async fn large_events_end_a_page_early(sink: &dyn Sink) {
+    let data = format!(r#""{}""#, "x".repeat(1024 * 1024 - 2));
+    let written: Vec<Event> = (0..20).map(|n| event_with(n, "large", &data)).collect();
+    sink.write(&written).await.unwrap();
+    let first = query(sink, newest(EventFilter::default())).await;
+    assert!(first.events.len() * 1024 * 1024 <= MAX_PAGE_BYTES, "{} events of 1 MiB", first.events.len());
+    assert!(first.has_older);
+    let start = PageStart::OlderThan(first.events.last().unwrap().key());
+    let second = query(sink, EventQuery { start, ..newest(EventFilter::default()) }).await;
+    assert!(!second.has_older);
+    assert_eq!([first.events, second.events].concat(), newest_first(written));
 }

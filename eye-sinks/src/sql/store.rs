@@ -1,7 +1,8 @@
 //! Queries: one page and the exact count, from one snapshot.
 
 use eye_core::event::Event;
-use eye_core::store::{EventFilter, EventKey, EventPage, EventQuery, MAX_PAGE_EVENTS, PageStart};
+use eye_core::store::{EventFilter, EventKey, EventPage, EventQuery, MAX_PAGE_BYTES, MAX_PAGE_EVENTS, PageStart};
+use futures_util::TryStreamExt;
 use sea_orm::sea_query::extension::mysql::{IndexHintScope, MySqlSelectStatementExt};
 use sea_orm::sea_query::{Asterisk, BinOper, Expr, ExprTrait};
 use sea_orm::{
@@ -125,11 +126,19 @@ impl Reader<'_> {
             .order_by(Column::Id, order)
     }
 
-    /// Events of a selection that asks for one more than `limit`, and whether that one is there.
+    /// Events of a selection that asks for one more than `limit`, and whether more are there than are returned: that
+    /// one, or what would exceed [`MAX_PAGE_BYTES`].
     async fn fetch(&self, select: Select<Entity>, limit: u64) -> Result<(Vec<Event>, bool), DbErr> {
-        let rows = select.into_model::<StoredEvent>().all(self.snapshot).await?;
-        let has_more = rows.len() as u64 > limit;
-        Ok((rows.into_iter().take(limit as usize).map(|StoredEvent(event)| event).collect(), has_more))
+        let mut rows = select.into_model::<StoredEvent>().stream(self.snapshot).await?;
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        while let Some(StoredEvent(event)) = rows.try_next().await? {
+            if events.len() as u64 == limit || bytes >= MAX_PAGE_BYTES {
+                return Ok((events, true));
+            }
+            bytes += event.size_bytes();
+            events.push(event);
+        }
+        Ok((events, false))
     }
 
     /// Whether an event matches that stands so to the key.

@@ -29,23 +29,39 @@ impl Eye {
     ///
     /// The configuration should say `[server] listen = "127.0.0.1:0"`: the port is read from the log. `program` is
     /// `env!("CARGO_BIN_EXE_eye")` in a test of eye-bin. Blocks until the program listens; of the environment,
-    /// `RUST_LOG` is not passed on.
+    /// `RUST_LOG` and `EYE_CONFIG` are not passed on.
     ///
     /// # Panics
     /// With the log when the program ends or does not listen.
     pub fn start(program: impl AsRef<Path>, config: &str) -> Self {
         let folder = temporary_folder("program");
         let config_file = folder.join("eye.toml").display().to_string();
-        let program = program.as_ref().display().to_string();
-        let command = ["env", "-u", "RUST_LOG", &program, "run", "--config", &config_file, "--log-format", "json"];
-        let mut eye = Self {
-            process: Kept::new(&folder, None, &command.map(str::to_owned)),
-            address: String::new(),
-            client: Client::builder().no_proxy().timeout(DEADLINE).build().expect("the client needs nothing"),
-        };
+        let mut eye = Self::new(program.as_ref(), &folder, &["run", "--config", &config_file]);
         fs::write(&config_file, config).expect("the folder is ours");
         eye.restart();
         eye
+    }
+
+    /// Starts `program` as somebody does who knows nothing of it: without a command and without a configuration. It
+    /// listens on its default port, so only one can run at a time; otherwise as [`start`](Self::start).
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_without_config(program: impl AsRef<Path>) -> Self {
+        let mut eye = Self::new(program.as_ref(), &temporary_folder("program"), &[]);
+        eye.restart();
+        eye
+    }
+
+    fn new(program: &Path, folder: &Path, arguments: &[&str]) -> Self {
+        let program = program.display().to_string();
+        let environment = ["env", "-u", "RUST_LOG", "-u", "EYE_CONFIG", &program];
+        let command = [&environment, arguments, &["--log-format", "json"]].concat();
+        Self {
+            process: Kept::new(folder, None, &command.into_iter().map(str::to_owned).collect::<Vec<_>>()),
+            address: String::new(),
+            client: Client::builder().no_proxy().timeout(DEADLINE).build().expect("the client needs nothing"),
+        }
     }
 
     /// Starts the program again after it ended, with the same configuration and folder. With `listen` on port 0 it has
@@ -72,6 +88,14 @@ impl Eye {
     /// The folder the program runs in.
     pub fn folder(&self) -> &Path {
         self.process.folder()
+    }
+
+    /// The number of its process, to signal it or to look at it in `/proc`.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn pid(&self) -> String {
+        self.process.pid()
     }
 
     /// Everything the program has logged, over all starts.

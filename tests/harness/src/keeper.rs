@@ -59,6 +59,14 @@ impl Kept {
         self.server = Some(Pid(self.order("start")));
     }
 
+    /// The number of the server's process.
+    ///
+    /// # Panics
+    /// When it was not started.
+    pub(crate) fn pid(&self) -> String {
+        self.server.as_ref().expect("it was started").0.clone()
+    }
+
     pub(crate) fn has_ended(&self) -> bool {
         self.server.as_ref().is_none_or(Pid::has_ended)
     }

@@ -1,0 +1,276 @@
+//! The built program and real databases that refuse, hang, die and come back.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use eye_harness::eventually;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use serde_json::{Value, json};
+use support::load::Load;
+use support::store::{ALL, Kind, SERVERS, Store};
+use support::{HANG, event, post, readyz, start, start_ready};
+use tokio::task::block_in_place;
+use uuid::Uuid;
+
+/// A thousand events of which the one at `refused` is refused.
+fn thousand(refused: usize) -> Vec<Value> {
+    (0..1000).map(|index| event(Uuid::new_v4(), if index == refused { "refused" } else { "good" })).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_thousand_events_only_the_one_that_the_database_refuses_is_not_stored() {
+    for kind in ALL {
+        let store = Store::new(kind);
+        let eye = start_ready(&store, "").await;
+        store.refuse().await;
+        for (round, refused) in [0, 617, 999].into_iter().enumerate() {
+            let (status, answer) = eye.post(json!(thousand(refused))).await;
+            assert_eq!((status, &answer["accepted"]), (200, &json!(999)), "{kind:?}: {answer}");
+            let rejected = answer["rejected"].as_array().unwrap();
+            assert_eq!((rejected.len(), &rejected[0]["index"]), (1, &json!(refused)), "{kind:?}: {answer}");
+            let reason = rejected[0]["errors"]["non_field_errors"][0].as_str().unwrap();
+            assert!(reason.contains("no such name") || reason.contains("no_such_name"), "{kind:?}: {reason}");
+            assert_eq!(store.ids().await.len(), 999 * (round + 1), "{kind:?}");
+        }
+        let (status, answer) = eye.post(event(Uuid::new_v4(), "refused")).await;
+        assert_eq!(status, 422, "{kind:?}: {answer}");
+        assert!(answer["detail"].as_str().unwrap().starts_with("Refused by the store"), "{kind:?}: {answer}");
+        assert_eq!(readyz(&eye).await.0, 200, "{kind:?}: a refusal is no outage");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_of_unknown_kind_speaks_against_one_event_when_the_others_can_be_stored() {
+    for kind in ALL {
+        let store = Store::new(kind);
+        let eye = start_ready(&store, "").await;
+        store.refuse_by_trigger().await;
+        let (status, answer) = eye.post(json!(thousand(617))).await;
+        assert_eq!((status, &answer["accepted"]), (200, &json!(999)), "{kind:?}: {answer}");
+        assert_eq!(answer["rejected"][0]["index"], 617, "{kind:?}: {answer}");
+        assert_eq!(store.ids().await.len(), 999, "{kind:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_clients_in_one_batch_only_the_one_with_the_refused_event_is_told() {
+    for kind in ALL {
+        let store = Store::new(kind);
+        let eye = start_ready(&store, "").await;
+        store.refuse().await;
+        // While the database is locked, the first batch waits for it and the events of all clients gather.
+        let lock = store.lock().await;
+        let names = (0..50).map(|number| if number == 25 { "refused" } else { "good" });
+        let posts = futures_util::future::join_all(names.map(|name| {
+            let (client, url, body) = (eye.client().clone(), eye.url("/api/event/"), event(Uuid::new_v4(), name));
+            async move { (name, client.post(url).json(&body).send().await.unwrap().status().as_u16()) }
+        }));
+        let release = async {
+            // Long enough for 50 requests to arrive; were it not, the test would only be easier to pass.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            lock.release().await;
+        };
+        let (answers, ()) = tokio::join!(posts, release);
+        for (name, status) in answers {
+            assert_eq!(status, if name == "refused" { 422 } else { 201 }, "{kind:?}: {name}");
+        }
+        assert_eq!(store.ids().await.len(), 49, "{kind:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_killed_under_load_loses_nothing_that_was_acknowledged() {
+    for kind in SERVERS {
+        let store = Store::own(kind);
+        let eye = start_ready(&store, "writer.retry_for_ms = 500").await;
+        let load = Load::start(&eye);
+        for _ in 0..2 {
+            load.progress(100).await;
+            block_in_place(|| store.server().kill());
+            load.answered(503, 20).await;
+            eventually("not ready", HANG, async || readyz(&eye).await.0 == 503).await;
+            assert!(matches!(post(&eye, &event(Uuid::new_v4(), "other")).await, (503, Some(1..))), "{kind:?}");
+            assert_eq!(eye.get("/api/event/").await.0, 503, "{kind:?}");
+            block_in_place(|| store.server().restart());
+            let restarted = Instant::now();
+            load.progress(20).await;
+            eventually("ready", HANG, async || readyz(&eye).await.0 == 200).await;
+            assert!(restarted.elapsed() < Duration::from_secs(10), "{kind:?}: {:?}", restarted.elapsed());
+            assert_eq!(eye.get("/api/event/?limit=1").await.0, 200, "{kind:?}");
+        }
+        load.finish(&store).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_cut_under_load_go_unnoticed() {
+    for kind in SERVERS {
+        let store = Store::new(kind);
+        let eye = start_ready(&store, "").await;
+        let load = Load::start(&eye);
+        for _ in 0..20 {
+            load.progress(10).await;
+            store.cut_connections().await;
+            // 503 when the connection dies under the query.
+            let status = eye.get("/api/event/?limit=1").await.0;
+            assert!(matches!(status, 200 | 503), "{kind:?}: {status}");
+        }
+        assert_eq!(load.unavailable(), 0, "{kind:?}: the writer tries again before its clients have to");
+        load.finish(&store).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_hangs_is_503_in_time_and_then_consistent() {
+    for kind in SERVERS {
+        let store = Store::own(kind);
+        let eye = start_ready(&store, "sources.web.receipt_timeout_ms = 500\nquery.timeout_ms = 500").await;
+        let load = Load::start(&eye);
+        load.progress(50).await;
+        block_in_place(|| store.server().pause());
+        load.answered(503, 12).await;
+        let asked = Instant::now();
+        assert_eq!(eye.get("/api/event/").await.0, 503, "{kind:?}");
+        assert!(asked.elapsed() < Duration::from_secs(5), "{kind:?}: {:?}", asked.elapsed());
+        eventually("not ready", HANG, async || readyz(&eye).await.0 == 503).await;
+        block_in_place(|| store.server().resume());
+        let resumed = Instant::now();
+        load.progress(50).await;
+        eventually("ready", HANG, async || readyz(&eye).await.0 == 200).await;
+        assert!(resumed.elapsed() < Duration::from_secs(10), "{kind:?}: {:?}", resumed.elapsed());
+        load.finish(&store).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sqlite_locked_by_another_process_is_waited_for_then_503_then_works() {
+    let store = Store::new(Kind::Sqlite);
+    let eye = start_ready(&store, "writer.retry_for_ms = 500").await;
+    let load = Load::start(&eye);
+    load.progress(20).await;
+    let lock = store.lock().await;
+    load.answered(503, 6).await;
+    assert_eq!(eye.get("/api/event/?limit=1").await.0, 200, "who writes does not keep others from reading");
+    lock.release().await;
+    load.progress(20).await;
+    eventually("ready", HANG, async || readyz(&eye).await.0 == 200).await;
+    load.finish(&store).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_away_at_start_is_used_once_it_is_there() {
+    for kind in SERVERS {
+        let store = Store::own(kind);
+        block_in_place(|| store.server().kill());
+        let eye = start(&store, "");
+        eventually("not ready, with the reason", HANG, async || {
+            let (status, answer) = readyz(&eye).await;
+            let mut components = answer["components"].as_array().unwrap().iter();
+            let sink = components.find(|component| component["name"] == "sinks.store").unwrap();
+            assert_eq!(status, 503, "{kind:?}: {answer}");
+            sink["state"] == "unavailable" && sink["reason"].as_str().unwrap().contains("127.0.0.1")
+        })
+        .await;
+        let wanted = event(Uuid::new_v4(), "early");
+        assert!(matches!(post(&eye, &wanted).await, (503, Some(1..))), "{kind:?}");
+        let asked = Instant::now();
+        assert_eq!(eye.get("/api/event/").await.0, 503, "{kind:?}");
+        assert!(asked.elapsed() < Duration::from_secs(10), "{kind:?}: {:?}", asked.elapsed());
+        block_in_place(|| store.server().restart());
+        eye.wait_ready().await;
+        assert_eq!(post(&eye, &wanted).await.0, 201, "{kind:?}");
+        assert_eq!(eye.get("/api/event/").await.1["count"], 1, "{kind:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_that_start_at_once_on_an_empty_database_all_become_ready() {
+    for kind in ALL {
+        let store = Store::new(kind);
+        let eyes = std::thread::scope(|scope| {
+            let starting: Vec<_> = (0..3).map(|_| scope.spawn(|| start(&store, ""))).collect();
+            starting.into_iter().map(|eye| eye.join().unwrap()).collect::<Vec<_>>()
+        });
+        for eye in &eyes {
+            eye.wait_ready().await;
+            assert_eq!(post(eye, &event(Uuid::new_v4(), "good")).await.0, 201, "{kind:?}");
+            assert!(!eye.logs().contains("\"ERROR\""), "{kind:?}: {}", eye.logs());
+        }
+        assert_eq!(store.ids().await.len(), eyes.len(), "{kind:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_transport_is_503_within_its_wait() {
+    let store = Store::new(Kind::Postgres);
+    // Each of the events takes more than 256 bytes.
+    let eye = start_ready(&store, "transport.max_bytes = 2000\ntransport.max_wait_ms = 200").await;
+    let lock = store.lock().await;
+    let mut posts: FuturesUnordered<_> = (0..20)
+        .map(|_| {
+            let request = eye.client().post(eye.url("/api/event/")).json(&event(Uuid::new_v4(), "good"));
+            async {
+                let asked = Instant::now();
+                (request.send().await.unwrap(), asked.elapsed())
+            }
+        })
+        .collect();
+    for _ in 0..10 {
+        let (answer, waited) = posts.next().await.unwrap();
+        assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+        assert!((200..5000).contains(&waited.as_millis()), "{waited:?}");
+        assert!(answer.text().await.unwrap().contains("transport.max_bytes"));
+    }
+    lock.release().await;
+    let mut stored = 0;
+    while let Some((answer, _)) = posts.next().await {
+        stored += usize::from(answer.status() == 201);
+    }
+    assert!(stored > 0, "there was room for some");
+    assert_eq!(store.ids().await.len(), stored);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_stays_bounded_while_producers_flood_a_database_that_hangs() {
+    const EVENT_BYTES: usize = 100_000;
+    const MIB: usize = 1 << 20;
+    let store = Store::new(Kind::Postgres);
+    let bounds = "transport.max_bytes = 16777216\nsources.web.max_pending_bytes = 16777216\n\
+                  sources.web.receipt_timeout_ms = 2000";
+    let eye = start_ready(&store, bounds).await;
+    let before = peak_bytes(&eye);
+    let lock = store.lock().await;
+    let mut large = event(Uuid::new_v4(), "large");
+    large["data"] = json!("x".repeat(EVENT_BYTES));
+    let body = json!(vec![large; 20]).to_string();
+    let url = eye.url("/api/event/");
+    // In all 12 times what may be held at once.
+    let clients = (0..32).map(|_| {
+        let (client, url, body) = (eye.client().clone(), url.clone(), body.clone());
+        async move {
+            for _ in 0..6 {
+                let request = client.post(&url).header("Content-Type", "application/json").body(body.clone());
+                // Answers before the body is read may end the connection while it is sent.
+                if let Ok(answer) = request.send().await {
+                    assert_eq!(answer.status(), 503);
+                }
+            }
+        }
+    });
+    futures_util::future::join_all(clients).await;
+    let grown = (peak_bytes(&eye) - before) / MIB;
+    lock.release().await;
+    // Both bounds, events between the two, buffers of connections, a batch on its way, and what the allocator keeps.
+    assert!(grown < 160, "{grown} MiB");
+    eventually("it works again", HANG, async || post(&eye, &event(Uuid::new_v4(), "good")).await.0 == 201).await;
+}
+
+/// The most memory that the program has had at once.
+fn peak_bytes(eye: &eye_harness::Eye) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", eye.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
+}

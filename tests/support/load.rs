@@ -1,0 +1,123 @@
+//! Clients that send events with ids and try again until they are told that all is well.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use eye_harness::{Eye, eventually};
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::store::Store;
+use super::{HANG, event};
+
+const CLIENTS: usize = 6;
+const PAUSE: Duration = Duration::from_millis(20);
+
+pub(crate) struct Load {
+    shared: Arc<Shared>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: CancellationToken,
+    url: Mutex<String>,
+    issued: Mutex<BTreeSet<Uuid>>,
+    acknowledged: Mutex<BTreeSet<Uuid>>,
+    /// How often each answer came, by status and whether it has `Retry-After`; 0: none came.
+    answers: Mutex<BTreeMap<(u16, bool), usize>>,
+    progress: AtomicUsize,
+}
+
+impl Load {
+    /// Half of the clients send one event at a time, the others ten.
+    pub(crate) fn start(eye: &Eye) -> Self {
+        let shared = Arc::new(Shared::default());
+        let load = Self { shared, clients: Vec::new() };
+        load.retarget(eye);
+        let client = reqwest::Client::builder().no_proxy().timeout(HANG).build().expect("the client needs nothing");
+        let clients = (0..CLIENTS).map(|number| {
+            let events = if number % 2 == 0 { 1 } else { 10 };
+            tokio::spawn(load.shared.clone().run(client.clone(), events))
+        });
+        Self { clients: clients.collect(), ..load }
+    }
+
+    /// Sends to where the program listens now.
+    pub(crate) fn retarget(&self, eye: &Eye) {
+        *self.shared.url.lock().unwrap() = eye.url("/api/event/");
+    }
+
+    /// Waits until so many more requests were answered with 201.
+    pub(crate) async fn progress(&self, requests: usize) {
+        let target = self.shared.progress.load(Ordering::Relaxed) + requests;
+        eventually("more events acknowledged", HANG, async || self.shared.progress.load(Ordering::Relaxed) >= target)
+            .await;
+    }
+
+    /// Waits until so many more requests were answered with `status`, 0 for no answer at all.
+    pub(crate) async fn answered(&self, status: u16, requests: usize) {
+        let target = self.shared.count(status) + requests;
+        eventually(&format!("answers with {status}"), HANG, async || self.shared.count(status) >= target).await;
+    }
+
+    /// How many requests were answered with 503.
+    pub(crate) fn unavailable(&self) -> usize {
+        self.shared.count(503)
+    }
+
+    /// Stops the clients. They saw nothing but 201, 503 with `Retry-After`, and lost connections; what they were told is
+    /// true of the database.
+    pub(crate) async fn finish(self, store: &Store) {
+        self.shared.stop.cancel();
+        for client in self.clients {
+            client.await.expect("a client does not panic");
+        }
+        let answers = self.shared.answers.lock().unwrap().clone();
+        let allowed = [(0, false), (201, false), (503, true)];
+        assert!(answers.keys().all(|answer| allowed.contains(answer)), "{:?}: {answers:?}", store.kind);
+        let issued = self.shared.issued.lock().unwrap().clone();
+        let acknowledged = self.shared.acknowledged.lock().unwrap().clone();
+        let rows = store.ids().await;
+        let stored: BTreeSet<Uuid> = rows.iter().copied().collect();
+        assert_eq!(stored.len(), rows.len(), "{:?}: some are stored twice", store.kind);
+        let lost = acknowledged.difference(&stored).count();
+        assert_eq!(lost, 0, "{:?}: lost of {} acknowledged: {answers:?}", store.kind, acknowledged.len());
+        assert!(stored.is_subset(&issued), "{:?}: somebody else's events", store.kind);
+        assert!(!acknowledged.is_empty(), "{:?}: nothing was tried", store.kind);
+    }
+}
+
+impl Shared {
+    async fn run(self: Arc<Self>, client: reqwest::Client, events: usize) {
+        while !self.stop.is_cancelled() {
+            let ids: Vec<Uuid> = (0..events).map(|_| Uuid::new_v4()).collect();
+            self.issued.lock().unwrap().extend(&ids);
+            let body: Value = ids.iter().map(|id| event(*id, "load")).collect();
+            while !self.stop.is_cancelled() {
+                let url = self.url.lock().unwrap().clone();
+                let answer = match client.post(url).json(&body).send().await {
+                    Ok(answer) => (answer.status().as_u16(), answer.headers().contains_key("retry-after")),
+                    Err(_) => (0, false),
+                };
+                *self.answers.lock().unwrap().entry(answer).or_default() += 1;
+                if answer.0 == 201 {
+                    self.acknowledged.lock().unwrap().extend(&ids);
+                    self.progress.fetch_add(1, Ordering::Relaxed);
+                    break;
+                }
+                // As a client would, but sooner.
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+
+    fn count(&self, status: u16) -> usize {
+        let answers = self.answers.lock().unwrap();
+        answers.iter().filter(|((answer, _), _)| *answer == status).map(|(_, count)| count).sum()
+    }
+}

@@ -1,0 +1,70 @@
+//! What the tests of the built program share.
+#![allow(dead_code, reason = "each test uses its part")]
+
+pub(crate) mod load;
+pub(crate) mod store;
+
+use std::path::Path;
+use std::time::Duration;
+
+use eye_harness::Eye;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use self::store::Store;
+
+/// So long that only a hang takes it.
+pub(crate) const HANG: Duration = Duration::from_secs(30);
+
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_eye");
+
+/// Starts the program with HTTP into `store`; `settings` are further lines, such as `writer.retry_for_ms = 100`.
+pub(crate) fn start(store: &Store, settings: &str) -> Eye {
+    Eye::start(Path::new(PROGRAM), &config(store, settings))
+}
+
+/// As [`start`], then waits until it is ready.
+pub(crate) async fn start_ready(store: &Store, settings: &str) -> Eye {
+    let eye = start(store, settings);
+    eye.wait_ready().await;
+    eye
+}
+
+pub(crate) fn config(store: &Store, settings: &str) -> String {
+    let listen = if settings.contains("server.listen") { "" } else { "server.listen = \"127.0.0.1:0\"" };
+    format!(
+        "{settings}\n{listen}\nsources.web.type = \"http\"\n\
+         sinks.store.type = \"{}\"\nsinks.store.url = \"{}\"\n",
+        store.kind.sink_type(),
+        store.url
+    )
+}
+
+pub(crate) fn event(id: Uuid, name: &str) -> Value {
+    json!({
+        "id": id, "session_id": "s", "category": "test", "name": name, "data": {"n": 1},
+        "timestamp": "2021-01-01T09:15:27.243860Z",
+    })
+}
+
+/// A POST of one event: the status, and the seconds of `Retry-After`.
+pub(crate) async fn post(eye: &Eye, event: &Value) -> (u16, Option<u64>) {
+    let request = eye.client().post(eye.url("/api/event/")).json(event);
+    let answer = request.send().await.expect("the program answers");
+    let retry_after = answer
+        .headers()
+        .get("retry-after")
+        .map(|seconds| seconds.to_str().expect("it is ASCII").parse().expect("Retry-After is a number of seconds"));
+    (answer.status().as_u16(), retry_after)
+}
+
+/// What `/readyz` says.
+pub(crate) async fn readyz(eye: &Eye) -> (u16, Value) {
+    eye.get("/readyz").await
+}
+
+/// Sends a signal to the program.
+pub(crate) fn signal(eye: &Eye, signal: &str) {
+    let done = std::process::Command::new("kill").args([format!("-{signal}"), eye.pid()]).status();
+    assert!(done.expect("kill is there").success(), "the program is gone");
+}

@@ -1,0 +1,200 @@
+//! A database of each kind, looked at without the program.
+
+use eye_harness::{Database, MariaDb, Postgres, Server};
+use sqlx::mysql::MySqlConnection;
+use sqlx::postgres::PgConnection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Sqlite,
+    Postgres,
+    MariaDb,
+}
+
+pub(crate) const ALL: [Kind; 3] = [Kind::Sqlite, Kind::Postgres, Kind::MariaDb];
+pub(crate) const SERVERS: [Kind; 2] = [Kind::Postgres, Kind::MariaDb];
+
+impl Kind {
+    pub(crate) fn sink_type(self) -> &'static str {
+        match self {
+            Self::Sqlite => "sqlite",
+            Self::Postgres => "postgres",
+            Self::MariaDb => "mysql",
+        }
+    }
+}
+
+/// An empty database.
+pub(crate) struct Store {
+    pub(crate) kind: Kind,
+    pub(crate) url: String,
+    place: Place,
+}
+
+enum Place {
+    File(TempDir),
+    Shared(&'static Server, Database),
+    Own(Box<Server>, Database),
+}
+
+impl Store {
+    /// On the server that the tests share.
+    pub(crate) fn new(kind: Kind) -> Self {
+        let shared = match kind {
+            Kind::Sqlite => return Self::file(),
+            Kind::Postgres => Postgres::shared(),
+            Kind::MariaDb => MariaDb::shared(),
+        };
+        let database = shared.create_database();
+        Self { kind, url: database.url.clone(), place: Place::Shared(shared, database) }
+    }
+
+    /// On a server of its own, that the test may stop.
+    pub(crate) fn own(kind: Kind) -> Self {
+        let server = match kind {
+            Kind::Sqlite => return Self::file(),
+            Kind::Postgres => Postgres::start(),
+            Kind::MariaDb => MariaDb::start(),
+        };
+        let database = server.create_database();
+        Self { kind, url: database.url.clone(), place: Place::Own(Box::new(server), database) }
+    }
+
+    fn file() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let url = format!("sqlite://{}/eye.db", folder.path().display());
+        Self { kind: Kind::Sqlite, url, place: Place::File(folder) }
+    }
+
+    /// The server to stop, kill or pause.
+    pub(crate) fn server(&self) -> &Server {
+        match &self.place {
+            Place::Own(server, _) => server,
+            _ => panic!("no server of its own"),
+        }
+    }
+
+    async fn sqlite(&self) -> SqliteConnection {
+        let options: SqliteConnectOptions = self.url.parse().expect("a valid URL");
+        options.busy_timeout(std::time::Duration::from_secs(30)).connect().await.expect("the file is there")
+    }
+
+    /// Runs one statement; the first column of each row.
+    pub(crate) async fn sql(&self, sql: &str) -> Vec<String> {
+        let text = match &self.place {
+            Place::File(_) => {
+                let mut connection = self.sqlite().await;
+                let rows = connection.fetch_all(AssertSqlSafe(sql.to_owned())).await.expect("valid SQL");
+                return rows.iter().map(|row| row.get(0)).collect();
+            }
+            Place::Shared(server, database) => tokio::task::block_in_place(|| server.sql(&database.name, sql)),
+            Place::Own(server, database) => tokio::task::block_in_place(|| server.sql(&database.name, sql)),
+        };
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// The ids of all events that are stored.
+    pub(crate) async fn ids(&self) -> Vec<Uuid> {
+        let column = if self.kind == Kind::Postgres { "id" } else { "hex(id)" };
+        let rows = self.sql(&format!("SELECT {column} FROM event")).await;
+        rows.iter().map(|id| Uuid::parse_str(id).expect("the database stores UUIDs")).collect()
+    }
+
+    /// Makes the database refuse every event with the name `refused`.
+    pub(crate) async fn refuse(&self) {
+        let sql = match self.kind {
+            Kind::Sqlite => {
+                "CREATE TRIGGER refuse BEFORE INSERT ON event WHEN NEW.name = 'refused'
+                 BEGIN SELECT RAISE(ABORT, 'no such name'); END"
+            }
+            _ => "ALTER TABLE event ADD CONSTRAINT no_such_name CHECK (name <> 'refused')",
+        };
+        self.sql(sql).await;
+    }
+
+    /// As [`refuse`](Self::refuse), by a trigger whose error says nothing of its kind.
+    pub(crate) async fn refuse_by_trigger(&self) {
+        match self.kind {
+            Kind::Sqlite => {
+                let sql = "CREATE TRIGGER refuse BEFORE INSERT ON event WHEN NEW.name = 'refused'
+                     BEGIN SELECT abs(-9223372036854775808); END";
+                self.sql(sql).await;
+            }
+            Kind::Postgres => {
+                let sql = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+                     $$ BEGIN IF NEW.name = 'refused' THEN RAISE EXCEPTION 'no such name'; END IF; RETURN NEW; END $$";
+                self.sql(sql).await;
+                self.sql("CREATE TRIGGER refuse BEFORE INSERT ON event FOR EACH ROW EXECUTE FUNCTION refuse()").await;
+            }
+            Kind::MariaDb => {
+                let sql = "CREATE TRIGGER refuse BEFORE INSERT ON event FOR EACH ROW
+                     SET @unused = IF(NEW.name = 'refused', (SELECT 1 UNION SELECT 2), 0)";
+                self.sql(sql).await;
+            }
+        }
+    }
+
+    /// Cuts everybody else's connections, whatever they are doing.
+    pub(crate) async fn cut_connections(&self) {
+        match self.kind {
+            Kind::Sqlite => unreachable!("SQLite has none"),
+            Kind::Postgres => {
+                let sql = "SELECT pg_terminate_backend(pid)::text FROM pg_stat_activity
+                     WHERE datname = current_database() AND pid <> pg_backend_pid()";
+                self.sql(sql).await;
+            }
+            Kind::MariaDb => {
+                let mut connection = MySqlConnection::connect(&self.url).await.expect("the server runs");
+                let sql = "SELECT CONCAT('KILL ', id) FROM information_schema.processlist
+                     WHERE db = DATABASE() AND id <> CONNECTION_ID()";
+                for row in connection.fetch_all(sql).await.expect("valid SQL") {
+                    // One may be gone by itself.
+                    let _ = connection.execute(AssertSqlSafe(row.get::<String, _>(0))).await;
+                }
+            }
+        }
+    }
+
+    /// Keeps everybody else from writing, until the lock is dropped.
+    pub(crate) async fn lock(&self) -> Lock {
+        match self.kind {
+            Kind::Sqlite => {
+                let mut connection = self.sqlite().await;
+                connection.execute("BEGIN IMMEDIATE").await.expect("the file can be locked");
+                Lock::Sqlite(connection)
+            }
+            Kind::Postgres => {
+                let mut connection = PgConnection::connect(&self.url).await.expect("the server runs");
+                connection.execute("BEGIN; LOCK TABLE event").await.expect("the table can be locked");
+                Lock::Postgres(connection)
+            }
+            Kind::MariaDb => {
+                let mut connection = MySqlConnection::connect(&self.url).await.expect("the server runs");
+                connection.execute("LOCK TABLES event WRITE").await.expect("the table can be locked");
+                Lock::MariaDb(connection)
+            }
+        }
+    }
+}
+
+/// A database that is locked by somebody else.
+pub(crate) enum Lock {
+    Sqlite(SqliteConnection),
+    Postgres(PgConnection),
+    MariaDb(MySqlConnection),
+}
+
+impl Lock {
+    pub(crate) async fn release(self) {
+        let closed = match self {
+            Self::Sqlite(connection) => connection.close().await,
+            Self::Postgres(connection) => connection.close().await,
+            Self::MariaDb(connection) => connection.close().await,
+        };
+        closed.expect("the lock was held until now");
+    }
+}

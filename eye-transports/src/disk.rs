@@ -94,7 +94,7 @@ impl DiskTransport {
         let log = Arc::new(Log::open(&config.path, config.max_bytes, config.min_free_bytes)?);
         let (committed, committed_receiver) = watch::channel(0);
         let (status, status_receiver) = watch::channel(Status::Ready);
-        let appender = Appender::new(log.clone(), committed, status)?;
+        let appender = Appender::new(log.clone(), committed, status);
         let (sender, queue) = mpsc::channel();
         thread::Builder::new().name("disk-queue".into()).spawn(move || appender.run(&queue))?;
         Ok(Self {

@@ -47,7 +47,9 @@ pub(super) enum Status {
 
 pub(super) struct Appender {
     log: Arc<Log>,
-    file: File,
+    /// `None` before the first write: a full disk can be started on, and drained. Nothing is ever written behind what a
+    /// crash has left.
+    file: Option<File>,
     /// The number of the first event of the segment that is written to.
     segment: u64,
     /// Bytes of it.
@@ -59,10 +61,8 @@ pub(super) struct Appender {
 }
 
 impl Appender {
-    /// Begins a new segment, so that nothing is written behind what a crash has left. Blocks.
-    pub(super) fn new(log: Arc<Log>, committed: watch::Sender<u64>, status: watch::Sender<Status>) -> io::Result<Self> {
-        let (segment, file) = log.new_segment()?;
-        Ok(Self { log, file, segment, written: 0, record: Vec::new(), committed, status })
+    pub(super) fn new(log: Arc<Log>, committed: watch::Sender<u64>, status: watch::Sender<Status>) -> Self {
+        Self { log, file: None, segment: 0, written: 0, record: Vec::new(), committed, status }
     }
 
     /// Writes until the queue is closed and empty, or nothing can be written any more. Blocks.
@@ -125,24 +125,25 @@ impl Appender {
 
     /// Writes the record, and waits until the disk has it. False when the disk is full; then nothing of it is there.
     fn write(&mut self, count: u32) -> io::Result<bool> {
-        if self.written >= self.log.segment_bytes() {
+        if self.file.is_none() || self.written >= self.log.segment_bytes() {
             match self.log.new_segment() {
-                Ok((segment, file)) => (self.segment, self.file, self.written) = (segment, file, 0),
+                Ok((segment, file)) => (self.segment, self.file, self.written) = (segment, Some(file), 0),
                 Err(error) if is_full(&error) => return Ok(false),
                 Err(error) => return Err(error),
             }
         }
+        let file = self.file.as_ref().expect("it was made above");
         record::seal(&mut self.record, self.log.lock().next, count);
-        match self.file.write_all_at(&self.record, self.written) {
+        match file.write_all_at(&self.record, self.written) {
             Ok(()) => {}
             Err(error) if is_full(&error) => {
-                self.file.set_len(self.written)?;
+                file.set_len(self.written)?;
                 return Ok(false);
             }
             Err(error) => return Err(error),
         }
         // When this fails nobody knows what the disk has, and a second try would not tell.
-        self.file.sync_data()?;
+        file.sync_data()?;
         self.written += self.record.len() as u64;
         Ok(true)
     }
@@ -175,7 +176,7 @@ impl Appender {
 impl Appender {
     /// Writes to this file from now on.
     pub(super) fn replace_file(&mut self, file: File) {
-        self.file = file;
+        self.file = Some(file);
     }
 }
 

@@ -28,8 +28,10 @@ pub(super) struct Log {
 
 #[derive(Default)]
 pub(super) struct State {
-    /// The number of the first event of each segment → bytes of it that are committed. The last one is written to.
+    /// The number of the first event of each segment → bytes of it that are committed.
     pub(super) segments: BTreeMap<u64, u64>,
+    /// The segment that is written to.
+    active: Option<u64>,
     /// The number of the next event.
     pub(super) next: u64,
     /// The number of the first event that a consumer has not acked.
@@ -108,7 +110,9 @@ impl Log {
         // One of this name holds no event, or it would not be its name.
         let file = files::options().create(true).truncate(true).open(self.segment_path(first))?;
         files::sync_folder(&self.path)?;
-        self.lock().segments.insert(first, 0);
+        let mut state = self.lock();
+        state.segments.insert(first, 0);
+        state.active = Some(first);
         Ok((first, file))
     }
 
@@ -168,7 +172,7 @@ impl Log {
         if !state.subscribed.insert(consumer.to_owned()) {
             return None;
         }
-        let oldest = state.segments.first_key_value().map_or(0, |(first, _)| *first);
+        let oldest = state.segments.first_key_value().map_or(state.next, |(first, _)| *first);
         Some(*state.cursors.entry(consumer.to_owned()).or_insert(oldest))
     }
 
@@ -235,10 +239,14 @@ impl State {
     }
 
     fn take_segments_before(&mut self, number: u64) -> Vec<u64> {
-        let firsts: Vec<u64> = self.segments.keys().copied().collect();
-        let taken = firsts.windows(2).take_while(|pair| pair[1] <= number).map(|pair| pair[0]).collect::<Vec<_>>();
-        for first in &taken {
-            self.segments.remove(first);
+        let mut taken = Vec::new();
+        while let Some((&first, _)) = self.segments.first_key_value() {
+            let end = self.segments.range(first + 1..).next().map_or(self.next, |(next, _)| *next);
+            if end > number || self.active == Some(first) {
+                break;
+            }
+            self.segments.remove(&first);
+            taken.push(first);
         }
         taken
     }
@@ -269,7 +277,11 @@ fn recover(path: &Path, segment: u64, bytes: u64) -> io::Result<(u64, u64)> {
     }
     let rest = &content[whole..];
     if !rest.is_empty() {
-        let kept = set_aside(path, segment, whole as u64, rest)?;
+        let kept = match set_aside(path, segment, whole as u64, rest) {
+            Ok(kept) => kept,
+            // On a full disk it stays where it is: the reader comes to it, and says so.
+            Err(_) => return Ok((end, bytes)),
+        };
         tracing::warn!(
             bytes = rest.len(),
             kept = %kept.display(),

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::ops::Bound;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use eye_core::batch::BatchLimits;
@@ -26,6 +27,8 @@ pub(super) struct Reader {
     /// The number of the next event to be read.
     next: u64,
     place: Option<Place>,
+    /// The place's segment while there is something to read: one that is removed takes room as long as it is open.
+    file: Option<File>,
     /// What was read from the place on, and is committed.
     buffer: Vec<u8>,
     /// Bytes of the buffer that are before the place.
@@ -36,12 +39,11 @@ pub(super) struct Reader {
 struct Place {
     segment: u64,
     offset: u64,
-    file: File,
 }
 
 impl Reader {
     pub(super) fn new(log: Arc<Log>, consumer: String, next: u64) -> Self {
-        Self { log, consumer, next, place: None, buffer: Vec::new(), used: 0 }
+        Self { log, consumer, next, place: None, file: None, buffer: Vec::new(), used: 0 }
     }
 
     /// Adds records to `ahead` until it holds as much as one batch may, or there is no more. Blocks.
@@ -104,37 +106,35 @@ impl Reader {
                 },
             };
             let segment = state.segments.range((from, Bound::Unbounded)).find(|(_, bytes)| **bytes > 0);
-            let (segment, end) = (segment.map(|(first, bytes)| (*first, *bytes)), state.next);
+            let (segment, end) = (segment.map(|(first, _)| *first), state.next);
             drop(state);
-            let Some((segment, bytes)) = segment else {
+            let Some(segment) = segment else {
+                self.file = None;
                 self.report_missing(end);
                 return Ok(None);
             };
             self.buffer.clear();
             self.used = 0;
-            let (file, offset) = match File::open(self.log.segment_path(segment)) {
-                Ok(file) => (file, 0),
-                Err(error) if error.kind() == ErrorKind::NotFound => {
-                    let path = self.log.segment_path(segment);
-                    tracing::error!(component = "transport", segment = %path.display(), "gone: somebody removed it");
-                    (File::open(self.log.path())?, bytes)
-                }
-                Err(error) => return Err(error),
-            };
-            self.place = Some(Place { segment, offset, file });
+            self.file = None;
+            self.place = Some(Place { segment, offset: 0 });
         }
     }
 
-    /// Reads so many bytes from the place on. False when the file is shorter.
+    /// Reads so many bytes from the place on. False when the file is shorter, or gone.
     fn fill(&mut self, bytes: u64) -> io::Result<bool> {
-        let place = self.place.as_ref().expect("there is something to read");
         self.used = 0;
         self.buffer.resize(bytes as usize, 0);
-        match place.file.read_exact_at(&mut self.buffer, place.offset) {
+        let place = self.place.as_ref().expect("there is something to read");
+        let read = open(&mut self.file, &self.log.segment_path(place.segment))
+            .and_then(|file| file.read_exact_at(&mut self.buffer, place.offset));
+        match read {
             Ok(()) => Ok(true),
             Err(error) => {
                 self.buffer.clear();
-                if error.kind() == ErrorKind::UnexpectedEof { Ok(false) } else { Err(error) }
+                match error.kind() {
+                    ErrorKind::UnexpectedEof | ErrorKind::NotFound => Ok(false),
+                    _ => Err(error),
+                }
             }
         }
     }
@@ -147,9 +147,17 @@ impl Reader {
     /// What lies before us is no record: goes to the next one in this segment, else to its end.
     fn pass_over_damage(&mut self, remaining: u64) -> io::Result<()> {
         let place = self.place.as_mut().expect("something was read");
-        let length = place.file.metadata()?.len().saturating_sub(place.offset);
-        let mut rest = vec![0; remaining.min(length) as usize];
-        place.file.read_exact_at(&mut rest, place.offset)?;
+        let rest = match open(&mut self.file, &self.log.segment_path(place.segment)) {
+            Ok(file) => {
+                let length = file.metadata()?.len().saturating_sub(place.offset);
+                let mut rest = vec![0; remaining.min(length) as usize];
+                file.read_exact_at(&mut rest, place.offset)?;
+                rest
+            }
+            // Somebody removed it.
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error),
+        };
         let damaged = rest.get(1..).and_then(|rest| find_record(rest, self.next)).map(|(at, _)| at + 1);
         let kept = self.log.set_aside(place.segment, place.offset, &rest[..damaged.unwrap_or(rest.len())]);
         tracing::error!(
@@ -180,5 +188,12 @@ impl Reader {
             );
             self.next = first;
         }
+    }
+}
+
+fn open<'a>(file: &'a mut Option<File>, path: &Path) -> io::Result<&'a File> {
+    match file {
+        Some(file) => Ok(file),
+        None => Ok(file.insert(File::open(path)?)),
     }
 }

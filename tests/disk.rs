@@ -223,3 +223,16 @@ async fn a_full_disk_refuses_outlives_a_kill_and_drains_by_itself() {
     assert_eq!(eye.terminate(DEADLINE), Some(0));
     assert!(!eye.logs().contains("ERROR"), "{}", eye.logs());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_cannot_be_written_acknowledges_nothing_and_stops_the_program() {
+    let server = Postgres::shared();
+    let mut eye = Eye::start(PROGRAM, &config(&server.create_database()));
+    until_sink_is(&eye, "ready").await;
+    std::fs::remove_dir_all(eye.folder().join("queue")).unwrap();
+    assert_eq!(eye.post(event("lost", 0)).await.0, 503);
+    assert_eq!(eye.wait_end(DEADLINE), Some(1));
+    assert!(eye.logs().contains("transport: cannot write"), "{}", eye.logs());
+    eye.restart();
+    assert_eq!(eye.post(event("taken", 0)).await.0, 201);
+}

@@ -16,6 +16,7 @@ use eye_core::registry::Registry;
 use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
 use eye_sources::http::HttpConfig;
 use eye_sources::nats::NatsConfig;
+use eye_transports::disk::DiskConfig;
 use eye_transports::memory::MemoryConfig;
 
 use cli::{Cli, Command, EXIT_CONFIG};
@@ -27,6 +28,7 @@ pub fn built_in() -> Registry {
         .source::<HttpConfig>()
         .source::<NatsConfig>()
         .transport::<MemoryConfig>()
+        .transport::<DiskConfig>()
         .sink::<SqliteConfig>()
         .sink::<PostgresConfig>()
         .sink::<MysqlConfig>()

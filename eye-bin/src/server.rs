@@ -307,7 +307,9 @@ struct Component {
 }
 
 async fn readyz(State(board): State<HealthBoard>) -> Response {
-    let component = |health::Component { name, state }| {
+    let components = board.components();
+    let ready = components.iter().all(|component| component.may_be_away || component.state == health::State::Ready);
+    let component = |health::Component { name, state, .. }| {
         let (state, reason) = match state {
             health::State::Starting => ("starting", None),
             health::State::Ready => ("ready", None),
@@ -315,8 +317,8 @@ async fn readyz(State(board): State<HealthBoard>) -> Response {
         };
         Component { name, state, reason }
     };
-    let components: Vec<Component> = board.components().into_iter().map(component).collect();
-    let (code, status) = match components.iter().all(|component| component.state == "ready") {
+    let components = components.into_iter().map(component).collect();
+    let (code, status) = match ready {
         true => (StatusCode::OK, "ok"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
     };

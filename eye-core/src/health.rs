@@ -23,6 +23,8 @@ pub struct Component {
     pub name: Arc<str>,
     /// How it is.
     pub state: State,
+    /// Whether the program can take events without it.
+    pub may_be_away: bool,
 }
 
 /// How a component is.
@@ -42,9 +44,17 @@ pub enum State {
 impl HealthBoard {
     /// Adds a component; it is [`State::Starting`].
     pub fn component(&self, name: impl Into<Arc<str>>) -> Health {
-        let name = name.into();
+        self.add(name.into(), false)
+    }
+
+    /// Adds a component without which the program can take events; otherwise as [`component`](Self::component).
+    pub fn component_that_may_be_away(&self, name: impl Into<Arc<str>>) -> Health {
+        self.add(name.into(), true)
+    }
+
+    fn add(&self, name: Arc<str>, may_be_away: bool) -> Health {
         let mut components = self.lock();
-        components.push(Component { name: name.clone(), state: State::Starting });
+        components.push(Component { name: name.clone(), state: State::Starting, may_be_away });
         Health { board: self.clone(), index: components.len() - 1, name }
     }
 

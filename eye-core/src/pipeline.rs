@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Router;
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::PipelineConfig;
@@ -18,6 +18,7 @@ use crate::writer::{Writer, WriterConfig, WriterError};
 pub struct Pipeline {
     sources: Vec<(Box<dyn Source>, Outlet)>,
     transport: Arc<dyn Transport>,
+    transport_health: Health,
     writers: Vec<(Health, Writer, Box<dyn Subscription>)>,
     query_sink: Option<Arc<dyn Sink>>,
     shutdown: CancellationToken,
@@ -34,11 +35,15 @@ impl Pipeline {
         board: &HealthBoard,
     ) -> Result<Self, PipelineError> {
         let shutdown = CancellationToken::new();
+        let transport_health = board.component(config.transport.key());
         let transport: Arc<dyn Transport> = Arc::from(config.transport.build().await?);
         let mut writers = Vec::new();
         let mut query_sink = None;
         for configured in config.sinks {
-            let health = board.component(configured.key());
+            let health = match transport.is_durable() {
+                true => board.component_that_may_be_away(configured.key()),
+                false => board.component(configured.key()),
+            };
             let name = configured.name().to_owned();
             let sink: Arc<dyn Sink> = Arc::from(configured.build().await?);
             if config.query_sink.as_ref() == Some(&name) {
@@ -53,7 +58,7 @@ impl Pipeline {
             let outlet = Outlet::new(transport.clone(), board.component(configured.key()));
             sources.push((configured.build().await?, outlet));
         }
-        Ok(Self { sources, transport, writers, query_sink, shutdown })
+        Ok(Self { sources, transport, transport_health, writers, query_sink, shutdown })
     }
 
     /// The HTTP routes of the sources that have any.
@@ -83,7 +88,10 @@ impl Pipeline {
                 source.run(outlet, shutdown).await.map_err(|error| PipelineError::Source { key, error })
             });
         }
-        RunningPipeline { sources, transport: self.transport, writers, shutdown: self.shutdown }
+        let (transport, health) = (self.transport, self.transport_health);
+        let watched = transport.clone();
+        let watch = tokio::spawn(async move { watched.watch(health).await });
+        RunningPipeline { sources, transport, watch, writers, shutdown: self.shutdown }
     }
 }
 
@@ -91,6 +99,8 @@ impl Pipeline {
 pub struct RunningPipeline {
     sources: JoinSet<Result<(), PipelineError>>,
     transport: Arc<dyn Transport>,
+    // Ends only when the transport is broken.
+    watch: JoinHandle<TransportError>,
     writers: JoinSet<Result<(), PipelineError>>,
     shutdown: CancellationToken,
 }
@@ -105,9 +115,9 @@ impl RunningPipeline {
     pub async fn failed(&mut self) -> PipelineError {
         loop {
             let ended = tokio::select! {
+                ended = &mut self.watch => ended.map(|error| Err(error.into())),
                 Some(ended) = self.writers.join_next() => ended,
                 Some(ended) = self.sources.join_next() => ended,
-                else => std::future::pending().await,
             };
             match ended {
                 Ok(Ok(())) => {}
@@ -126,6 +136,7 @@ impl RunningPipeline {
     /// The first component that did not end well.
     pub async fn stop(mut self, listener: impl Future<Output = ()>) -> Result<(), PipelineError> {
         self.shutdown.cancel();
+        self.watch.abort();
         let (sources, ()) = tokio::join!(join_all(&mut self.sources), listener);
         self.transport.close();
         let writers = join_all(&mut self.writers).await;
@@ -148,9 +159,9 @@ pub enum PipelineError {
     /// A component could not be made.
     #[error(transparent)]
     Build(#[from] BuildError),
-    /// A sink could not subscribe to the transport.
+    /// A sink could not subscribe to the transport, or the transport broke.
     #[error("transport: {0}")]
-    Subscribe(#[from] TransportError),
+    Transport(#[from] TransportError),
     /// A source ended.
     #[error("{key}: {error}")]
     Source {

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use crate::ack::{Ack, Receipt};
 use crate::batch::BatchLimits;
 use crate::event::Event;
+use crate::health::Health;
 use crate::registry::BuildError;
 
 /// Carries events from the sources to every sink, bounded, or durable.
@@ -18,7 +19,7 @@ use crate::registry::BuildError;
 pub trait Transport: Send + Sync + 'static {
     /// Takes the events of one request, all or none. An empty list is taken and delivered at once.
     ///
-    /// Waits a short, settable time while there is no room. Dropping the future while it waits takes nothing.
+    /// May wait a short time while there is no room. Dropping the future while it waits takes nothing.
     ///
     /// # Errors
     /// [`PublishError`]: nothing was taken.
@@ -31,8 +32,22 @@ pub trait Transport: Send + Sync + 'static {
     /// [`TransportError`] when the subscription cannot be made.
     async fn subscribe(&self, consumer: &str) -> Result<Box<dyn Subscription>, TransportError>;
 
-    /// Takes nothing more: `publish` answers [`PublishError::Closed`], and each subscription ends once it is drained.
+    /// Takes nothing more: `publish` answers [`PublishError::Closed`], and each subscription ends once it is drained. A
+    /// durable transport may end it sooner: what it keeps is delivered after the next start.
     fn close(&self);
+
+    /// Whether what was acknowledged is safe here while sinks are away: then a sink that is away does not make the
+    /// program unready, since it keeps nobody from sending.
+    fn is_durable(&self) -> bool {
+        false
+    }
+
+    /// Called once, when all have subscribed, and polled beside the pipeline: tells `health` how the transport is.
+    /// Returns only when it can never work again, and then the program stops. Cancel-safe.
+    async fn watch(&self, health: Health) -> TransportError {
+        health.ready();
+        std::future::pending().await
+    }
 }
 
 /// One sink's view of the transport.
@@ -41,11 +56,13 @@ pub trait Subscription: Send + 'static {
     /// Waits until there is at least one delivery, then returns what is there, within `limits`, without waiting for
     /// more. The first delivery is returned whatever its size. `None` when the transport is closed and drained.
     ///
+    /// A caller settles what it received before it asks for more: what comes next may depend on it.
+    ///
     /// Not necessarily cancel-safe: a caller polls the future to its end.
     async fn receive(&mut self, limits: BatchLimits) -> Option<Vec<Delivery>>;
 }
 
-/// The events of one publish with the ack that is owed for them.
+/// Events with the ack that is owed for them: those of one publish, or of as many as a durable transport likes.
 #[derive(Debug)]
 pub struct Delivery {
     /// Never empty.
@@ -70,7 +87,7 @@ pub enum PublishError {
     Closed,
 }
 
-/// Why a subscription could not be made.
+/// Why a subscription could not be made, or a transport broke.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct TransportError(pub String);

@@ -1,3 +1,4 @@
 //! The transports that come with The Eye.
 
+pub mod disk;
 pub mod memory;

@@ -428,6 +428,20 @@ async fn readyz_shows_each_component() {
 }
 
 #[tokio::test]
+async fn a_component_that_may_be_away_makes_nothing_unready() {
+    let board = HealthBoard::default();
+    let app = app(Vec::new(), Some(query()), board.clone()).unwrap();
+    let (sink, transport) = (board.component_that_may_be_away("sinks.store"), board.component("transport"));
+    transport.ready();
+    sink.unavailable("no route");
+    let (status, _, body) = ask(&app, "GET", "/readyz").await;
+    let unavailable = json!({"name": "sinks.store", "state": "unavailable", "reason": "no route"});
+    assert_eq!((status, &body["status"], &body["components"][0]), (200, &json!("ok"), &unavailable));
+    transport.unavailable("full");
+    assert_eq!(ask(&app, "GET", "/readyz").await.0, 503);
+}
+
+#[tokio::test]
 async fn the_process_is_alive_whatever_its_components() {
     let board = HealthBoard::default();
     board.component("sinks.store").unavailable("no route");

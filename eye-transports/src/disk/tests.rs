@@ -1,0 +1,450 @@
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Instant;
+
+use eye_core::ack::Rejection;
+use eye_core::batch::BatchLimits;
+use eye_core::health::{HealthBoard, State};
+use eye_core::testkit::{self, events};
+use tempfile::TempDir;
+
+use super::*;
+
+const WIDE: BatchLimits = BatchLimits { max_events: 1000, max_bytes: 1024 * 1024 };
+
+fn folder() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn config(folder: &TempDir) -> DiskConfig {
+    DiskConfig { path: folder.path().join("queue"), max_bytes: 64 << 20, min_free_bytes: 1 << 20 }
+}
+
+/// Opens the queue once the threads of the last one have let go of it.
+async fn open(config: &DiskConfig) -> DiskTransport {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match DiskTransport::open(config) {
+            Ok(transport) => return transport,
+            Err(error) if error.kind() != io::ErrorKind::ResourceBusy || Instant::now() > deadline => panic!("{error}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    }
+}
+
+async fn commit(transport: &DiskTransport, from: u32, to: u32) {
+    let receipt = transport.publish(events(from, to)).await.unwrap();
+    assert_eq!(receipt.outcome().await, Outcome::Delivered);
+}
+
+/// The next events, and what becomes of them.
+async fn next(subscription: &mut dyn Subscription, outcome: Outcome) -> Vec<Event> {
+    let deliveries = tokio::time::timeout(Duration::from_secs(20), subscription.receive(WIDE)).await;
+    let mut deliveries = deliveries.expect("there is something").unwrap();
+    let delivery = deliveries.pop().unwrap();
+    assert!(deliveries.is_empty());
+    delivery.ack.settle(outcome);
+    delivery.events
+}
+
+/// The queue is closed as when the program stops, with all that is in it left there.
+async fn stop(transport: DiskTransport, subscription: Box<dyn Subscription>) {
+    transport.close();
+    end(subscription).await;
+}
+
+async fn end(mut subscription: Box<dyn Subscription>) {
+    while let Some(deliveries) = subscription.receive(WIDE).await {
+        deliveries.into_iter().for_each(|delivery| delivery.ack.settle(Outcome::failed("away")));
+    }
+}
+
+fn segments(config: &DiskConfig) -> Vec<PathBuf> {
+    let names = fs::read_dir(&config.path).unwrap().map(|entry| entry.unwrap().path());
+    let mut segments: Vec<_> = names.filter(|path| path.extension().is_some_and(|end| end == "log")).collect();
+    segments.sort();
+    segments
+}
+
+async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn conforms() {
+    let folder = folder();
+    let count = std::sync::atomic::AtomicU32::new(0);
+    testkit::transport::suite(async || {
+        let name = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_string();
+        DiskConfig { path: folder.path().join(name), ..DiskConfig::default() }.build().await.unwrap()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_not_acked_comes_again_after_a_start_and_what_was_acked_does_not() {
+    let folder = folder();
+    let config = config(&folder);
+    let transport = open(&config).await;
+    let mut subscription = transport.subscribe("store").await.unwrap();
+    commit(&transport, 0, 10).await;
+    assert_eq!(next(&mut *subscription, Outcome::Delivered).await, events(0, 10));
+    commit(&transport, 10, 20).await;
+    commit(&transport, 20, 30).await;
+    stop(transport, subscription).await;
+
+    let transport = open(&config).await;
+    let mut subscription = transport.subscribe("store").await.unwrap();
+    assert_eq!(next(&mut *subscription, Outcome::Delivered).await, events(10, 30));
+    commit(&transport, 30, 31).await;
+    assert_eq!(next(&mut *subscription, Outcome::Delivered).await, events(30, 31));
+}
+
+#[tokio::test]
+async fn a_receipt_needs_no_sink() {
+    let folder = folder();
+    let transport = open(&config(&folder)).await;
+    let _subscription = transport.subscribe("store").await.unwrap();
+    commit(&transport, 0, 10).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_written_is_not_acknowledged_and_ends_the_transport() {
+    let folder = folder();
+    let transport = open(&config(&folder)).await;
+    let mut subscription = transport.subscribe("store").await.unwrap();
+    transport.close();
+    let log = transport.log.clone();
+    let (committed, _) = watch::channel(0);
+    let (status, status_receiver) = watch::channel(Status::Ready);
+    let mut appender = Appender::new(log.clone(), committed, status);
+    // Open for reading alone: as good as a disk that fails.
+    appender.replace_file(fs::File::open(config(&folder).path.join("lock")).unwrap());
+    let (sender, queue) = mpsc::channel();
+    let (settle, receipt) = Receipt::pair();
+    let request = Request { events: record::encode(&events(0, 1)), count: 1, settle: Box::new(settle) };
+    log.reserve(request.reserved_bytes()).unwrap();
+    sender.send(request).unwrap();
+    thread::spawn(move || appender.run(&queue)).join().unwrap();
+    assert!(matches!(receipt.outcome().await, Outcome::Failed { .. }));
+    let Status::Broken(reason) = status_receiver.borrow().clone() else { panic!("not broken") };
+    assert!(reason.contains("cannot write") && reason.contains("not acknowledged"), "{reason}");
+    assert!(subscription.receive(WIDE).await.is_none(), "nothing was taken");
+}
+
+#[tokio::test]
+async fn a_broken_queue_ends_the_watch() {
+    let folder = folder();
+    let mut transport = open(&config(&folder)).await;
+    let (status, receiver) = watch::channel(Status::Ready);
+    transport.status = receiver;
+    status.send_replace(Status::Broken("no disk".to_owned()));
+    let health = HealthBoard::default().component("transport");
+    assert_eq!(transport.watch(health).await.to_string(), "no disk");
+}
+
+#[tokio::test]
+async fn each_sink_gets_every_event_and_goes_its_own_way() {
+    let folder = folder();
+    let config = config(&folder);
+    let transport = open(&config).await;
+    let mut first = transport.subscribe("first").await.unwrap();
+    let second = transport.subscribe("second").await.unwrap();
+    commit(&transport, 0, 3).await;
+    assert_eq!(next(&mut *first, Outcome::Delivered).await, events(0, 3));
+    transport.close();
+    end(first).await;
+    end(second).await;
+    drop(transport);
+
+    let transport = open(&config).await;
+    let mut first = transport.subscribe("first").await.unwrap();
+    let mut second = transport.subscribe("second").await.unwrap();
+    let mut new = transport.subscribe("new").await.unwrap();
+    commit(&transport, 3, 4).await;
+    assert_eq!(next(&mut *first, Outcome::Delivered).await, events(3, 4));
+    assert_eq!(next(&mut *second, Outcome::Delivered).await, events(0, 4));
+    assert_eq!(next(&mut *new, Outcome::Delivered).await, events(0, 4), "from the oldest that is there");
+}
+
+#[tokio::test]
+async fn what_failed_comes_again_in_its_order_with_what_came_since() {
+    let folder = folder();
+    let transport = open(&config(&folder)).await;
+    let mut subscription = transport.subscribe("store").await.unwrap();
+    commit(&transport, 0, 3).await;
+    assert_eq!(next(&mut *subscription, Outcome::failed("away")).await, events(0, 3));
+    commit(&transport, 3, 5).await;
+    let started = Instant::now();
+    assert_eq!(next(&mut *subscription, Outcome::failed("away")).await, events(0, 5));
+    assert!(started.elapsed() >= subscription::MIN_PAUSE, "not at once");
+    assert_eq!(next(&mut *subscription, Outcome::Delivered).await, events(0, 5));
+}
+
+#[tokio::test]
+async fn a_sink_that_is_away_does_not_hold_up_the_end() {
+    let folder = folder();
+    let transport = open(&config(&folder)).await;
+    let mut subscription = transport.subscribe("store").await.unwrap();
+    commit(&transport, 0, 3).await;
+    transport.close();
+    next(&mut *subscription, Outcome::failed("away")).await;
+    assert!(subscription.receive(WIDE).await.is_none());
+}
+
+#[tokio::test]
+async fn refused_events_are_dead_letters_and_the_others_are_done() {
+    let folder = folder();
+    let config = config(&folder);
+    let transport = open(&config).await;
+    let mut subscription = transport.subscribe("store").await.unwrap();
+    commit(&transport, 0, 5).await;
+    let refused = [1, 3].map(|index| Rejection { index, reason: "too big".into() });
+    next(&mut *subscription, Outcome::Rejected(refused.to_vec())).await;
+    commit(&transport, 5, 6).await;
+    assert_eq!(next(&mut *subscription, Outcome::Delivered).await, events(5, 6));
+
+    let file = config.path.join("dead-letters/00000000000000000001.store.ndjson");
+    let lines = fs::read_to_string(&file).unwrap();
+    let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    for (line, n) in lines.iter().zip([1, 3]) {
+        assert_eq!((&line["sink"], &line["reason"], &line["number"]), (&"store".into(), &"too big".into(), &n.into()));
+        assert_eq!(line["event"], serde_json::to_value(testkit::event(n)).unwrap());
+    }
+    assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn events_whose_dead_letters_cannot_be_kept_come_again() {
+    let folder = folder();
+    let config = config(&folder);
+    let transport = open(&config).await;
+    let mut subscription = transport.subscribe("store").await.unwrap();
+    commit(&transport, 0, 1).await;
+    fs::write(config.path.join("dead-letters"), "in the way").unwrap();
+    let refused = Outcome::Rejected(vec![Rejection { index: 0, reason: "too big".into() }]);
+    next(&mut *subscription, refused.clone()).await;
+    assert_eq!(next(&mut *subscription, refused).await, events(0, 1));
+    fs::remove_file(config.path.join("dead-letters")).unwrap();
+    commit(&transport, 1, 2).await;
+    assert_eq!(next(&mut *subscription, Outcome::Delivered).await, events(1, 2));
+}
+
+#[tokio::test]
+async fn two_cannot_open_one_queue() {
+    let folder = folder();
+    let _first = open(&config(&folder)).await;
+    let error = config(&folder).build().await.err().unwrap().to_string();
+    assert!(error.contains("another process uses this queue") && error.contains("queue: "), "{error}");
+}
+
+#[tokio::test]
+async fn the_files_are_for_the_owner_alone() {
+    let folder = folder();
+    let config = config(&folder);
+    let transport = open(&config).await;
+    let subscription = transport.subscribe("store").await.unwrap();
+    commit(&transport, 0, 1).await;
+    stop(transport, subscription).await;
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&config.path), 0o700);
+    for entry in fs::read_dir(&config.path).unwrap() {
+        let path = entry.unwrap().path();
+        assert_eq!(mode(&path), 0o600, "{path:?}");
+    }
+}
+
+#[tokio::test]
+async fn past_the_quota_nothing_is_taken_until_there_is_room_again() {
+    let folder = folder();
+    let config = DiskConfig { max_bytes: 200_000, ..config(&folder) };
+    let transport = Arc::new(open(&config).await);
+    let mut subscription = transport.subscribe("store").await.unwrap();
+    let board = HealthBoard::default();
+    let (watched, health) = (transport.clone(), board.component("transport"));
+    tokio::spawn(async move { watched.watch(health).await });
+    let mut taken = 0;
+    let reason = loop {
+        match transport.publish(events(taken, taken + 10)).await {
+            Ok(receipt) => assert_eq!(receipt.outcome().await, Outcome::Delivered),
+            Err(PublishError::Full { reason, .. }) => break reason,
+            Err(error) => panic!("{error}"),
+        }
+        taken += 10;
+    };
+    assert!(reason.contains("transport.max_bytes = 200000"), "{reason}");
+    let on_disk: u64 = segments(&config).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+    assert!((190_000..=200_000).contains(&on_disk), "{on_disk}");
+    assert!(transport.publish(events(taken, taken + 10)).await.is_err());
+    eventually("it says that it is full", || matches!(board.components()[0].state, State::Unavailable { .. })).await;
+
+    let mut received = Vec::new();
+    while received.len() < taken as usize {
+        received.extend(next(&mut *subscription, Outcome::Delivered).await);
+    }
+    assert_eq!(received, events(0, taken));
+    let held = tokio::spawn(async move { subscription.receive(WIDE).await });
+    eventually("it has room", || segments(&config).len() == 1 && board.components()[0].state == State::Ready).await;
+    commit(&transport, taken, taken + 10).await;
+    assert_eq!(held.await.unwrap().unwrap().pop().unwrap().events, events(taken, taken + 10));
+}
+
+#[tokio::test]
+async fn below_the_free_space_to_be_left_nothing_is_taken() {
+    let folder = folder();
+    let transport = open(&DiskConfig { min_free_bytes: u64::MAX, ..config(&folder) }).await;
+    let error = transport.publish(events(0, 1)).await.unwrap_err().to_string();
+    assert!(error.contains("transport.min_free_bytes"), "{error}");
+}
+
+#[tokio::test]
+async fn a_sink_that_is_no_longer_configured_holds_nothing_back() {
+    let folder = folder();
+    let config = DiskConfig { max_bytes: 200_000, ..config(&folder) };
+    let transport = open(&config).await;
+    let subscription = transport.subscribe("gone").await.unwrap();
+    for n in 0..50 {
+        commit(&transport, n * 10, n * 10 + 10).await;
+    }
+    stop(transport, subscription).await;
+    assert!(segments(&config).len() > 1);
+
+    let transport = Arc::new(open(&config).await);
+    let mut subscription = transport.subscribe("store").await.unwrap();
+    let (watched, health) = (transport.clone(), HealthBoard::default().component("transport"));
+    tokio::spawn(async move { watched.watch(health).await });
+    let mut received = Vec::new();
+    while received.len() < 500 {
+        received.extend(next(&mut *subscription, Outcome::Delivered).await);
+    }
+    assert_eq!(received, events(0, 500), "what is there, a new sink gets");
+    let _held = tokio::spawn(async move { subscription.receive(WIDE).await });
+    eventually("what all are done with is removed", || segments(&config).is_empty()).await;
+}
+
+/// Three records in a queue that is not open; how long each is.
+async fn three_records(config: &DiskConfig) -> usize {
+    let transport = open(config).await;
+    let subscription = transport.subscribe("store").await.unwrap();
+    for n in 0..3 {
+        commit(&transport, n * 2, n * 2 + 2).await;
+    }
+    stop(transport, subscription).await;
+    drop(open(config).await);
+    fs::metadata(&segments(config)[0]).unwrap().len() as usize / 3
+}
+
+/// All that comes from a queue that is opened and closed.
+async fn drain(config: &DiskConfig) -> Vec<Event> {
+    let transport = open(config).await;
+    let mut subscription = transport.subscribe("store").await.unwrap();
+    transport.close();
+    let mut received = Vec::new();
+    while let Some(deliveries) = subscription.receive(WIDE).await {
+        for delivery in deliveries {
+            received.extend(delivery.events);
+            delivery.ack.settle(Outcome::Delivered);
+        }
+    }
+    received
+}
+
+/// Every byte in turn, so that every field of a record is hit: the others come, and the bytes are set aside.
+#[tokio::test]
+async fn damage_costs_the_record_it_hits_and_no_other() {
+    let folder = folder();
+    let config = config(&folder);
+    let length = three_records(&config).await;
+    let segment = segments(&config)[0].clone();
+    let sound = fs::read(&segment).unwrap();
+    for at in (0..length).map(|at| length + at).step_by(3) {
+        let _ = fs::remove_dir_all(&config.path);
+        fs::create_dir_all(&config.path).unwrap();
+        let mut damaged = sound.clone();
+        damaged[at] ^= 0x10;
+        fs::write(&segment, damaged).unwrap();
+        assert_eq!(drain(&config).await, [events(0, 2), events(4, 6)].concat(), "byte {at}");
+        let kept = fs::read(config.path.join(format!("damaged/{:020}-{length}.bin", 0))).unwrap();
+        assert_eq!(kept.len(), length, "byte {at}");
+        assert_eq!(drain(&config).await, [], "it is passed once");
+    }
+}
+
+#[tokio::test]
+async fn an_end_that_is_not_whole_is_set_aside_and_written_behind() {
+    let folder = folder();
+    let config = config(&folder);
+    let length = three_records(&config).await;
+    // The last segment is the one that a crash cuts.
+    for empty in &segments(&config)[1..] {
+        fs::remove_file(empty).unwrap();
+    }
+    let segment = &segments(&config)[0];
+    fs::OpenOptions::new().write(true).open(segment).unwrap().set_len(length as u64 * 3 - 1).unwrap();
+    let transport = open(&config).await;
+    let mut subscription = transport.subscribe("store").await.unwrap();
+    commit(&transport, 10, 12).await;
+    assert_eq!(next(&mut *subscription, Outcome::Delivered).await, [events(0, 4), events(10, 12)].concat());
+    let kept = config.path.join(format!("damaged/{:020}-{}.bin", 0, length * 2));
+    assert_eq!(fs::metadata(kept).unwrap().len(), length as u64 - 1);
+}
+
+/// What comes after the end was damaged has numbers that no sink has seen, or it would be skipped.
+#[tokio::test]
+async fn what_follows_a_lost_end_is_delivered() {
+    let folder = folder();
+    let config = config(&folder);
+    three_records(&config).await;
+    assert_eq!(drain(&config).await.len(), 6);
+    for segment in segments(&config) {
+        fs::write(segment, "").unwrap();
+    }
+    let transport = open(&config).await;
+    let mut subscription = transport.subscribe("store").await.unwrap();
+    commit(&transport, 10, 12).await;
+    assert_eq!(next(&mut *subscription, Outcome::Delivered).await, events(10, 12));
+}
+
+#[tokio::test]
+async fn a_segment_that_is_gone_does_not_stop_the_others() {
+    let folder = folder();
+    let config = DiskConfig { max_bytes: 16 * 1000, ..config(&folder) };
+    let transport = open(&config).await;
+    let subscription = transport.subscribe("store").await.unwrap();
+    for n in 0..10 {
+        commit(&transport, n * 10, n * 10 + 10).await;
+    }
+    stop(transport, subscription).await;
+    let all = segments(&config);
+    assert!(all.len() > 3);
+    fs::remove_file(&all[1]).unwrap();
+    let lost = |path: &Path| path.file_stem().unwrap().to_str().unwrap().parse::<u32>().unwrap();
+    let expected = [events(0, lost(&all[1])), events(lost(&all[2]), 100)].concat();
+    assert_eq!(drain(&config).await, expected);
+}
+
+#[tokio::test]
+async fn damaged_cursors_deliver_again_rather_than_lose() {
+    let folder = folder();
+    let config = config(&folder);
+    three_records(&config).await;
+    assert_eq!(drain(&config).await, events(0, 6));
+    let cursors = fs::read_to_string(config.path.join("cursors")).unwrap();
+    fs::write(config.path.join("cursors"), cursors.replace(":6", ":7")).unwrap();
+    assert_eq!(drain(&config).await, events(0, 6));
+}
+
+#[tokio::test]
+async fn a_quota_too_small_for_a_few_requests_is_an_error() {
+    let folder = folder();
+    let build = async |max_bytes| DiskConfig { max_bytes, ..config(&folder) }.build().await;
+    assert!(build(MIN_MAX_BYTES - 1).await.err().unwrap().to_string().contains("max_bytes"));
+    assert!(build(MIN_MAX_BYTES).await.is_ok());
+}

@@ -1,0 +1,238 @@
+//! The program with its queue on the disk: what it answered with 201 is stored, once, whatever happens to it or to the
+//! database.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use eye_harness::{Database, Eye, Postgres, Server, eventually};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_eye");
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn config(database: &Database) -> String {
+    format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\n[sources.web]\ntype = \"http\"\n\
+         [transport]\ntype = \"disk\"\npath = \"queue\"\n\
+         [sinks.store]\ntype = \"postgres\"\nurl = \"{}\"\n",
+        database.url
+    )
+}
+
+fn event(session: &str, n: usize) -> Value {
+    json!({"session_id": session, "category": "c", "name": n.to_string(), "data": n, "timestamp": "2021-01-01"})
+}
+
+/// `/readyz` speaks of the queue: whether the sink is there is one line of it.
+async fn until_sink_is(eye: &Eye, state: &str) {
+    eventually("the sink's state", DEADLINE, async || {
+        let (status, body) = eye.get("/readyz").await;
+        assert_eq!((status, &body["status"]), (200, &json!("ok")), "it takes events whether the sink is there or not");
+        let components = body["components"].as_array().unwrap();
+        components.iter().any(|it| it["name"] == "sinks.store" && it["state"] == state)
+    })
+    .await;
+}
+
+/// What is stored, sorted, with every event as often as it is there: session and name.
+fn stored(server: &Server, database: &Database) -> Vec<String> {
+    let rows = server.sql(&database.name, "SELECT session_id || '/' || name FROM event");
+    let mut rows: Vec<String> = rows.lines().map(str::to_owned).collect();
+    rows.sort();
+    rows
+}
+
+/// Clients that send one event after the other, until `enough` of theirs are acknowledged or the program is gone.
+async fn send(eye: &Eye, run: usize, acked: &Arc<Mutex<Vec<String>>>) -> JoinSet<()> {
+    let mut clients = JoinSet::new();
+    for client in 0..32 {
+        let (http, url, acked) = (eye.client().clone(), eye.url("/api/event/"), acked.clone());
+        clients.spawn(async move {
+            let session = format!("run {run} client {client:02}");
+            for n in 0.. {
+                let request = http.post(&url).header("content-type", "application/json");
+                match request.body(event(&session, n).to_string()).send().await {
+                    Ok(answer) => assert_eq!(answer.status(), 201),
+                    Err(_) => return,
+                }
+                acked.lock().unwrap().push(format!("{session}/{n}"));
+            }
+        });
+    }
+    clients
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_before_a_kill_is_stored_once() {
+    let server = Postgres::shared();
+    let database = server.create_database();
+    let mut eye = Eye::start(PROGRAM, &config(&database));
+    until_sink_is(&eye, "ready").await;
+    let acked = Arc::new(Mutex::new(Vec::new()));
+    for run in 0..5 {
+        let before = acked.lock().unwrap().len();
+        let clients = send(&eye, run, &acked).await;
+        eventually("500 more", DEADLINE, async || acked.lock().unwrap().len() > before + 500).await;
+        eye.kill();
+        clients.join_all().await;
+        eye.restart();
+    }
+    let mut acked = acked.lock().unwrap().clone();
+    acked.sort();
+    eventually("all that was acknowledged is stored", DEADLINE, async || {
+        let stored = stored(server, &database);
+        acked.iter().all(|event| stored.binary_search(event).is_ok())
+    })
+    .await;
+    let stored = stored(server, &database);
+    assert!(stored.windows(2).all(|pair| pair[0] != pair[1]), "each is there once");
+    assert_eq!(eye.terminate(DEADLINE), Some(0));
+    assert!(!eye.logs().contains("ERROR"), "{}", eye.logs());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_database_is_away_events_are_taken_at_speed_and_stored_when_it_is_back() {
+    let server = Postgres::start();
+    let database = server.create_database();
+    let mut eye = Eye::start(PROGRAM, &config(&database));
+    until_sink_is(&eye, "ready").await;
+    assert_eq!(eye.post(event("before", 0)).await.0, 201);
+    eventually("it is stored", DEADLINE, async || stored(&server, &database).len() == 1).await;
+    server.stop();
+
+    let mut slowest = Duration::ZERO;
+    for n in 0..500 {
+        let started = Instant::now();
+        assert_eq!(eye.post(event("away", n)).await.0, 201);
+        slowest = slowest.max(started.elapsed());
+    }
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    until_sink_is(&eye, "unavailable").await;
+
+    // It stops cleanly with all that in its queue, and starts without the database.
+    assert_eq!(eye.terminate(DEADLINE), Some(0));
+    eye.restart();
+    assert_eq!(eye.post(event("restarted", 0)).await.0, 201);
+
+    server.restart();
+    eventually("all is stored", DEADLINE, async || stored(&server, &database).len() == 502).await;
+    assert_eq!(eye.terminate(DEADLINE), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_program_on_the_same_queue_does_not_start() {
+    let server = Postgres::shared();
+    let database = server.create_database();
+    let eye = Eye::start(PROGRAM, &config(&database));
+    let file = eye.folder().join("eye.toml");
+    let mut second = std::process::Command::new(PROGRAM);
+    let output = second.args(["run", "--config"]).arg(file).current_dir(eye.folder()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("transport: cannot open the queue") && said.contains("another process"), "{said}");
+}
+
+/// A refusal of the database's own, after 201: the event is kept with the reason, its neighbours are stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_database_refuses_is_a_dead_letter() {
+    let server = Postgres::shared();
+    let database = server.create_database();
+    let mut eye = Eye::start(PROGRAM, &config(&database));
+    until_sink_is(&eye, "ready").await;
+    server.sql(&database.name, "ALTER TABLE event ADD CHECK (name <> '1')");
+    let three: Vec<Value> = (0..3).map(|n| event("s", n)).collect();
+    assert_eq!(eye.post(json!(three)).await.0, 201);
+    eventually("two are stored", DEADLINE, async || stored(server, &database) == ["s/0", "s/2"]).await;
+    let folder = eye.folder().join("queue/dead-letters");
+    let mut letters = Vec::new();
+    eventually("one is kept", DEADLINE, async || {
+        let files = std::fs::read_dir(&folder).into_iter().flatten().map(|entry| entry.unwrap().path());
+        letters = files.filter(|file| file.extension().is_some_and(|end| end == "ndjson")).collect();
+        !letters.is_empty()
+    })
+    .await;
+    let letter: Value = serde_json::from_str(&std::fs::read_to_string(&letters[0]).unwrap()).unwrap();
+    assert_eq!((&letter["sink"], &letter["event"]["name"]), (&json!("store"), &json!("1")));
+
+    // As the README says: sent again as it is, once there is no reason left to refuse it.
+    server.sql(&database.name, "ALTER TABLE event DROP CONSTRAINT event_name_check");
+    assert_eq!(eye.post(&letter["event"]).await.0, 201);
+    eventually("all are stored", DEADLINE, async || stored(server, &database) == ["s/0", "s/1", "s/2"]).await;
+    assert_eq!(eye.terminate(DEADLINE), Some(0));
+}
+
+/// A small file system of its own, unmounted at the end.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    /// `None` where we may not mount.
+    fn mount(megabytes: usize) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let size = format!("size={megabytes}m");
+        let mut mount = std::process::Command::new("mount");
+        let mounted = mount.args(["-t", "tmpfs", "-o", &size, "eye-test"]).arg(folder.path()).status();
+        mounted.is_ok_and(|status| status.success()).then_some(Self(folder))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_outlives_a_kill_and_drains_by_itself() {
+    let Some(disk) = SmallDisk::mount(16) else {
+        eprintln!("SKIPPED: a full disk is not tested, since this user may not mount one");
+        return;
+    };
+    let server = Postgres::start();
+    let database = server.create_database();
+    let path = disk.0.path().join("queue");
+    let keys = format!("path = \"{}\"\nmin_free_bytes = 0\nmax_bytes = 67108864", path.display());
+    let mut eye = Eye::start(PROGRAM, &config(&database).replace("path = \"queue\"", &keys));
+    until_sink_is(&eye, "ready").await;
+    assert_eq!(eye.post(event("before", 0)).await.0, 201);
+    eventually("it is stored", DEADLINE, async || stored(&server, &database).len() == 1).await;
+    server.stop();
+
+    let send = async |eye: &Eye, request: usize| {
+        let mut events: Vec<Value> = (0..10).map(|n| event(&format!("request {request}"), n)).collect();
+        events[0]["data"] = json!("x".repeat(900_000));
+        eye.post(json!(events)).await.0
+    };
+    for request in 0..3 {
+        assert_eq!(send(&eye, request).await, 201);
+    }
+    // What others write fills the disk before the queue sees it coming.
+    std::fs::write(disk.0.path().join("foreign"), vec![0; 16 << 20]).unwrap_err();
+    for request in 3..6 {
+        assert_eq!(send(&eye, request).await, 503);
+    }
+
+    eye.kill();
+    eye.restart();
+    server.restart();
+    eventually("all is stored", DEADLINE, async || stored(&server, &database).len() >= 31).await;
+    assert_eq!(stored(&server, &database).len(), 31, "and nothing that was refused");
+    eventually("there is room again", DEADLINE, async || send(&eye, 6).await == 201).await;
+    assert_eq!(eye.terminate(DEADLINE), Some(0));
+    assert!(!eye.logs().contains("ERROR"), "{}", eye.logs());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_cannot_be_written_acknowledges_nothing_and_stops_the_program() {
+    let server = Postgres::shared();
+    let mut eye = Eye::start(PROGRAM, &config(&server.create_database()));
+    until_sink_is(&eye, "ready").await;
+    std::fs::remove_dir_all(eye.folder().join("queue")).unwrap();
+    assert_eq!(eye.post(event("lost", 0)).await.0, 503);
+    assert_eq!(eye.wait_end(DEADLINE), Some(1));
+    assert!(eye.logs().contains("transport: cannot write"), "{}", eye.logs());
+    eye.restart();
+    assert_eq!(eye.post(event("taken", 0)).await.0, 201);
+}

@@ -1,0 +1,254 @@
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::ack::{Ack, Outcome, Receipt};
+use crate::event::EventFields;
+use crate::health::{HealthBoard, State};
+use crate::refusals::tests::Logged;
+use crate::timestamp::Timestamp;
+use crate::transport::Delivery;
+
+/// Answers from a script, then stores; refuses events by their name.
+#[derive(Default)]
+struct FakeSink {
+    prepares: Mutex<VecDeque<WriteError>>,
+    writes: Mutex<VecDeque<WriteError>>,
+    stored: Mutex<Vec<String>>,
+    tries: Mutex<usize>,
+}
+
+#[async_trait]
+impl Sink for FakeSink {
+    async fn prepare(&self) -> Result<(), WriteError> {
+        self.prepares.lock().unwrap().pop_front().map_or(Ok(()), Err)
+    }
+
+    async fn write(&self, batch: &[Event]) -> Result<(), WriteError> {
+        *self.tries.lock().unwrap() += 1;
+        if let Some(error) = self.writes.lock().unwrap().pop_front() {
+            return Err(error);
+        }
+        for event in batch {
+            match event.name() {
+                "slow" => tokio::time::sleep(2 * SLOW_WRITE).await,
+                "refused" => return Err(WriteError::reject("no such name")),
+                "puzzling" => return Err(WriteError::Unknown { reason: "hm".into() }),
+                _ => {}
+            }
+        }
+        self.stored.lock().unwrap().extend(batch.iter().map(|event| event.name().to_owned()));
+        Ok(())
+    }
+}
+
+struct Queue(mpsc::UnboundedReceiver<Delivery>);
+
+#[async_trait]
+impl Subscription for Queue {
+    async fn receive(&mut self, limits: BatchLimits) -> Option<Vec<Delivery>> {
+        let mut deliveries = Vec::new();
+        (self.0.recv_many(&mut deliveries, limits.max_events).await > 0).then_some(deliveries)
+    }
+}
+
+struct Running {
+    sink: Arc<FakeSink>,
+    board: HealthBoard,
+    shutdown: CancellationToken,
+    queue: mpsc::UnboundedSender<Delivery>,
+    writer: tokio::task::JoinHandle<Result<(), WriterError>>,
+}
+
+impl Running {
+    fn start(sink: FakeSink) -> Self {
+        let sink = Arc::new(sink);
+        let board = HealthBoard::default();
+        let shutdown = CancellationToken::new();
+        let (queue, receiver) = mpsc::unbounded_channel();
+        let config = WriterConfig { retry_for_ms: 2_000, ..WriterConfig::default() };
+        let writer = Writer::new(sink.clone(), board.component("sinks.fake"), config, shutdown.clone());
+        let writer = tokio::spawn(writer.run(Box::new(Queue(receiver))));
+        Self { sink, board, shutdown, queue, writer }
+    }
+
+    fn send(&self, names: &[&str]) -> Receipt {
+        let (settle, receipt) = Receipt::pair();
+        let events = names.iter().map(|name| named(name)).collect();
+        self.queue.send(Delivery { events, ack: Ack::new(settle) }).unwrap();
+        receipt
+    }
+
+    async fn until_ready(&self) {
+        while self.state() != State::Ready {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn state(&self) -> State {
+        self.board.components().remove(0).state
+    }
+}
+
+fn named(name: &str) -> Event {
+    Event::from(EventFields {
+        id: uuid::Uuid::nil(),
+        timestamp: Timestamp::MIN,
+        received_at: Timestamp::MIN,
+        session_id: "s",
+        category: "c",
+        name,
+        data: "1",
+    })
+}
+
+fn away() -> WriteError {
+    WriteError::retry("away")
+}
+
+fn rejected(outcome: &Outcome) -> Vec<usize> {
+    match outcome {
+        Outcome::Rejected(rejected) => rejected.iter().map(|rejection| rejection.index).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_without_an_answer_makes_the_sink_unavailable_until_there_is_one() {
+    let running = Running::start(FakeSink::default());
+    running.until_ready().await;
+    let receipt = running.send(&["slow"]);
+    tokio::time::sleep(SLOW_WRITE * 9 / 10).await;
+    assert_eq!(running.state(), State::Ready);
+    tokio::time::sleep(SLOW_WRITE * 2 / 10).await;
+    assert_eq!(running.state(), State::Unavailable { reason: "no answer to a write for 5 s".into() });
+    assert_eq!(receipt.outcome().await, Outcome::Delivered);
+    assert_eq!(running.state(), State::Ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_outage_is_waited_for() {
+    let running = Running::start(FakeSink { writes: Mutex::new([away(), away()].into()), ..FakeSink::default() });
+    assert_eq!(running.send(&["a"]).outcome().await, Outcome::Delivered);
+    assert_eq!(*running.sink.tries.lock().unwrap(), 3);
+    assert_eq!(running.state(), State::Ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_long_outage_the_producer_is_told_and_the_next_ones_at_once() {
+    let running = Running::start(FakeSink { writes: Mutex::new(vec![away(); 1000].into()), ..FakeSink::default() });
+    running.until_ready().await;
+    let first = running.send(&["a"]);
+    running.sink.prepares.lock().unwrap().extend(vec![away(); 1000]);
+    let started = Instant::now();
+    assert_eq!(first.outcome().await, Outcome::failed("away"));
+    assert!(started.elapsed() <= Duration::from_millis(2_000), "no longer than retry_for_ms");
+    assert!(started.elapsed() >= Duration::from_millis(500), "but it was tried for a while");
+    let started = Instant::now();
+    assert_eq!(running.send(&["b"]).outcome().await, Outcome::failed("away"));
+    assert_eq!(started.elapsed(), Duration::ZERO);
+    assert_eq!(running.state(), State::Unavailable { reason: "away".into() });
+    running.sink.prepares.lock().unwrap().clear();
+    running.sink.writes.lock().unwrap().clear();
+    running.until_ready().await;
+    assert_eq!(running.send(&["c"]).outcome().await, Outcome::Delivered);
+    assert_eq!(*running.sink.stored.lock().unwrap(), ["c"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sink_that_asks_for_it_is_left_alone_but_not_for_ever() {
+    for (after, expected) in [(Duration::from_secs(30), Duration::from_secs(30)), (Duration::MAX, MAX_AFTER)] {
+        let busy = WriteError::Retry { reason: "busy".into(), after: Some(after) };
+        let running = Running::start(FakeSink { writes: Mutex::new([busy].into()), ..FakeSink::default() });
+        running.until_ready().await;
+        let started = Instant::now();
+        assert_eq!(running.send(&["a"]).outcome().await, Outcome::failed("busy"));
+        assert_eq!(running.send(&["b"]).outcome().await, Outcome::failed("busy"));
+        assert_eq!(started.elapsed(), Duration::ZERO, "longer than retry_for_ms, so they are told at once");
+        running.until_ready().await;
+        let waited = started.elapsed();
+        assert!((expected..expected + Duration::from_millis(20)).contains(&waited), "{waited:?}");
+        assert_eq!(running.send(&["c"]).outcome().await, Outcome::Delivered);
+        assert_eq!(*running.sink.tries.lock().unwrap(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_events_are_reported_without_the_reason() {
+    let (logged, _guard) = Logged::start();
+    let running = Running::start(FakeSink::default());
+    running.send(&["a", "refused", "refused"]).outcome().await;
+    assert_eq!(logged.take(), [r#"message=refused: event: refused by the sink component="sinks.fake" count=2"#]);
+    running.send(&["a"]).outcome().await;
+    assert_eq!(logged.take(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_events_stand_alone_and_all_others_are_stored() {
+    let running = Running::start(FakeSink::default());
+    let receipts = [running.send(&["a", "refused", "b"]), running.send(&["c"]), running.send(&["refused"])];
+    let [first, second, third] = receipts;
+    assert_eq!(rejected(&first.outcome().await), [1]);
+    assert_eq!(second.outcome().await, Outcome::Delivered);
+    assert_eq!(rejected(&third.outcome().await), [0]);
+    assert_eq!(*running.sink.stored.lock().unwrap(), ["a", "b", "c"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_error_speaks_against_an_event_when_its_neighbours_are_stored() {
+    let running = Running::start(FakeSink::default());
+    assert_eq!(rejected(&running.send(&["puzzling", "a"]).outcome().await), [0]);
+    assert_eq!(running.send(&["puzzling"]).outcome().await, Outcome::failed("hm"));
+    assert_eq!(*running.sink.stored.lock().unwrap(), ["a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_error_that_speaks_against_no_event_is_the_operators_to_see_until_a_write_succeeds() {
+    let running = Running::start(FakeSink::default());
+    running.until_ready().await;
+    running.send(&["puzzling"]).outcome().await;
+    assert_eq!(running.state(), State::Unavailable { reason: "hm".into() });
+    assert_eq!(running.send(&["a"]).outcome().await, Outcome::Delivered, "the next ones are tried all the same");
+    assert_eq!(running.state(), State::Ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_error_that_passes_is_waited_for() {
+    let puzzling = WriteError::Unknown { reason: "hm".into() };
+    let running =
+        Running::start(FakeSink { writes: Mutex::new([puzzling.clone(), puzzling].into()), ..FakeSink::default() });
+    assert_eq!(running.send(&["a"]).outcome().await, Outcome::Delivered);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_cuts_the_pauses_short() {
+    let running = Running::start(FakeSink { writes: Mutex::new(vec![away(); 1000].into()), ..FakeSink::default() });
+    running.shutdown.cancel();
+    let started = Instant::now();
+    assert_eq!(running.send(&["a"]).outcome().await, Outcome::failed("away"));
+    assert_eq!(started.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sink_that_will_never_be_ready_ends_the_writer() {
+    let running = Running::start(FakeSink {
+        prepares: Mutex::new([WriteError::reject("the schema is newer")].into()),
+        ..FakeSink::default()
+    });
+    assert_eq!(running.writer.await.unwrap().unwrap_err().to_string(), "the schema is newer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sink_that_went_away_while_idle_is_found_out() {
+    let running = Running::start(FakeSink::default());
+    running.until_ready().await;
+    running.sink.prepares.lock().unwrap().extend(vec![away(); 10]);
+    while running.state() == State::Ready {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    drop(running.queue);
+    running.writer.await.unwrap().unwrap();
+}

@@ -5,7 +5,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use eye_harness::eventually;
+use eye_harness::{Eye, eventually};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use serde_json::{Value, json};
@@ -183,7 +183,19 @@ async fn a_database_that_is_away_at_start_is_used_once_it_is_there() {
         eye.wait_ready().await;
         assert_eq!(post(&eye, &wanted).await.0, 201, "{kind:?}");
         assert_eq!(eye.get("/api/event/").await.1["count"], 1, "{kind:?}");
+        eventually("one log line for each change", HANG, async || {
+            logged_of(&eye, "sinks.store") == ["unavailable, trying again", "ready"]
+        })
+        .await;
     }
+}
+
+/// The messages of a component's log lines.
+fn logged_of(eye: &Eye, component: &str) -> Vec<String> {
+    let lines = eye.logs();
+    let fields = lines.lines().filter_map(|line| Some(serde_json::from_str::<Value>(line).ok()?["fields"].take()));
+    let own = fields.filter(|fields| fields["component"] == component);
+    own.map(|fields| fields["message"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,6 +26,7 @@ async fn asked_to_stop_under_load_it_finishes_what_it_has_taken_and_exits_with_0
             assert_eq!(block_in_place(|| eye.wait_end(Duration::from_secs(20))), Some(0), "{kind:?} {name}");
             let logs = eye.logs();
             assert!(logs.contains(&format!("SIG{name}")) && logs.contains("\"stopped\""), "{kind:?}: {logs}");
+            assert!(logs.lines().count() < 10, "no line for each event:\n{logs}");
             load.finish(&store).await;
         }
     }

@@ -80,24 +80,14 @@ impl Batch {
 mod tests {
     use super::*;
     use crate::ack::Receipt;
-    use crate::event::EventFields;
-    use crate::timestamp::Timestamp;
+    use crate::testkit::event;
 
     fn deliveries(sizes: &[usize]) -> (Batch, Vec<Receipt>) {
-        let event = Event::from(EventFields {
-            id: uuid::Uuid::nil(),
-            timestamp: Timestamp::MIN,
-            received_at: Timestamp::MIN,
-            session_id: "s",
-            category: "c",
-            name: "n",
-            data: "1",
-        });
         let (deliveries, receipts) = sizes
             .iter()
             .map(|&size| {
                 let (settle, receipt) = Receipt::pair();
-                (Delivery { events: vec![event.clone(); size], ack: Ack::new(settle) }, receipt)
+                (Delivery { events: vec![event(0); size], ack: Ack::new(settle) }, receipt)
             })
             .unzip();
         (Batch::collect(deliveries), receipts)

@@ -6,10 +6,9 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::ack::{Ack, Outcome, Receipt};
-use crate::event::EventFields;
 use crate::health::{HealthBoard, State};
 use crate::refusals::tests::Logged;
-use crate::timestamp::Timestamp;
+use crate::testkit::event_with;
 use crate::transport::Delivery;
 
 /// Answers from a script, then stores; refuses events by their name.
@@ -94,15 +93,7 @@ impl Running {
 }
 
 fn named(name: &str) -> Event {
-    Event::from(EventFields {
-        id: uuid::Uuid::nil(),
-        timestamp: Timestamp::MIN,
-        received_at: Timestamp::MIN,
-        session_id: "s",
-        category: "c",
-        name,
-        data: "1",
-    })
+    event_with(0, name, "1")
 }
 
 fn away() -> WriteError {

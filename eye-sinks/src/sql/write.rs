@@ -51,23 +51,13 @@ fn count_within(events: &[Event], max_bytes: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use eye_core::event::EventFields;
-    use eye_core::timestamp::Timestamp;
+    use eye_core::testkit::event_with;
 
     use super::*;
 
     fn events(count: usize, data_bytes: usize) -> Vec<Event> {
         let data = format!("\"{}\"", "x".repeat(data_bytes));
-        let fields = EventFields {
-            id: uuid::Uuid::nil(),
-            timestamp: Timestamp::MIN,
-            received_at: Timestamp::MIN,
-            session_id: "s",
-            category: "c",
-            name: "n",
-            data: &data,
-        };
-        vec![fields.into(); count]
+        vec![event_with(0, "n", &data); count]
     }
 
     fn lengths(events: &[Event], max_bytes: usize) -> Vec<usize> {

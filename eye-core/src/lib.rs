@@ -3,6 +3,7 @@
 pub mod ack;
 pub mod batch;
 pub mod config;
+pub mod dead_letter;
 pub mod event;
 pub mod health;
 pub mod json;

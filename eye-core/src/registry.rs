@@ -5,6 +5,7 @@ use std::fmt;
 use async_trait::async_trait;
 
 use crate::config::Section;
+use crate::dead_letter::DeadLetters;
 use crate::sink::{Sink, SinkConfig};
 use crate::source::{Source, SourceConfig};
 use crate::transport::{Transport, TransportConfig};
@@ -108,6 +109,11 @@ pub trait Build<C: ?Sized + 'static>: Send {
 
     /// Makes the component.
     async fn build(self: Box<Self>) -> Result<Box<C>, BuildError>;
+
+    /// Where the component keeps dead letters; `None` where it keeps none.
+    fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
+        None
+    }
 }
 
 #[async_trait]
@@ -119,6 +125,10 @@ impl<T: SourceConfig> Build<dyn Source> for T {
     async fn build(self: Box<Self>) -> Result<Box<dyn Source>, BuildError> {
         SourceConfig::build(*self).await
     }
+
+    fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
+        SourceConfig::dead_letters(self)
+    }
 }
 
 #[async_trait]
@@ -129,6 +139,10 @@ impl<T: TransportConfig> Build<dyn Transport> for T {
 
     async fn build(self: Box<Self>) -> Result<Box<dyn Transport>, BuildError> {
         TransportConfig::build(*self).await
+    }
+
+    fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
+        TransportConfig::dead_letters(self)
     }
 }
 
@@ -168,6 +182,11 @@ impl<C: ?Sized + 'static> Configured<C> {
     /// The `type` that picked the plug-in.
     pub fn type_name(&self) -> &'static str {
         self.config.type_name()
+    }
+
+    /// Where the component keeps dead letters; `None` where it keeps none.
+    pub fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
+        self.config.dead_letters()
     }
 
     /// Makes the component.

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::ack::Receipt;
+use crate::dead_letter::DeadLetters;
 use crate::event::Event;
 use crate::health::Health;
 use crate::registry::BuildError;
@@ -76,4 +77,9 @@ pub trait SourceConfig: DeserializeOwned + Send + 'static {
 
     /// Makes the source. A server that is away is not a failure here: [`Source::run`] keeps trying.
     fn build(self) -> impl Future<Output = Result<Box<dyn Source>, BuildError>> + Send;
+
+    /// Where it keeps dead letters; `None` where it keeps none. Nothing is opened or connected yet.
+    fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
+        None
+    }
 }

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::ack::{Ack, Receipt};
 use crate::batch::BatchLimits;
+use crate::dead_letter::DeadLetters;
 use crate::event::Event;
 use crate::health::Health;
 use crate::registry::BuildError;
@@ -99,4 +100,9 @@ pub trait TransportConfig: DeserializeOwned + Send + 'static {
 
     /// Makes the transport.
     fn build(self) -> impl Future<Output = Result<Box<dyn Transport>, BuildError>> + Send;
+
+    /// Where it keeps dead letters; `None` where it keeps none. Nothing is opened or connected yet.
+    fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
+        None
+    }
 }

@@ -6,5 +6,13 @@ mod support;
 #[path = "support/trial.rs"]
 mod trial;
 
+#[path = "reliability/clients.rs"]
+mod clients;
+#[path = "reliability/database.rs"]
+mod database;
 #[path = "reliability/kill.rs"]
 mod kill;
+#[path = "reliability/nats.rs"]
+mod nats;
+#[path = "reliability/poison.rs"]
+mod poison;

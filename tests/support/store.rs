@@ -1,6 +1,6 @@
 //! A database of each kind, looked at without the program.
 
-use eye_harness::{Database, MariaDb, Postgres, Server};
+use eye_harness::{Database, MariaDb, Postgres, Proxy, Server};
 use sqlx::mysql::MySqlConnection;
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -75,6 +75,15 @@ impl Store {
         match &self.place {
             Place::Own(server, _) => server,
             _ => panic!("no server of its own"),
+        }
+    }
+
+    /// A proxy to it.
+    pub(crate) async fn proxy(&self) -> Proxy {
+        match &self.place {
+            Place::File(_) => unreachable!("SQLite has no connections"),
+            Place::Shared(server, database) => Proxy::start(server, database).await,
+            Place::Own(server, database) => Proxy::start(server, database).await,
         }
     }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use eye_harness::{Eye, eventually};
-use eye_oracle::{Load, Oracle, Verdict};
+use eye_oracle::{Counts, Load, Oracle, Verdict};
 use fastrand::Rng;
 use serde_json::Value;
 use tokio::task::block_in_place;
@@ -47,6 +47,23 @@ impl Transport {
     }
 }
 
+/// What is not as usual.
+pub(crate) struct Setup<'a> {
+    /// Further lines of the configuration.
+    pub(crate) settings: &'a str,
+    /// Where the program finds the database, where it does not find it directly.
+    pub(crate) through: Option<&'a str>,
+    pub(crate) change_load: fn(&mut Load),
+    /// Where the clients send to, where not by HTTP to the program.
+    pub(crate) publish_to: Option<String>,
+}
+
+impl Default for Setup<'_> {
+    fn default() -> Self {
+        Self { settings: "", through: None, change_load: |_| {}, publish_to: None }
+    }
+}
+
 pub(crate) struct Trial {
     /// What is tried, and on what.
     name: String,
@@ -54,50 +71,61 @@ pub(crate) struct Trial {
     pub(crate) eye: Eye,
     pub(crate) oracle: Oracle,
     pub(crate) rng: Rng,
+    publish_to: Option<String>,
     verdict: Verdict,
 }
 
 impl Trial {
     /// Starts the program and the oracle. Clients wait for [`load`](Self::load).
     pub(crate) async fn start(what: &str, transport: Transport, store: Store, settings: &str) -> Self {
-        Self::start_with(what, transport, store, settings, |_| {}).await
+        let setup = Setup { settings, ..Setup::default() };
+        Self::start_with(what, transport, store, setup).await
     }
 
-    /// As [`start`](Self::start), with another load.
-    pub(crate) async fn start_with(
-        what: &str,
-        transport: Transport,
-        store: Store,
-        settings: &str,
-        change: impl FnOnce(&mut Load),
-    ) -> Self {
+    /// As [`start`](Self::start).
+    pub(crate) async fn start_with(what: &str, transport: Transport, store: Store, setup: Setup<'_>) -> Self {
         let name = format!("{what} | {transport:?} → {:?}", store.kind);
         let seed = seed();
         println!("{name}: EYE_TEST_SEED={seed}");
-        let eye = Eye::start(program(), &config(&store, &format!("{settings}\n{}", transport.settings())));
+        let mut config = config(&store, &format!("{}\n{}", setup.settings, transport.settings()));
+        if let Some(url) = setup.through {
+            config = config.replace(&store.url, url);
+        }
+        let eye = Eye::start(program(), &config);
         // With a durable transport the program is ready before its sink is, and before there is a table.
         eventually("the sink is ready", HANG, async || sink_is_ready(&eye).await).await;
         let mut load = Load::new(seed);
-        change(&mut load);
+        (setup.change_load)(&mut load);
         let oracle = Oracle::start(ORACLE, load).await;
-        Self { name, store, eye, oracle, rng: Rng::with_seed(seed), verdict: Verdict::default() }
+        let (rng, publish_to) = (Rng::with_seed(seed), setup.publish_to);
+        Self { name, store, eye, oracle, rng, publish_to, verdict: Verdict::default() }
     }
 
     /// Lets the clients send to where the program listens now.
     pub(crate) async fn load(&mut self) {
-        self.oracle.send_to(&self.eye.url("/api/event/")).await;
+        let url = self.target();
+        self.oracle.send_to(&url).await;
+    }
+
+    fn target(&self) -> String {
+        self.publish_to.clone().unwrap_or_else(|| self.eye.url("/api/event/"))
     }
 
     /// Waits until so many more events are acknowledged.
     pub(crate) async fn acked(&mut self, events: usize) {
         let target = self.oracle.counts().await.acked + events;
+        self.until("more are acknowledged", |counts| counts.acked >= target).await;
+    }
+
+    /// Waits until the load is so far.
+    pub(crate) async fn until(&mut self, what: &str, is_so: impl Fn(&Counts) -> bool) {
         let deadline = Instant::now() + HANG;
         loop {
             let counts = self.oracle.counts().await;
-            if counts.acked >= target {
+            if is_so(&counts) {
                 return;
             }
-            assert!(Instant::now() < deadline, "{}: too few are acknowledged: {counts:?}", self.name);
+            assert!(Instant::now() < deadline, "{}: never {what}: {counts:?}\n{}", self.name, self.eye.logs());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -121,7 +149,7 @@ impl Trial {
     pub(crate) async fn check(&mut self) -> Verdict {
         let name = self.name.clone();
         let over = Instant::now();
-        let url = self.eye.url("/api/event/");
+        let url = self.target();
         let fresh = self.oracle.send_fresh(&url, RECOVERY).await;
         let logs = || self.eye.logs();
         let id = fresh.id.unwrap_or_else(|| panic!("{name}: nothing is acknowledged after 5 s:\n{}", logs()));
@@ -129,17 +157,22 @@ impl Trial {
         eventually(&format!("{name}: a fresh event is stored"), rest, async || self.store.has(id).await).await;
         let counts = self.oracle.pause().await;
         assert_eq!(counts.unexpected, Vec::<String>::new(), "{name}");
-        let mut verdict = Verdict::default();
-        let delivered = async || {
-            verdict = self.oracle.verify(&self.store.rows().await, &self.dead());
-            verdict.lost == 0
-        };
-        // What is lost shows in the verdict.
-        let _ = tokio::time::timeout(HANG, eventually("all is delivered", 2 * HANG, delivered)).await;
-        assert!(verdict.holds(), "{name}: {verdict}\n{}", self.eye.logs());
-        verdict.assert();
-        self.verdict = verdict;
-        verdict
+        self.verdict = self.delivered().await;
+        assert!(self.verdict.holds(), "{name}: {}\n{}", self.verdict, self.eye.logs());
+        self.verdict.assert();
+        self.verdict
+    }
+
+    /// Waits until all that was acknowledged is delivered, or seems to be lost. While the load is paused.
+    pub(crate) async fn delivered(&self) -> Verdict {
+        let deadline = Instant::now() + HANG;
+        loop {
+            let verdict = self.oracle.verify(&self.store.rows().await, &self.dead());
+            if verdict.lost == 0 || Instant::now() > deadline {
+                return verdict;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// The ids of the events that are dead letters.

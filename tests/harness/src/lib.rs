@@ -7,11 +7,13 @@ mod database;
 mod eye;
 mod keeper;
 mod nats;
+mod proxy;
 mod sentry;
 mod wait;
 
 pub use database::{Database, MariaDb, PASSWORD, Postgres, Server, USER};
 pub use eye::Eye;
 pub use nats::NatsServer;
+pub use proxy::{Cut, Proxy};
 pub use sentry::{SentryServer, event_text};
 pub use wait::eventually;

@@ -2,11 +2,16 @@
 
 use std::time::Duration;
 
+use async_nats::ConnectOptions;
+use async_nats::jetstream;
+use async_nats::jetstream::context::Context;
+use async_nats::jetstream::message::PublishMessage;
 use fastrand::Rng;
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
 use tokio::time::sleep;
 
 use crate::event::REFUSED;
@@ -15,17 +20,22 @@ use crate::load::Request;
 
 /// Longer than the program lets a request wait.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// A server that is there answers sooner.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Sends requests.
+/// Sends requests: to `http://…` as a POST, to `nats://HOST:PORT/SUBJECT` as a message to the stream that has the
+/// subject.
 #[derive(Debug)]
 pub(crate) struct Sender {
     http: reqwest::Client,
+    /// To the server that was asked for first.
+    nats: OnceCell<Context>,
 }
 
 /// What became of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
-    /// The status, or `none`.
+    /// The HTTP status; `stream` for a message that its stream has taken; else `none`.
     pub(crate) status: String,
     /// One for each event.
     pub(crate) fates: Vec<Fate>,
@@ -36,18 +46,41 @@ pub(crate) struct Answer {
 impl Default for Sender {
     fn default() -> Self {
         let http = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build();
-        Self { http: http.expect("the client needs nothing") }
+        Self { http: http.expect("the client needs nothing"), nats: OnceCell::new() }
     }
 }
 
 impl Sender {
     /// Sends all, and waits for the answer.
     pub(crate) async fn send(&self, url: &str, request: &Request) -> Answer {
+        if let Some((server, subject)) = url.strip_prefix("nats://").and_then(|place| place.split_once('/')) {
+            return self.publish(server, subject, request).await;
+        }
         let post = self.http.post(url).header(CONTENT_TYPE, "application/json").body(request.body.clone());
         let Ok(answer) = post.send().await else { return Answer::none(request) };
         let (status, retry_after) = (answer.status().as_u16(), answer.headers().contains_key(RETRY_AFTER));
         let Ok(body) = answer.bytes().await else { return Answer::none(request) };
         Answer::read(request, status, retry_after, &body)
+    }
+
+    /// The stream has custody once it says so. That it has the message already says the same.
+    async fn publish(&self, server: &str, subject: &str, request: &Request) -> Answer {
+        let context = async || {
+            let options = ConnectOptions::new().retry_on_initial_connect();
+            let mut context = jetstream::new(options.connect(server).await?);
+            context.set_timeout(PUBLISH_TIMEOUT);
+            Ok::<_, async_nats::ConnectError>(context)
+        };
+        let Ok(context) = self.nats.get_or_try_init(context).await else { return Answer::none(request) };
+        let message = PublishMessage::build().message_id(request.rows[0].id.to_string());
+        let message = message.payload(request.body.clone().into());
+        let Ok(taken) = context.send_publish(subject.to_owned(), message).await else { return Answer::none(request) };
+        match taken.await {
+            Ok(_) => {
+                Answer { status: "stream".to_owned(), fates: vec![Fate::Acked; request.rows.len()], unexpected: None }
+            }
+            Err(_) => Answer::none(request),
+        }
     }
 
     /// Sends as much as chance will have, and leaves, in one way or another. Whether anything was sent.

@@ -26,6 +26,9 @@ async fn it_is_killed() {
                 trial.acked(50).await;
                 trial.a_moment(Duration::from_millis(300)).await;
                 block_in_place(|| trial.store.server().kill());
+                if transport == Transport::Memory {
+                    trial.answered("503", 10).await;
+                }
                 trial.a_moment(Duration::from_secs(1)).await;
                 block_in_place(|| trial.store.server().restart());
                 trial.check().await;
@@ -70,6 +73,8 @@ async fn its_connection_is_cut_between_a_commit_and_the_answer() {
                 proxy.cut_commit(if round % 2 == 0 { Cut::Sent } else { Cut::Answered }).await;
             }
             trial.check().await;
+            // The writer tries again before the clients have to.
+            assert_eq!(trial.oracle.counts().await.answers.get("503"), None);
             trial.report(rounds);
         }
     }

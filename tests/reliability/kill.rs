@@ -15,6 +15,8 @@ async fn killed_under_load(transport: Transport) {
             trial.kill().await;
             trial.check().await;
         }
+        // A kill is nothing that anything has to be mended after.
+        assert!(!trial.eye.logs().contains("\"ERROR\""), "{}", trial.eye.logs());
         trial.report(rounds());
     }
 }

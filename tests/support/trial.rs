@@ -117,6 +117,13 @@ impl Trial {
         self.until("more are acknowledged", |counts| counts.acked >= target).await;
     }
 
+    /// Waits until so many more requests were answered with `status`.
+    pub(crate) async fn answered(&mut self, status: &str, requests: usize) {
+        let count = |counts: &Counts| counts.answers.get(status).copied().unwrap_or_default();
+        let target = count(&self.oracle.counts().await) + requests;
+        self.until(&format!("answered {status}"), |counts| count(counts) >= target).await;
+    }
+
     /// Waits until the load is so far.
     pub(crate) async fn until(&mut self, what: &str, is_so: impl Fn(&Counts) -> bool) {
         let deadline = Instant::now() + HANG;
@@ -160,7 +167,14 @@ impl Trial {
         self.verdict = self.delivered().await;
         assert!(self.verdict.holds(), "{name}: {}\n{}", self.verdict, self.eye.logs());
         self.verdict.assert();
+        self.audit().await;
         self.verdict
+    }
+
+    /// The program's own books balance.
+    async fn audit(&self) {
+        let (status, books) = self.eye.get("/audit").await;
+        assert_eq!((status, &books["balanced"]), (200, &Value::Bool(true)), "{}: {books}", self.name);
     }
 
     /// Waits until all that was acknowledged is delivered, or seems to be lost. While the load is paused.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::database::{Database, Engine, Server};
 
@@ -36,7 +36,7 @@ pub enum Cut {
 struct Control {
     /// The next [`Cut`]; 0: none.
     cut: AtomicUsize,
-    delay_ms: AtomicU64,
+    delay: watch::Sender<Duration>,
     commits: AtomicU64,
     cuts: watch::Sender<usize>,
 }
@@ -80,10 +80,9 @@ impl Proxy {
         cut.expect("the control lives as long as the proxy");
     }
 
-    /// Holds back every commit for so long, from now on.
+    /// Holds back every commit for so long, from now on; zero lets those go that are held back.
     pub fn delay_commits(&self, delay: Duration) {
-        let delay = delay.as_millis().try_into().expect("no delay is so long");
-        self.control.delay_ms.store(delay, Ordering::SeqCst);
+        self.control.delay.send_replace(delay);
     }
 
     /// How many commits went by.
@@ -108,7 +107,9 @@ async fn relay(mut client: TcpStream, port: u16, mut session: Session, control: 
             let commits = session.commits(&message);
             if commits {
                 control.commits.fetch_add(1, Ordering::SeqCst);
-                sleep(Duration::from_millis(control.delay_ms.load(Ordering::SeqCst))).await;
+                let mut delay = control.delay.subscribe();
+                let held_back = *delay.borrow();
+                let _ = timeout(held_back, delay.wait_for(Duration::is_zero)).await;
             }
             server.write_all(&message).await?;
             let cut = if commits { control.cut.swap(0, Ordering::SeqCst) } else { 0 };

@@ -29,6 +29,8 @@ pub struct Load {
     pub leavers: usize,
     /// One event in so many has the name [`REFUSED`]; 0: none.
     pub refused_every: usize,
+    /// One request in so many is one that was acknowledged already; 0: none.
+    pub repeat_every: usize,
     /// A client pauses for 0 to so many milliseconds after each request.
     pub max_pause_ms: u64,
     /// Where chance begins.
@@ -38,7 +40,16 @@ pub struct Load {
 impl Load {
     /// Three clients with single events and three with arrays of ten.
     pub fn new(seed: u64) -> Self {
-        Self { singles: 3, arrays: 3, array_events: 10, leavers: 0, refused_every: 0, max_pause_ms: 10, seed }
+        Self {
+            singles: 3,
+            arrays: 3,
+            array_events: 10,
+            leavers: 0,
+            refused_every: 0,
+            repeat_every: 8,
+            max_pause_ms: 10,
+            seed,
+        }
     }
 }
 
@@ -147,6 +158,7 @@ impl Clients {
     async fn run(self: Arc<Self>, client: Client) {
         let mut rng = Rng::with_seed(client.seed);
         let mut target = self.target.subscribe();
+        let repeats = |rng: &mut Rng| self.load.repeat_every > 0 && rng.usize(..self.load.repeat_every) == 0;
         let (mut pending, mut last) = (None, None);
         // Ends with the process.
         while target.wait_for(Option::is_some).await.is_ok() {
@@ -155,7 +167,7 @@ impl Clients {
             let request = match (pending.take(), &last) {
                 (Some(request), _) => request,
                 // What was acknowledged already, as a producer sends it that has not heard the answer.
-                (None, Some(request)) if rng.u8(..8) == 0 => Request::clone(request),
+                (None, Some(request)) if repeats(&mut rng) => Request::clone(request),
                 _ => self.issue(self.rows(&mut rng, client.events)).await,
             };
             if client.leaves {

@@ -1,17 +1,10 @@
-//! Consumers of a stream: found as they must be, or made; and how settings differ from what they must be.
+//! A consumer of a stream: found as it must be, or made.
 
 use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::{self, IntoConsumerConfig, PullConsumer, pull};
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 
-/// Why what must be there, on the server, is not.
-#[derive(Debug)]
-pub enum Missing {
-    /// It may be there later.
-    Yet(String),
-    /// Somebody must do something about it.
-    ForGood(String),
-}
+use crate::settings::{Missing, Setting, differences};
 
 /// The consumer as it must be; it is made where there is none. `way_out` says what to do about one with other settings.
 ///
@@ -64,15 +57,4 @@ fn settings(config: &consumer::Config) -> Vec<Setting> {
         ("max_bytes", config.max_bytes.to_string()),
         ("max_expires", format!("{:?}", config.max_expires)),
     ]
-}
-
-/// The name of a setting, and its value.
-pub type Setting = (&'static str, String);
-
-/// The settings that are not as `wanted`, in words; empty where all are. Both lists name the same settings.
-pub fn differences(found: &[Setting], wanted: &[Setting]) -> String {
-    let different = found.iter().zip(wanted).filter(|(found, wanted)| found != wanted);
-    let words: Vec<String> =
-        different.map(|((name, found), (_, wanted))| format!("{name} is {found}, not {wanted}")).collect();
-    words.join(", ")
 }

@@ -2,3 +2,6 @@
 
 pub mod connection;
 pub mod consumer;
+pub mod dead_letters;
+pub mod settings;
+pub mod stream;

@@ -5,7 +5,7 @@ use axum::routing::any;
 use eye_core::ack::Receipt;
 use eye_core::event::Event;
 use eye_core::source::{Outlet, SourceConfig};
-use eye_core::transport::{PublishError, Subscription, Transport, TransportError};
+use eye_core::transport::{Custody, PublishError, Subscription, Transport, TransportError};
 use eye_sources::http::HttpConfig;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -168,6 +168,10 @@ impl Transport for NoTransport {
     }
 
     fn close(&self) {}
+
+    fn custody(&self, _: &str) -> Custody {
+        Custody::default()
+    }
 }
 
 async fn ingest(config: HttpConfig) -> Router {

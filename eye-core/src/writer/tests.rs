@@ -26,7 +26,7 @@ impl Sink for FakeSink {
         self.prepares.lock().unwrap().pop_front().map_or(Ok(()), Err)
     }
 
-    async fn write(&self, batch: &[Event]) -> Result<(), WriteError> {
+    async fn write(&self, batch: &[Event]) -> Result<Written, WriteError> {
         *self.tries.lock().unwrap() += 1;
         if let Some(error) = self.writes.lock().unwrap().pop_front() {
             return Err(error);
@@ -40,7 +40,7 @@ impl Sink for FakeSink {
             }
         }
         self.stored.lock().unwrap().extend(batch.iter().map(|event| event.name().to_owned()));
-        Ok(())
+        Ok(Written { duplicates: batch.iter().filter(|event| event.name() == "known").count() })
     }
 }
 
@@ -57,6 +57,7 @@ impl Subscription for Queue {
 struct Running {
     sink: Arc<FakeSink>,
     board: HealthBoard,
+    account: Arc<SinkAccount>,
     shutdown: CancellationToken,
     queue: mpsc::UnboundedSender<Delivery>,
     writer: tokio::task::JoinHandle<Result<(), WriterError>>,
@@ -67,11 +68,13 @@ impl Running {
         let sink = Arc::new(sink);
         let board = HealthBoard::default();
         let shutdown = CancellationToken::new();
+        let account = Arc::new(SinkAccount::default());
         let (queue, receiver) = mpsc::unbounded_channel();
         let config = WriterConfig { retry_for_ms: 2_000, ..WriterConfig::default() };
-        let writer = Writer::new(sink.clone(), board.component("sinks.fake"), config, shutdown.clone());
+        let writer =
+            Writer::new(sink.clone(), board.component("sinks.fake"), account.clone(), config, shutdown.clone());
         let writer = tokio::spawn(writer.run(Box::new(Queue(receiver))));
-        Self { sink, board, shutdown, queue, writer }
+        Self { sink, board, account, shutdown, queue, writer }
     }
 
     fn send(&self, names: &[&str]) -> Receipt {

@@ -222,7 +222,7 @@ async fn refused_events_are_dead_letters_and_the_others_are_done() {
 }
 
 #[tokio::test]
-async fn events_whose_dead_letters_cannot_be_kept_come_again() {
+async fn dead_letters_that_cannot_be_kept_are_tried_again_until_they_are_or_come_again_after_a_start() {
     let folder = folder();
     let config = config(&folder);
     let transport = open(&config).await;
@@ -231,10 +231,19 @@ async fn events_whose_dead_letters_cannot_be_kept_come_again() {
     fs::write(config.path.join("dead-letters"), "in the way").unwrap();
     let refused = Outcome::Rejected(vec![Rejection { index: 0, reason: "too big".into() }]);
     next(&mut *subscription, refused.clone()).await;
+    stop(transport, subscription).await;
+
+    let transport = open(&config).await;
+    let mut subscription = transport.subscribe("store").await.unwrap();
     assert_eq!(next(&mut *subscription, refused).await, events(0, 1));
-    fs::remove_file(config.path.join("dead-letters")).unwrap();
     commit(&transport, 1, 2).await;
-    assert_eq!(next(&mut *subscription, Outcome::Delivered).await, events(1, 2));
+    let (received, ()) = tokio::join!(next(&mut *subscription, Outcome::Delivered), async {
+        tokio::task::yield_now().await;
+        assert_eq!(transport.custody("store").pending, 2);
+        fs::remove_file(config.path.join("dead-letters")).unwrap();
+    });
+    assert_eq!(received, events(1, 2));
+    assert_eq!(fs::read_dir(config.path.join("dead-letters")).unwrap().count(), 1);
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
-use async_nats::jetstream::stream::{Config, LastRawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::{Config, LastRawMessageErrorKind, RetentionPolicy, Stream};
 use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{Client, Event, HeaderMap};
 use async_trait::async_trait;
@@ -76,7 +76,7 @@ impl Keeper {
             num_replicas: replicas,
             max_bytes: MAX_BYTES,
             duplicate_window: DUPLICATE_WINDOW,
-            ..stream::config(&stream_name(stream), subject(stream))
+            ..stream::config(&stream_name(stream), subject(stream), RetentionPolicy::Limits)
         };
         Self { context: jetstream::new(client), subject: subject(stream), config }
     }

@@ -8,12 +8,12 @@ use async_nats::jetstream::{self, Context, ErrorCode};
 
 use crate::settings::{Missing, Setting, differences};
 
-/// The settings of a stream of ours: in files, until somebody removes it, and no room is made for what is new.
-pub fn config(name: &str, subject: String) -> Config {
+/// The settings of a stream of ours: in files, without an end of time, and no room is made for what is new.
+pub fn config(name: &str, subject: String, retention: RetentionPolicy) -> Config {
     Config {
         name: name.to_owned(),
         subjects: vec![subject],
-        retention: RetentionPolicy::Limits,
+        retention,
         storage: StorageType::File,
         discard: DiscardPolicy::New,
         max_messages: -1,

@@ -1,8 +1,8 @@
 //! A stream of a NATS server, which several programs share: all of them put events in, all of them take events out. A
 //! receipt settles once the stream has the events.
 //!
-//! The programs hold no state. The stream keeps each event until the consumer of every sink has acknowledged it; then
-//! the programs remove it. Whatever comes twice, the sinks store once.
+//! The programs hold no state. The stream keeps a copy of each event for every sink, until the sink's consumer has
+//! acknowledged it. Whatever comes twice, the sinks store once.
 
 mod group;
 mod publisher;

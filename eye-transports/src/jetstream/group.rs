@@ -1,4 +1,5 @@
-//! What is published as one message: the events of all requests that arrived while others were on their way.
+//! What is published as one message for each sink: the events of all requests that arrived while others were on their
+//! way.
 
 use std::collections::VecDeque;
 use std::iter::{Enumerate, Peekable};

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use eye_core::ack::{Ack, Outcome};
 use eye_core::event::Event;
 use eye_nats::stream::is_full;
+use futures_util::future::join_all;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::TaskTracker;
@@ -54,20 +55,35 @@ impl Publisher {
                 self.waiting.push_back(Rest::new(request));
             }
             let max_payload = self.session.client().max_payload();
-            let Some(group) = group::next(&mut self.waiting, max_payload) else { continue };
-            let message = Message::new(group);
+            let Some(mut group) = group::next(&mut self.waiting, max_payload) else { continue };
             // Sent here, so that what came first is first in the stream.
-            let sent = message.send(&self.session).await;
+            let mut sent = Vec::new();
+            for message in self.messages(&mut group) {
+                let first = message.send(&self.session).await;
+                sent.push((message, first));
+            }
             let session = self.session.clone();
             tasks.spawn(async move {
-                let outcome = message.publish(&session, sent).await;
-                message.group.settle(&outcome);
+                let outcomes = join_all(sent.into_iter().map(|(message, first)| message.publish(&session, first))).await;
+                let failed = outcomes.into_iter().find(|outcome| *outcome != Outcome::Delivered);
+                group.settle(&failed.unwrap_or(Outcome::Delivered));
                 drop(place);
             });
         }
         tasks.close();
         tasks.wait().await;
         self.session.published.cancel();
+    }
+
+    /// The same for every sink.
+    fn messages(&self, group: &mut Group) -> Vec<Message> {
+        let (id, payload) = (Uuid::new_v4(), Bytes::from(std::mem::take(&mut group.record)));
+        let message = |sink: &String| Message {
+            id: format!("{id}:{sink}"),
+            subject: self.session.subject(sink),
+            payload: payload.clone(),
+        };
+        self.session.sinks().iter().map(message).collect()
     }
 
     /// Waits until something waits; false when nothing will any more.
@@ -85,23 +101,18 @@ type Sent = Result<PublishAckFuture, PublishError>;
 struct Message {
     /// The server takes it once, however often it is sent.
     id: String,
+    subject: String,
     payload: Bytes,
-    group: Group,
 }
 
 impl Message {
-    fn new(mut group: Group) -> Self {
-        let payload = std::mem::take(&mut group.record).into();
-        Self { id: Uuid::new_v4().to_string(), payload, group }
-    }
-
     async fn send(&self, session: &Session) -> Sent {
         let message = PublishMessage::build().payload(self.payload.clone()).message_id(&self.id);
-        session.context().send_publish(session.subject(), message.expected_stream(session.stream_name())).await
+        session.context().send_publish(self.subject.clone(), message.expected_stream(session.stream_name())).await
     }
 
     /// Waits for the server's answer, and tries again for some time where there is none.
-    async fn publish(&self, session: &Session, mut sent: Sent) -> Outcome {
+    async fn publish(self, session: &Session, mut sent: Sent) -> Outcome {
         let give_up_at = Instant::now() + PUBLISH_FOR;
         loop {
             let answered = async { sent?.await };

@@ -1,4 +1,9 @@
-//! What is on the server: the stream and a consumer for each sink, as they must be, and what may be removed.
+//! What is on the server: the stream, and a consumer for each sink, as they must be.
+//!
+//! Each sink has a copy of its own of every event, below a subject of its own, and the stream removes a message when it
+//! is acknowledged (retention `WorkQueue`), never otherwise. With one message for all sinks, somebody would have to know
+//! which messages all of them have acknowledged, and the server does not tell: the ack floor of a consumer passes over
+//! messages that are to be delivered again (seen with nats-server 2.9), so what is removed by it may be lost.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -8,7 +13,7 @@ use std::time::Duration;
 use async_nats::Client;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
-use async_nats::jetstream::stream::Config;
+use async_nats::jetstream::stream::{Config, RetentionPolicy};
 use eye_core::transport::Custody;
 use eye_nats::connection::Change;
 use eye_nats::dead_letters::Keeper;
@@ -20,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::JetStreamConfig;
 
-/// How often what all sinks have is removed, and the stream's room is looked at.
+/// How often the stream is looked at.
 const TICK: Duration = Duration::from_secs(1);
 
 /// How long to wait before what is missing is looked for again.
@@ -83,7 +88,7 @@ impl Session {
             num_replicas: config.replicas.into(),
             max_bytes: i64::try_from(config.max_bytes).expect("it is checked"),
             duplicate_window: DUPLICATE_WINDOW,
-            ..stream::config(&config.stream, format!("eye.{}.events", config.stream))
+            ..stream::config(&config.stream, format!("eye.{}.events.*", config.stream), RetentionPolicy::WorkQueue)
         };
         Self {
             context,
@@ -111,8 +116,14 @@ impl Session {
         &self.stream.name
     }
 
-    pub(super) fn subject(&self) -> String {
-        self.stream.subjects[0].clone()
+    /// Where a sink's copy of the events is published.
+    pub(super) fn subject(&self, sink: &str) -> String {
+        format!("eye.{}.events.{sink}", self.stream.name)
+    }
+
+    /// The names of the sinks.
+    pub(super) fn sinks(&self) -> Vec<String> {
+        self.consumers().keys().cloned().collect()
     }
 
     pub(super) fn ack_wait(&self) -> Duration {
@@ -245,14 +256,14 @@ impl Session {
         let way_out = "change it with `nats stream edit`, or the keys below [transport]";
         let info = stream::find(&self.context, &self.stream, &[], way_out).await?;
         self.dead_letters.find().await?;
-        let names: Vec<String> = self.consumers().keys().cloned().collect();
-        for name in &names {
+        for name in &self.sinks() {
             let wanted = pull::Config {
                 durable_name: Some(name.clone()),
                 ack_policy: AckPolicy::Explicit,
                 ack_wait: self.ack_wait,
                 max_deliver: -1,
                 max_ack_pending: MAX_ACK_PENDING,
+                filter_subject: self.subject(name),
                 ..pull::Config::default()
             };
             let way_out = "change it with `nats consumer edit`, or the keys below [transport]";
@@ -261,10 +272,10 @@ impl Session {
         Ok(info.created.unix_timestamp_nanos())
     }
 
-    /// Removes what every sink has, and sees what room there is.
+    /// Sees that all is still there, and what room there is.
     ///
     /// # Errors
-    /// What is missing: then nothing is removed.
+    /// What is missing.
     async fn tick(&self, made_at: i128) -> Result<State, String> {
         let name = self.stream_name();
         let stream = self.context.get_stream(name).await.map_err(|error| format!("stream `{name}`: {error}"))?;
@@ -273,17 +284,9 @@ impl Session {
             tracing::error!(stream = name, "somebody has deleted the stream and made it again: what it held is lost");
             return Err(format!("the stream `{name}` is another one"));
         }
-        let mut done = u64::MAX;
-        let names: Vec<String> = self.consumers().keys().cloned().collect();
-        for consumer in &names {
+        for consumer in &self.sinks() {
             let found = stream.consumer_info(consumer).await;
-            let found = found.map_err(|error| format!("stream `{name}`, consumer `{consumer}`: {error}"))?;
-            done = done.min(found.ack_floor.stream_sequence);
-        }
-        // Without a sink, nothing is done with.
-        if done != u64::MAX && done >= info.state.first_sequence && info.state.messages > 0 {
-            let purged = stream.purge().sequence(done + 1).await;
-            purged.map_err(|error| format!("stream `{name}`: cannot remove what all sinks have: {error}"))?;
+            found.map_err(|error| format!("stream `{name}`, consumer `{consumer}`: {error}"))?;
         }
         Ok(self.room(info.state.bytes))
     }

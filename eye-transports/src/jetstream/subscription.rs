@@ -346,7 +346,7 @@ impl Desk {
     /// When the message was published, in nanoseconds, and its number.
     fn number_in_stream(&self, place: &Place) -> Option<(i128, u64)> {
         let message = async_nats::Message {
-            subject: self.session.subject().into(),
+            subject: self.session.subject(&self.sink).into(),
             reply: Some(place.reply.clone()),
             payload: Bytes::new(),
             headers: None,

@@ -216,7 +216,7 @@ async fn a_message_that_is_not_ours_or_damaged_holds_up_nothing() {
     record::seal(&mut damaged, 0, 1);
     damaged[40] ^= 1;
     for bad in [b"hello".to_vec(), Vec::new(), damaged.clone()] {
-        context.publish(format!("eye.{STREAM}.events"), bad.into()).await.unwrap().await.unwrap();
+        context.publish(format!("eye.{STREAM}.events.store"), bad.into()).await.unwrap().await.unwrap();
     }
     fixture.publish(events(1, 2)).await;
     assert_eq!(fixture.next(Outcome::Delivered).await, events(1, 2));
@@ -478,9 +478,8 @@ async fn what_one_of_two_sinks_has_not_got_stays() {
     while received < 10 {
         received += fixture.next(Outcome::Delivered).await.len();
     }
-    // The next looks at the stream have come and gone.
-    tokio::time::sleep(Duration::from_millis(2500)).await;
-    assert_eq!(fixture.stream().await.cached_info().state.messages, 10);
+    let state = async || fixture.stream().await.cached_info().state.messages;
+    eventually("the copies of the first are gone", DEADLINE, async || state().await == 10).await;
     fixture.subscription = second;
     let mut received = Vec::new();
     while received.len() < 10 {
@@ -513,4 +512,25 @@ async fn what_cannot_be_is_an_error_at_the_start() {
     assert!(error.contains("sinks.a.b"), "{error}");
     transport.subscribe("a").await.unwrap();
     assert!(transport.subscribe("a").await.is_err(), "it has subscribed already");
+}
+
+#[tokio::test]
+async fn what_one_program_cannot_write_another_gets() {
+    let server = NatsServer::start();
+    let (mut away, mut there) = (Fixture::start(&server).await, Fixture::start(&server).await);
+    for n in 0..200 {
+        assert_eq!(away.publish(events(n, n + 1)).await, Outcome::Delivered);
+    }
+    let failing = tokio::spawn(async move {
+        loop {
+            away.next(Outcome::failed("away")).await;
+        }
+    });
+    let mut received = Vec::new();
+    while received.len() < 200 {
+        received.extend(there.next(Outcome::Delivered).await);
+    }
+    assert_same_events(&received, &events(0, 200));
+    there.wait_empty().await;
+    failing.abort();
 }

@@ -10,7 +10,6 @@ mod dead_letters;
 mod files;
 mod log;
 mod reader;
-mod record;
 mod subscription;
 
 use std::io;
@@ -29,6 +28,8 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
+
+use crate::record;
 
 use appender::{Appender, Request, Status};
 use log::Log;

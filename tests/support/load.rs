@@ -25,7 +25,8 @@ pub(crate) struct Load {
 #[derive(Default)]
 struct Shared {
     stop: CancellationToken,
-    url: Mutex<String>,
+    /// The clients take turns.
+    urls: Mutex<Vec<String>>,
     issued: Mutex<BTreeSet<Uuid>>,
     acknowledged: Mutex<BTreeSet<Uuid>>,
     /// How often each answer came, by status and whether it has `Retry-After`; 0: none came.
@@ -42,14 +43,38 @@ impl Load {
         let client = reqwest::Client::builder().no_proxy().timeout(HANG).build().expect("the client needs nothing");
         let clients = (0..CLIENTS).map(|number| {
             let events = if number % 2 == 0 { 1 } else { 10 };
-            tokio::spawn(load.shared.clone().run(client.clone(), events))
+            tokio::spawn(load.shared.clone().run(client.clone(), number, events))
         });
         Self { clients: clients.collect(), ..load }
     }
 
     /// Sends to where the program listens now.
     pub(crate) fn retarget(&self, eye: &Eye) {
-        *self.shared.url.lock().unwrap() = eye.url("/api/event/");
+        self.spread(std::slice::from_ref(eye));
+    }
+
+    /// Sends to several programs: each client to one after the other, as long as it is not told that all is well.
+    pub(crate) fn spread(&self, eyes: &[Eye]) {
+        *self.shared.urls.lock().unwrap() = eyes.iter().map(|eye| eye.url("/api/event/")).collect();
+    }
+
+    /// Stops the clients, and waits until what they were told is in the database: a transport that is durable tells them
+    /// before.
+    pub(crate) async fn drained(&mut self, store: &Store) {
+        self.stop().await;
+        let acknowledged = self.shared.acknowledged.lock().unwrap().clone();
+        eventually("all that was acknowledged is stored", HANG * 2, async || {
+            let stored: BTreeSet<Uuid> = store.ids().await.into_iter().collect();
+            acknowledged.is_subset(&stored)
+        })
+        .await;
+    }
+
+    async fn stop(&mut self) {
+        self.shared.stop.cancel();
+        for client in self.clients.drain(..) {
+            client.await.expect("a client does not panic");
+        }
     }
 
     /// Waits until so many more requests were answered with 201.
@@ -72,11 +97,8 @@ impl Load {
 
     /// Stops the clients. They saw nothing but 201, 503 with `Retry-After`, and lost connections; what they were told is
     /// true of the database.
-    pub(crate) async fn finish(self, store: &Store) {
-        self.shared.stop.cancel();
-        for client in self.clients {
-            client.await.expect("a client does not panic");
-        }
+    pub(crate) async fn finish(mut self, store: &Store) {
+        self.stop().await;
         let answers = self.shared.answers.lock().unwrap().clone();
         let allowed = [(0, false), (201, false), (503, true)];
         assert!(answers.keys().all(|answer| allowed.contains(answer)), "{:?}: {answers:?}", store.kind);
@@ -93,13 +115,16 @@ impl Load {
 }
 
 impl Shared {
-    async fn run(self: Arc<Self>, client: reqwest::Client, events: usize) {
+    async fn run(self: Arc<Self>, client: reqwest::Client, mut turn: usize, events: usize) {
         while !self.stop.is_cancelled() {
             let ids: Vec<Uuid> = (0..events).map(|_| Uuid::new_v4()).collect();
             self.issued.lock().unwrap().extend(&ids);
             let body: Value = ids.iter().map(|id| event(*id, "load")).collect();
             while !self.stop.is_cancelled() {
-                let url = self.url.lock().unwrap().clone();
+                let url = {
+                    let urls = self.urls.lock().unwrap();
+                    urls[turn % urls.len()].clone()
+                };
                 let answer = match client.post(url).json(&body).send().await {
                     Ok(answer) => (answer.status().as_u16(), answer.headers().contains_key("retry-after")),
                     Err(_) => (0, false),
@@ -110,6 +135,7 @@ impl Shared {
                     self.progress.fetch_add(1, Ordering::Relaxed);
                     break;
                 }
+                turn += 1;
                 // As a client would, but sooner.
                 tokio::time::sleep(PAUSE).await;
             }

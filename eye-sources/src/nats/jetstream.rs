@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Client;
-use async_nats::jetstream::consumer::{self, AckPolicy, IntoConsumerConfig, PullConsumer, pull};
-use async_nats::jetstream::context::ConsumerInfoErrorKind;
+use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use async_nats::jetstream::{self, AckKind, Message};
 use axum::http::StatusCode;
 use eye_core::event::EventId;
 use eye_core::health::Health;
 use eye_core::refusals::Refusal;
 use eye_core::source::SourceError;
+use eye_nats::connection::{self, Change, Server, flush};
+use eye_nats::consumer;
+use eye_nats::settings::Missing;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
@@ -23,7 +25,6 @@ use uuid::{Builder, Variant, Version};
 use crate::decode::NewIds;
 
 use super::NatsConfig;
-use super::connection::{self, Change, Server, flush};
 use super::message::{Intake, message_id};
 
 /// How many messages all programs on one consumer may have at hand. The same for all of them, whatever `max_in_flight`
@@ -214,16 +215,9 @@ impl Desk {
     }
 }
 
-/// Why there is no consumer to take from.
-enum Missing {
-    Yet(String),
-    ForGood(String),
-}
-
 /// The consumer as it must be; it is made where there is none.
 async fn find(client: &Client, config: &NatsConfig) -> Result<PullConsumer, Missing> {
-    let NatsConfig { stream: stream_name, durable, subjects, .. } = config;
-    let yet = |error: String| Missing::Yet(format!("stream `{stream_name}`, consumer `{durable}`: {error}"));
+    let NatsConfig { stream, durable, subjects, .. } = config;
     let wanted = pull::Config {
         durable_name: Some(durable.clone()),
         ack_policy: AckPolicy::Explicit,
@@ -233,52 +227,8 @@ async fn find(client: &Client, config: &NatsConfig) -> Result<PullConsumer, Miss
         filter_subject: subjects.first().cloned().unwrap_or_default(),
         ..pull::Config::default()
     };
-    let context = jetstream::new(client.clone());
-    let stream = context.get_stream_no_info(stream_name).await.map_err(|error| yet(error.to_string()))?;
-    let info = match stream.consumer_info(durable).await {
-        Ok(info) => info,
-        Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {
-            let created = stream.create_consumer(wanted.clone()).await.map_err(|error| yet(error.to_string()))?;
-            created.cached_info().clone()
-        }
-        Err(error) if error.kind() == ConsumerInfoErrorKind::StreamNotFound => {
-            return Err(yet("there is no such stream; create it".to_owned()));
-        }
-        Err(error) => return Err(yet(error.to_string())),
-    };
-    let differences = differences(&info.config, &wanted.clone().into_consumer_config());
-    if differences.is_empty() {
-        return Ok(PullConsumer::new(wanted, info, context));
-    }
-    Err(Missing::ForGood(format!(
-        "the consumer `{durable}` of the stream `{stream_name}` has other settings: {}; delete it, or name another one as \
-         `durable`",
-        differences.join(", ")
-    )))
-}
-
-/// The settings that say which messages come, and when, as `found` has them where they are not as `wanted`.
-fn differences(found: &consumer::Config, wanted: &consumer::Config) -> Vec<String> {
-    let settings = |config: &consumer::Config| {
-        [
-            ("deliver_subject", format!("{:?}", config.deliver_subject)),
-            ("deliver_policy", format!("{:?}", config.deliver_policy)),
-            ("ack_policy", format!("{:?}", config.ack_policy)),
-            ("ack_wait", format!("{:?}", config.ack_wait)),
-            ("max_deliver", config.max_deliver.to_string()),
-            ("max_ack_pending", config.max_ack_pending.to_string()),
-            ("filter_subject", format!("{:?}", config.filter_subject)),
-            ("filter_subjects", format!("{:?}", config.filter_subjects)),
-            ("headers_only", config.headers_only.to_string()),
-            ("backoff", format!("{:?}", config.backoff)),
-            ("max_batch", config.max_batch.to_string()),
-            ("max_bytes", config.max_bytes.to_string()),
-            ("max_expires", format!("{:?}", config.max_expires)),
-        ]
-    };
-    let pairs = settings(found).into_iter().zip(settings(wanted));
-    let different = pairs.filter(|(found, wanted)| found != wanted);
-    different.map(|((name, found), (_, wanted))| format!("{name} is {found}, not {wanted}")).collect()
+    let way_out = "delete it, or name another one as `durable`";
+    consumer::find(&jetstream::new(client.clone()), stream, durable, &wanted, way_out).await
 }
 
 /// An id from the message's place in its stream, the same whenever it is delivered: a UUIDv8 of the time when it was

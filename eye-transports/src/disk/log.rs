@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use eye_core::transport::Custody;
 
 use super::files;
-use super::record::{self, MAGIC, Parsed};
+use crate::record::{self, MAGIC, Parsed};
 
 /// Bytes that may wait for the disk.
 const MAX_WAITING_BYTES: u64 = 64 * 1024 * 1024;

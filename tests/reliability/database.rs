@@ -17,24 +17,22 @@ const SHORT_RETRIES: &str = "writer.retry_for_ms = 500";
 #[tokio::test(flavor = "multi_thread")]
 async fn it_is_killed() {
     let rounds = rounds().div_ceil(2);
-    for transport in Transport::ALL {
-        for kind in SERVERS {
-            let store = Store::own(kind);
-            let mut trial = Trial::start("The database is killed", transport, store, SHORT_RETRIES).await;
-            for _ in 0..rounds {
-                trial.load().await;
-                trial.acked(50).await;
-                trial.a_moment(Duration::from_millis(300)).await;
-                block_in_place(|| trial.store.server().kill());
-                if transport == Transport::Memory {
-                    trial.answered("503", 10).await;
-                }
-                trial.a_moment(Duration::from_secs(1)).await;
-                block_in_place(|| trial.store.server().restart());
-                trial.check().await;
+    for (transport, kind) in Transport::all_with(SERVERS) {
+        let store = Store::own(kind);
+        let mut trial = Trial::start("The database is killed", transport, store, SHORT_RETRIES).await;
+        for _ in 0..rounds {
+            trial.load().await;
+            trial.acked(50).await;
+            trial.a_moment(Duration::from_millis(300)).await;
+            block_in_place(|| trial.store.server().kill());
+            if transport == Transport::Memory {
+                trial.answered("503", 10).await;
             }
-            trial.report(rounds);
+            trial.a_moment(Duration::from_secs(1)).await;
+            block_in_place(|| trial.store.server().restart());
+            trial.check().await;
         }
+        trial.report(rounds);
     }
 }
 
@@ -42,7 +40,7 @@ async fn it_is_killed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_hangs() {
     let stopped = Duration::from_secs(60) * u32::try_from(rounds()).unwrap() / 36;
-    let rows = Transport::ALL.into_iter().flat_map(|transport| SERVERS.map(|kind| (transport, kind)));
+    let rows = Transport::all_with(SERVERS);
     join_all(rows.map(|(transport, kind)| hang(transport, kind, stopped))).await;
 }
 
@@ -61,34 +59,31 @@ async fn hang(transport: Transport, kind: Kind, stopped: Duration) {
 #[tokio::test(flavor = "multi_thread")]
 async fn its_connection_is_cut_between_a_commit_and_the_answer() {
     let rounds = rounds() * 3;
-    for transport in Transport::ALL {
-        for kind in SERVERS {
-            let store = Store::new(kind);
-            let proxy = store.proxy().await;
-            let setup =
-                Setup { through: Some(proxy.url()), change_load: |load| load.repeat_every = 0, ..Setup::default() };
-            let mut trial = Trial::start_with("The connection is cut in a commit", transport, store, setup).await;
-            trial.load().await;
-            for round in 0..rounds {
-                trial.acked(20).await;
-                proxy.cut_commit(if round % 2 == 0 { Cut::Sent } else { Cut::Answered }).await;
-            }
-            trial.check().await;
-            // The writer tries again before the clients have to.
-            assert_eq!(trial.oracle.counts().await.answers.get("503"), None);
-            // No client sends an event twice: what the sink had already is what was committed without its knowledge.
-            // MySQL's does not count it.
-            let duplicates = trial.eye.get("/audit").await.1["sinks"]["store"]["duplicates"].as_u64().unwrap();
-            assert!(kind == Kind::MariaDb || duplicates >= rounds as u64 / 2, "{duplicates}");
-            trial.report(rounds);
+    for (transport, kind) in Transport::all_with(SERVERS) {
+        let store = Store::new(kind);
+        let proxy = store.proxy().await;
+        let setup = Setup { through: Some(proxy.url()), change_load: |load| load.repeat_every = 0, ..Setup::default() };
+        let mut trial = Trial::start_with("The connection is cut in a commit", transport, store, setup).await;
+        trial.load().await;
+        for round in 0..rounds {
+            trial.acked(20).await;
+            proxy.cut_commit(if round % 2 == 0 { Cut::Sent } else { Cut::Answered }).await;
         }
+        trial.check().await;
+        // The writer tries again before the clients have to.
+        assert_eq!(trial.oracle.counts().await.answers.get("503"), None);
+        // No client sends an event twice: what the sink had already is what was committed without its knowledge.
+        // MySQL's does not count it.
+        let duplicates = trial.eye.get("/audit").await.1["sinks"]["store"]["duplicates"].as_u64().unwrap();
+        assert!(kind == Kind::MariaDb || duplicates >= rounds as u64 / 2, "{duplicates}");
+        trial.report(rounds);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn its_commits_are_slow() {
     let slowest = Duration::from_secs(10) * u32::try_from(rounds()).unwrap() / 36;
-    let rows = Transport::ALL.into_iter().flat_map(|transport| SERVERS.map(|kind| (transport, kind)));
+    let rows = Transport::all_with(SERVERS);
     let slow = join_all(rows.map(|(transport, kind)| slow(transport, kind, slowest)));
     tokio::join!(slow, join_all(Transport::ALL.map(|transport| locked(transport, slowest))));
 }

@@ -30,3 +30,8 @@ async fn with_the_queue_in_memory() {
 async fn with_the_queue_on_the_disk() {
     killed_under_load(Transport::Disk).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_queue_in_a_stream() {
+    killed_under_load(Transport::JetStream).await;
+}

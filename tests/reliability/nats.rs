@@ -56,8 +56,8 @@ async fn the_eye_is_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_server_is_killed() {
-    for transport in Transport::ALL {
+async fn the_server_of_the_source_is_killed() {
+    for transport in [Transport::Memory, Transport::Disk] {
         let (mut server, _) = server(|_| {}).await;
         let mut trial = start("nats-server is killed", transport, Store::new(Kind::Postgres), &server, |_| {}).await;
         for _ in 0..rounds() {
@@ -71,6 +71,22 @@ async fn the_server_is_killed() {
         }
         trial.report(rounds());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_of_the_transport_is_killed() {
+    let store = Store::new(Kind::Postgres);
+    let mut trial = Trial::start("nats-server is killed", Transport::JetStream, store, "").await;
+    for _ in 0..rounds() {
+        trial.load().await;
+        trial.acked(50).await;
+        trial.a_moment(Duration::from_millis(300)).await;
+        block_in_place(|| trial.nats.as_mut().unwrap().kill());
+        trial.a_moment(Duration::from_secs(1)).await;
+        block_in_place(|| trial.nats.as_mut().unwrap().restart());
+        trial.check().await;
+    }
+    trial.report(rounds());
 }
 
 /// What finds no place in the stream is refused to the publisher, who tries again.

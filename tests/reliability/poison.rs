@@ -27,7 +27,7 @@ async fn a_trigger_refuses_one_event_in_a_thousand() {
 }
 
 async fn refused_one_in_a_thousand(refusal: Refusal) {
-    let rows = Transport::ALL.into_iter().flat_map(|transport| ALL.map(|kind| (transport, kind)));
+    let rows = Transport::all_with(ALL);
     join_all(rows.map(|(transport, kind)| refuse(refusal, transport, kind))).await;
 }
 

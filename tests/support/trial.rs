@@ -7,14 +7,14 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use eye_harness::{Eye, eventually};
+use eye_harness::{Eye, NatsServer, eventually};
 use eye_oracle::{Counts, Load, Oracle, Verdict};
 use fastrand::Rng;
 use serde_json::Value;
 use tokio::task::block_in_place;
 use uuid::Uuid;
 
-use crate::support::store::Store;
+use crate::support::store::{Kind, Store};
 use crate::support::{HANG, PROGRAM, config, readyz};
 
 /// Within this time after a fault is over, events are acknowledged; when the queue is empty, they are stored.
@@ -36,15 +36,28 @@ const ORACLE: &str = "trial::oracle";
 pub(crate) enum Transport {
     Memory,
     Disk,
+    /// With a nats-server of its own.
+    JetStream,
 }
 
 impl Transport {
-    pub(crate) const ALL: [Self; 2] = [Self::Memory, Self::Disk];
+    pub(crate) const ALL: [Self; 3] = [Self::Memory, Self::Disk, Self::JetStream];
 
-    fn settings(self) -> &'static str {
-        match self {
-            Self::Memory => "transport.type = \"memory\"",
-            Self::Disk => "transport.type = \"disk\"\ntransport.path = \"queue\"",
+    /// With each database of `kinds`.
+    pub(crate) fn all_with<const N: usize>(kinds: [Kind; N]) -> impl Iterator<Item = (Self, Kind)> {
+        Self::ALL.into_iter().flat_map(move |transport| kinds.map(|kind| (transport, kind)))
+    }
+
+    fn settings(self, nats: Option<&NatsServer>) -> String {
+        match (self, nats) {
+            (Self::Disk, _) => "transport = { type = \"disk\", path = \"queue\" }".to_owned(),
+            (Self::JetStream, Some(nats)) => format!(
+                "transport = {{ type = \"jetstream\", url = \"{}\", stream = \"EYE\", max_bytes = {}, \
+                 ack_wait_ms = 1000 }}",
+                nats.url(),
+                1 << 30,
+            ),
+            _ => "transport = { type = \"memory\" }".to_owned(),
         }
     }
 }
@@ -70,6 +83,8 @@ pub(crate) struct Trial {
     /// What is tried, and on what.
     name: String,
     pub(crate) store: Store,
+    /// What the transport is, where it is JetStream.
+    pub(crate) nats: Option<NatsServer>,
     pub(crate) eye: Eye,
     pub(crate) oracle: Oracle,
     pub(crate) rng: Rng,
@@ -89,7 +104,8 @@ impl Trial {
         let name = format!("{what} | {transport:?} → {:?}", store.kind);
         let seed = seed();
         println!("{name}: EYE_TEST_SEED={seed}");
-        let mut config = config(&store, &format!("{}\n{}", setup.settings, transport.settings()));
+        let nats = (transport == Transport::JetStream).then(|| block_in_place(NatsServer::start));
+        let mut config = config(&store, &format!("{}\n{}", setup.settings, transport.settings(nats.as_ref())));
         if let Some(url) = setup.through {
             config = config.replace(&store.url, url);
         }
@@ -100,7 +116,7 @@ impl Trial {
         (setup.change_load)(&mut load);
         let oracle = Oracle::start(ORACLE, load).await;
         let (rng, publish_to) = (Rng::with_seed(seed), setup.publish_to);
-        Self { name, store, eye, oracle, rng, publish_to, verdict: Verdict::default() }
+        Self { name, store, nats, eye, oracle, rng, publish_to, verdict: Verdict::default() }
     }
 
     /// Lets the clients send to where the program listens now.

@@ -33,12 +33,13 @@ Examples:
   eye run --config /etc/eye/eye.toml       run with this configuration
   eye check --config eye.toml              say what is wrong with it, and start nothing
   eye migrate --config eye.toml            bring the databases' schema up to date, then exit
+  eye audit --config eye.toml              see that every event is accounted for
   RUST_LOG=debug eye --log-format json     more log lines, as JSON
 
 Exit codes: 0 success, 1 failure, 2 wrong usage, 78 wrong configuration.";
 
 /// What to do.
-#[derive(Subcommand, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Take events, store them and answer queries, until SIGTERM or SIGINT (the default)
     Run,
@@ -46,12 +47,18 @@ pub enum Command {
     Check,
     /// Bring the schema of every configured database up to date
     Migrate,
+    /// Ask the running program what became of every event; exit with 1 when it does not add up
+    Audit {
+        /// Where it listens [default: where `[server] listen` of the configuration says]
+        #[arg(long, value_name = "http://HOST:PORT")]
+        url: Option<String>,
+    },
 }
 
 impl Cli {
     /// What to do.
     pub fn command(&self) -> Command {
-        self.command.unwrap_or(Command::Run)
+        self.command.clone().unwrap_or(Command::Run)
     }
 }
 

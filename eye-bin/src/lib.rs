@@ -1,8 +1,10 @@
 //! The program, as a library: what `main.rs` runs, and what a program with plug-ins of its own runs.
 
 pub mod api;
+mod audit;
 pub mod cli;
 pub mod config;
+mod metrics;
 mod run;
 pub mod server;
 pub mod telemetry;
@@ -57,6 +59,7 @@ pub fn run(registry: &Registry) -> ExitCode {
         Command::Check => say(&format!("{}: ok: {config}", config.file)),
         Command::Run => run::block_on(run::run(config)),
         Command::Migrate => run::block_on(run::migrate(config)),
+        Command::Audit { url } => audit::run(url, &config.server.listen),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

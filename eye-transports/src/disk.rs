@@ -24,7 +24,7 @@ use eye_core::ack::{Outcome, Receipt};
 use eye_core::event::Event;
 use eye_core::health::Health;
 use eye_core::registry::BuildError;
-use eye_core::transport::{PublishError, Subscription, Transport, TransportConfig, TransportError};
+use eye_core::transport::{Custody, PublishError, Subscription, Transport, TransportConfig, TransportError};
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -144,6 +144,10 @@ impl Transport for DiskTransport {
 
     fn is_durable(&self) -> bool {
         true
+    }
+
+    fn custody(&self, consumer: &str) -> Custody {
+        self.log.lock().custody(consumer)
     }
 
     async fn watch(&self, health: Health) -> TransportError {

@@ -1,10 +1,12 @@
 //! What the threads of a queue share: its segments, its room, and how far each consumer has come.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use eye_core::transport::Custody;
 
 use super::files;
 use super::record::{self, MAGIC, Parsed};
@@ -37,7 +39,7 @@ pub(super) struct State {
     /// The number of the first event that a consumer has not acked.
     cursors: BTreeMap<String, u64>,
     cursors_changed: bool,
-    subscribed: BTreeSet<String>,
+    subscribed: BTreeMap<String, Account>,
     /// All have subscribed: what they are done with may go.
     started: bool,
     /// Bytes taken, and not committed yet.
@@ -46,6 +48,16 @@ pub(super) struct State {
     free: u64,
     /// Why something was not taken since the last look.
     refused: Option<String>,
+}
+
+/// What is known of one consumer's events since the start.
+#[derive(Default)]
+struct Account {
+    /// Its cursor then.
+    started_at: u64,
+    missing: u64,
+    /// Of them, those that the cursor has not come to: the number of the event after them, and how many.
+    missing_ahead: Vec<(u64, u64)>,
 }
 
 impl Log {
@@ -169,11 +181,13 @@ impl Log {
     /// A consumer's place: where it was, else at the oldest event that is there. `None` when it has one already.
     pub(super) fn subscribe(&self, consumer: &str) -> Option<u64> {
         let mut state = self.lock();
-        if !state.subscribed.insert(consumer.to_owned()) {
+        if state.subscribed.contains_key(consumer) {
             return None;
         }
         let oldest = state.segments.first_key_value().map_or(state.next, |(first, _)| *first);
-        Some(*state.cursors.entry(consumer.to_owned()).or_insert(oldest))
+        let cursor = *state.cursors.entry(consumer.to_owned()).or_insert(oldest);
+        state.subscribed.insert(consumer.to_owned(), Account { started_at: cursor, ..Account::default() });
+        Some(cursor)
     }
 
     /// All have subscribed. Who has not, but did so once, holds nothing back any more.
@@ -181,7 +195,7 @@ impl Log {
         let mut state = self.lock();
         let State { next, cursors, subscribed, .. } = &mut *state;
         cursors.retain(|consumer, cursor| {
-            let stays = subscribed.contains(consumer);
+            let stays = subscribed.contains_key(consumer);
             if !stays {
                 let undelivered = next.saturating_sub(*cursor);
                 tracing::warn!(sink = consumer, undelivered, "no longer configured: the queue keeps nothing for it");
@@ -197,6 +211,17 @@ impl Log {
         let mut state = self.lock();
         state.cursors.insert(consumer.to_owned(), cursor);
         state.cursors_changed = true;
+        if let Some(account) = state.subscribed.get_mut(consumer) {
+            account.missing_ahead.retain(|(end, _)| *end > cursor);
+        }
+    }
+
+    /// A consumer has found so many events missing, before the one with the number `end`.
+    pub(super) fn note_missing(&self, consumer: &str, missing: u64, end: u64) {
+        if let Some(account) = self.lock().subscribed.get_mut(consumer) {
+            account.missing += missing;
+            account.missing_ahead.push((end, missing));
+        }
     }
 
     /// Writes down how far the consumers are, when that has changed. Blocks. After a crash they are where they were at
@@ -234,6 +259,19 @@ impl Log {
 }
 
 impl State {
+    /// By the cursor alone, so that an event that it passed and the sink never got shows in the books.
+    pub(super) fn custody(&self, consumer: &str) -> Custody {
+        let (Some(account), Some(cursor)) = (self.subscribed.get(consumer), self.cursors.get(consumer)) else {
+            return Custody::default();
+        };
+        let missing_ahead: u64 = account.missing_ahead.iter().map(|(_, count)| count).sum();
+        Custody {
+            taken: self.next - account.started_at,
+            pending: (self.next - cursor).saturating_sub(missing_ahead),
+            missing: account.missing,
+        }
+    }
+
     fn on_disk(&self) -> u64 {
         self.segments.values().sum()
     }

@@ -222,7 +222,7 @@ async fn refused_events_are_dead_letters_and_the_others_are_done() {
 }
 
 #[tokio::test]
-async fn events_whose_dead_letters_cannot_be_kept_come_again() {
+async fn dead_letters_that_cannot_be_kept_are_tried_again_until_they_are_or_come_again_after_a_start() {
     let folder = folder();
     let config = config(&folder);
     let transport = open(&config).await;
@@ -231,10 +231,19 @@ async fn events_whose_dead_letters_cannot_be_kept_come_again() {
     fs::write(config.path.join("dead-letters"), "in the way").unwrap();
     let refused = Outcome::Rejected(vec![Rejection { index: 0, reason: "too big".into() }]);
     next(&mut *subscription, refused.clone()).await;
+    stop(transport, subscription).await;
+
+    let transport = open(&config).await;
+    let mut subscription = transport.subscribe("store").await.unwrap();
     assert_eq!(next(&mut *subscription, refused).await, events(0, 1));
-    fs::remove_file(config.path.join("dead-letters")).unwrap();
     commit(&transport, 1, 2).await;
-    assert_eq!(next(&mut *subscription, Outcome::Delivered).await, events(1, 2));
+    let (received, ()) = tokio::join!(next(&mut *subscription, Outcome::Delivered), async {
+        tokio::task::yield_now().await;
+        assert_eq!(transport.custody("store").pending, 2);
+        fs::remove_file(config.path.join("dead-letters")).unwrap();
+    });
+    assert_eq!(received, events(1, 2));
+    assert_eq!(fs::read_dir(config.path.join("dead-letters")).unwrap().count(), 1);
 }
 
 #[tokio::test]
@@ -375,6 +384,39 @@ async fn damage_costs_the_record_it_hits_and_no_other() {
         assert_eq!(kept.len(), length, "byte {at}");
         assert_eq!(drain(&config).await, [], "it is passed once");
     }
+}
+
+fn custody(transport: &DiskTransport) -> (u64, u64, u64) {
+    let Custody { taken, pending, missing } = transport.custody("store");
+    (taken, pending, missing)
+}
+
+#[tokio::test]
+async fn custody_tells_what_was_pending_at_the_start_and_what_is_missing() {
+    let folder = folder();
+    let config = config(&folder);
+    let length = three_records(&config).await;
+    let segment = segments(&config)[0].clone();
+    let mut content = fs::read(&segment).unwrap();
+    content[length + 40] ^= 0x10;
+    fs::write(&segment, content).unwrap();
+    let transport = open(&config).await;
+    let mut subscription = transport.subscribe("store").await.unwrap();
+    assert_eq!(custody(&transport), (6, 6, 0), "nobody has looked yet");
+    commit(&transport, 6, 7).await;
+    let narrow = BatchLimits { max_events: 1, ..WIDE };
+    let received = subscription.receive(narrow).await.unwrap().remove(0);
+    assert_eq!((received.events, custody(&transport)), (events(0, 1), (7, 7, 0)));
+    received.ack.settle(Outcome::Delivered);
+    assert_eq!(
+        next(&mut *subscription, Outcome::Failed { reason: "away".into() }).await,
+        [events(1, 2), events(4, 7)].concat()
+    );
+    assert_eq!(custody(&transport), (7, 4, 2), "what is missing lies before the sink's place, and is pending no more");
+    next(&mut *subscription, Outcome::Delivered).await;
+    transport.close();
+    end(subscription).await;
+    assert_eq!(custody(&transport), (7, 0, 2));
 }
 
 #[tokio::test]

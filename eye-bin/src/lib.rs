@@ -4,6 +4,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 mod run;
+mod running;
 pub mod server;
 pub mod telemetry;
 

@@ -6,8 +6,8 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::files;
 use super::record::{self, MAGIC, Parsed};
+use super::{dead_letters, files};
 
 /// Bytes that may wait for the disk.
 const MAX_WAITING_BYTES: u64 = 64 * 1024 * 1024;
@@ -75,6 +75,8 @@ impl Log {
         }
         // A number that a consumer is done with is never given again, whatever the disk has lost.
         state.next = state.cursors.values().copied().fold(state.next, u64::max);
+        // Nor is one that has a dead letter, or another event's would take its place.
+        state.next = state.next.max(dead_letters::next_number(path)?);
         let log = Self {
             path: path.to_owned(),
             max_bytes,
@@ -210,8 +212,8 @@ impl Log {
             }
             serde_json::to_string(&state.cursors).expect("texts and numbers are JSON")
         };
-        let content = format!("{:08x} {cursors}\n", crc32fast::hash(cursors.as_bytes()));
-        files::write(&self.path, CURSORS, content.as_bytes()).inspect_err(|_| self.lock().cursors_changed = true)
+        files::write(&self.path, CURSORS, files::seal(&cursors).as_bytes())
+            .inspect_err(|_| self.lock().cursors_changed = true)
     }
 
     /// The first event that some consumer is not done with.
@@ -315,11 +317,7 @@ fn read_cursors(path: &Path) -> io::Result<BTreeMap<String, u64>> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
         Err(error) => return Err(error),
     };
-    let parsed = std::str::from_utf8(&content).ok().and_then(|content| {
-        let (checksum, cursors) = content.strip_suffix('\n')?.split_once(' ')?;
-        let right = u32::from_str_radix(checksum, 16).ok()? == crc32fast::hash(cursors.as_bytes());
-        serde_json::from_str(cursors).ok().filter(|_| right)
-    });
+    let parsed = files::unseal(&content).and_then(|cursors| serde_json::from_str(cursors).ok());
     Ok(parsed.unwrap_or_else(|| {
         tracing::error!(
             file = %path.join(CURSORS).display(),

@@ -3,6 +3,7 @@
 pub mod api;
 pub mod cli;
 pub mod config;
+mod dead_letters;
 mod run;
 mod running;
 pub mod server;
@@ -58,6 +59,7 @@ pub fn run(registry: &Registry) -> ExitCode {
         Command::Check => say(&format!("{}: ok: {config}", config.file)),
         Command::Run => run::block_on(run::run(config)),
         Command::Migrate => run::block_on(run::migrate(config)),
+        Command::DeadLetters(command) => run::block_on(dead_letters::run(config, command)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -26,8 +26,8 @@ use super::reader::Numbered;
 
 const FOLDER: &str = "dead-letters";
 
-/// The most letters of one page, and the bytes after which it ends.
-const PAGE_LETTERS: usize = 1000;
+/// The most letters of one page, and the bytes after which it ends. Each page looks through the whole folder.
+const PAGE_LETTERS: usize = 10_000;
 const PAGE_BYTES: usize = 8 << 20;
 
 /// What a letter's file holds beside its checksum.

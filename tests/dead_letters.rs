@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
+use std::time::{Duration, SystemTime};
 
 use eye_harness::{Eye, eventually};
 use serde_json::{Value, json};
@@ -107,6 +108,7 @@ async fn a_refused_event_is_seen_and_once_the_reason_is_gone_it_is_stored_once()
         assert_eq!(eye.post(format!("[{},{sent}]", event(good, "good"))).await.0, 201);
 
         let letters = until_listed(&eye, 1).await;
+        assert!(eye.logs().contains("`eye dead-letters list` shows them"), "{}", eye.logs());
         let letter = &letters[0];
         assert_eq!((&letter["id"], &letter["refused_by"]), (&json!("transport/1.store"), &json!("sinks.store")));
         let recognised = ["session_id", "category", "name", "timestamp"].map(|field| &letter[field]);
@@ -161,6 +163,39 @@ async fn what_was_replayed_before_a_crash_is_not_stored_twice() {
     assert_eq!(eye.post(event(last, "last")).await.0, 201);
     eventually("all is stored", HANG, async || store.ids().await.contains(&last)).await;
     assert_eq!(store.ids().await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_may_replay_at_once() {
+    let store = Store::new(Kind::Sqlite);
+    let events: Vec<Value> = (0..20).map(|_| refused()).collect();
+    let eye = with_refused(&store, &events).await;
+    store.refuse_no_more().await;
+    let both = thread::scope(|scope| [(); 2].map(|()| scope.spawn(|| replay(&eye, &["--all"]))).map(|it| it.join()));
+    both.into_iter().for_each(|done| drop(done.unwrap().succeeded()));
+    assert_eq!(list(&eye), [] as [Value; 0]);
+    let last = Uuid::new_v4();
+    assert_eq!(eye.post(event(last, "last")).await.0, 201);
+    eventually("all is stored", HANG, async || store.ids().await.contains(&last)).await;
+    assert_eq!(store.ids().await.len(), 21);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_are_those_that_were_there_at_the_start() {
+    let store = Store::new(Kind::Sqlite);
+    let eye = with_refused(&store, &[refused()]).await;
+    let later = letter_file(&eye, 7);
+    fs::write(&later, "damaged, so that its time is the file's").unwrap();
+    let file = fs::File::options().write(true).open(&later).unwrap();
+    file.set_modified(SystemTime::now() + Duration::from_secs(3600)).unwrap();
+    for command in [&["replay", "--all", "--url", &eye.url("")][..], &["delete", "--all"]] {
+        let done = dead_letters(eye.folder(), command);
+        assert!(done.stderr.contains("came_later=1"), "{}", done.stderr);
+        done.succeeded();
+        assert!(later.exists());
+    }
+    dead_letters(eye.folder(), &["delete", "transport/7.store"]).succeeded();
+    assert!(!later.exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -126,8 +126,9 @@ impl Keepers {
         // What is refused again comes back as a new one; without this, it would be tried for ever.
         let started = Timestamp::now();
         self.walk(async |keeper, letter| {
-            if letter.time <= started {
-                tally.count(work(keeper, letter).await?);
+            match letter.time <= started {
+                true => tally.count(work(keeper, letter).await?),
+                false => tally.later += 1,
             }
             Ok(())
         })
@@ -164,6 +165,8 @@ struct Tally {
     done: usize,
     left: usize,
     missing: usize,
+    /// Refused after the command was started.
+    later: usize,
 }
 
 impl Tally {
@@ -185,7 +188,7 @@ impl Tally {
 
     /// A last word on what was done, also before it ended early.
     fn report(&self, done: &str, ended: anyhow::Result<()>) -> anyhow::Result<()> {
-        tracing::info!(count = self.done, "{done}");
+        tracing::info!(count = self.done, came_later = self.later, "{done}");
         ended.and_then(|()| self.result())
     }
 }

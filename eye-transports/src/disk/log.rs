@@ -6,8 +6,8 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::files;
 use super::record::{self, MAGIC, Parsed};
-use super::{dead_letters, files};
 
 /// Bytes that may wait for the disk.
 const MAX_WAITING_BYTES: u64 = 64 * 1024 * 1024;
@@ -76,7 +76,7 @@ impl Log {
         // A number that a consumer is done with is never given again, whatever the disk has lost.
         state.next = state.cursors.values().copied().fold(state.next, u64::max);
         // Nor is one that has a dead letter, or another event's would take its place.
-        state.next = state.next.max(dead_letters::next_number(path)?);
+        state.next = state.next.max(super::dead_letters::next_number(path)?);
         let log = Self {
             path: path.to_owned(),
             max_bytes,

@@ -87,6 +87,8 @@ impl Log {
         }
         // A number that a consumer is done with is never given again, whatever the disk has lost.
         state.next = state.cursors.values().copied().fold(state.next, u64::max);
+        // Nor is one that has a dead letter, or another event's would take its place.
+        state.next = state.next.max(super::dead_letters::next_number(path)?);
         let log = Self {
             path: path.to_owned(),
             max_bytes,
@@ -235,8 +237,8 @@ impl Log {
             }
             serde_json::to_string(&state.cursors).expect("texts and numbers are JSON")
         };
-        let content = format!("{:08x} {cursors}\n", crc32fast::hash(cursors.as_bytes()));
-        files::write(&self.path, CURSORS, content.as_bytes()).inspect_err(|_| self.lock().cursors_changed = true)
+        files::write(&self.path, CURSORS, files::seal(&cursors).as_bytes())
+            .inspect_err(|_| self.lock().cursors_changed = true)
     }
 
     /// The first event that some consumer is not done with.
@@ -353,11 +355,7 @@ fn read_cursors(path: &Path) -> io::Result<BTreeMap<String, u64>> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
         Err(error) => return Err(error),
     };
-    let parsed = std::str::from_utf8(&content).ok().and_then(|content| {
-        let (checksum, cursors) = content.strip_suffix('\n')?.split_once(' ')?;
-        let right = u32::from_str_radix(checksum, 16).ok()? == crc32fast::hash(cursors.as_bytes());
-        serde_json::from_str(cursors).ok().filter(|_| right)
-    });
+    let parsed = files::unseal(&content).and_then(|cursors| serde_json::from_str(cursors).ok());
     Ok(parsed.unwrap_or_else(|| {
         tracing::error!(
             file = %path.join(CURSORS).display(),

@@ -1,0 +1,139 @@
+//! The power fails under load: what was acknowledged is stored, once. The disk is a file system that loses what was not
+//! synced, or has a part of it; `EYE_TEST_ROUNDS` says how often.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::path::Path;
+
+use eye_harness::{Eye, eventually};
+use eye_power_loss::Disk;
+use fastrand::Rng;
+use support::load::{Balance, Load};
+use support::store::{Kind, Store};
+use support::{HANG, PROGRAM, config, event, post, rounds};
+use tokio::task::block_in_place;
+use uuid::Uuid;
+
+#[test]
+#[ignore = "not a test: the process that serves the disk"]
+fn power_loss_disk() {
+    eye_power_loss::serve();
+}
+
+/// Who has custody of what is acknowledged, on the disk that loses its power.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Custody {
+    /// The queue. The database lies elsewhere, and is locked when the power fails.
+    Queue,
+    /// SQLite, behind the memory transport.
+    Sqlite,
+}
+
+/// What is left of the events after so many power cuts. `None` where there is no such disk.
+async fn cut_power(custody: Custody, cuts: usize, environment: &[&str], seed: u64) -> Option<Balance> {
+    println!("{custody:?}, {cuts} cuts, seed {seed}");
+    let mut rng = Rng::with_seed(seed);
+    let mut disk = block_in_place(|| Disk::mount(seed))?;
+    let (store, settings) = match custody {
+        Custody::Queue => {
+            let queue = disk.path().join("new/queue");
+            (Store::new(Kind::Sqlite), format!("transport.type = \"disk\"\ntransport.path = \"{}\"", queue.display()))
+        }
+        Custody::Sqlite => (Store::sqlite_at(&disk.path().join("new/eye.db")), String::new()),
+    };
+    let config = config(&store, &settings);
+    let mut eye = block_in_place(|| Eye::start_with_environment(Path::new(PROGRAM), environment, &config));
+    eye.wait_ready().await;
+    let mut load = Load::start(&eye);
+    for _ in 0..cuts {
+        load.progress(rng.usize(1..60)).await;
+        let lock = match custody {
+            Custody::Queue => Some(store.lock().await),
+            Custody::Sqlite => None,
+        };
+        load.progress(rng.usize(1..60)).await;
+        block_in_place(|| {
+            disk.cut_power();
+            eye.kill();
+        });
+        if let Some(lock) = lock {
+            lock.release().await;
+        }
+        block_in_place(|| {
+            disk.restore_power();
+            eye.restart();
+        });
+        load.retarget(&eye);
+    }
+    eye.wait_ready().await;
+    load.stop().await;
+    // The queue has an order: when this one is stored, nothing is left in it.
+    let last = Uuid::new_v4();
+    eventually("a fresh event is taken", HANG, async || post(&eye, &event(last, "last")).await.0 == 201).await;
+    eventually("and stored", HANG, async || store.ids().await.contains(&last)).await;
+    let mut balance = load.balance(&store).await;
+    balance.foreign -= 1;
+    println!("{custody:?}, {cuts} cuts: {balance:?}");
+    Some(balance)
+}
+
+async fn loses_nothing(custody: Custody) {
+    let seed = fastrand::u64(..);
+    let Some(balance) = cut_power(custody, rounds(5), &[], seed).await else { return };
+    assert_eq!((balance.lost, balance.twice, balance.foreign), (0, 0, 0), "seed {seed}: {balance:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_power_cut_costs_nothing_that_is_in_the_queue() {
+    loses_nothing(Custody::Queue).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_power_cut_costs_nothing_that_is_in_sqlite() {
+    loses_nothing(Custody::Sqlite).await;
+}
+
+/// The same tests find what they are for.
+#[cfg(feature = "mutants")]
+mod mutants {
+    use super::*;
+
+    /// Some faults show only when the power fails at the right moment.
+    const TRIES: u64 = 10;
+
+    async fn is_found(mutant: &str, custody: Custody, shows: impl Fn(&Balance) -> bool) {
+        for seed in 0..TRIES {
+            let Some(balance) = cut_power(custody, 1, &[&format!("EYE_MUTANT={mutant}")], seed).await else { return };
+            if shows(&balance) {
+                return;
+            }
+        }
+        panic!("{mutant} was not found");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_queue_that_does_not_sync_is_found() {
+        is_found("no-sync", Custody::Queue, |balance| balance.lost > 0).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_queue_that_acknowledges_before_it_syncs_is_found() {
+        is_found("ack-before-sync", Custody::Queue, |balance| balance.lost > 0).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_table_without_unique_key_is_found() {
+        is_found("no-unique-key", Custody::Queue, |balance| balance.twice > 0).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn sqlite_without_synchronous_is_found() {
+        is_found("sqlite-no-sync", Custody::Sqlite, |balance| balance.lost > 0).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_writer_that_acknowledges_before_it_writes_is_found() {
+        is_found("ack-before-write", Custody::Sqlite, |balance| balance.lost > 0).await;
+    }
+}

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub(crate) mod load;
+pub(crate) mod small_disk;
 pub(crate) mod store;
 
 use std::path::Path;

@@ -11,7 +11,7 @@ use eye_power_loss::Disk;
 use fastrand::Rng;
 use support::load::{Balance, Load};
 use support::store::{Kind, Store};
-use support::{PROGRAM, config, rounds};
+use support::{HANG, PROGRAM, config, rounds};
 use tokio::task::block_in_place;
 
 #[test]
@@ -23,7 +23,7 @@ fn power_loss_disk() {
 /// Who has custody of what is acknowledged, on the disk that loses its power.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Custody {
-    /// The queue. The database lies elsewhere, and is locked when the power fails.
+    /// The queue. The database lies elsewhere, and is locked when the power fails under load.
     Queue,
     /// SQLite, behind the memory transport.
     Sqlite,
@@ -46,15 +46,21 @@ async fn cut_power(custody: Custody, cuts: usize, environment: &[&str], seed: u6
     eye.wait_ready().await;
     let load = Load::start(&eye);
     for _ in 0..cuts {
-        load.progress(rng.usize(1..60)).await;
+        load.progress(rng.usize(0..60)).await;
+        let stops_before = rng.u8(0..4) == 0;
         let lock = match custody {
-            Custody::Queue => Some(store.lock().await),
-            Custody::Sqlite => None,
+            Custody::Queue if !stops_before => Some(store.lock().await),
+            _ => None,
         };
-        load.progress(rng.usize(1..60)).await;
+        load.progress(rng.usize(0..60)).await;
         block_in_place(|| {
-            disk.cut_power();
-            eye.kill();
+            if stops_before {
+                assert_eq!(eye.terminate(HANG), Some(0), "to stop is not to sync");
+                disk.cut_power();
+            } else {
+                disk.cut_power();
+                eye.kill();
+            }
         });
         if let Some(lock) = lock {
             lock.release().await;
@@ -66,7 +72,12 @@ async fn cut_power(custody: Custody, cuts: usize, environment: &[&str], seed: u6
         load.retarget(&eye);
     }
     eye.wait_ready().await;
-    Some(load.settle(&eye, &store).await)
+    let balance = load.settle(&eye, &store).await;
+    let is_healthy = environment.is_empty();
+    for damage in ["damaged on the disk", "lost or damaged"] {
+        assert!(!is_healthy || !eye.logs().contains(damage), "a power cut is no damage: {}", eye.logs());
+    }
+    Some(balance)
 }
 
 async fn loses_nothing(custody: Custody) {

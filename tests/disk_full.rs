@@ -6,6 +6,7 @@ mod support;
 
 use std::path::Path;
 
+use eye_harness::Eye;
 use support::load::Load;
 use support::rounds;
 use support::small_disk::SmallDisk;
@@ -14,6 +15,15 @@ use tokio::task::block_in_place;
 
 /// Answers of 503 after which the disk counts as full.
 const REFUSED: usize = 20;
+
+/// A full disk can be started on.
+fn start_again(eye: &mut Eye, load: &Load) {
+    block_in_place(|| {
+        eye.kill();
+        eye.restart();
+    });
+    load.retarget(eye);
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_fills_its_disk_drains_and_takes_again() {
@@ -24,9 +34,9 @@ async fn a_queue_that_fills_its_disk_drains_and_takes_again() {
         "transport = {{ type = \"disk\", path = \"{}\", min_free_bytes = 0, max_bytes = 67108864 }}",
         queue.display()
     );
-    let eye = support::start_ready(&store, &settings).await;
+    let mut eye = support::start_ready(&store, &settings).await;
     let load = Load::start_with(&eye, 20_000);
-    for _ in 0..rounds(3) {
+    for round in 0..rounds(3) {
         // By itself, while the database is away.
         let lock = store.lock().await;
         load.answered(503, REFUSED).await;
@@ -35,6 +45,10 @@ async fn a_queue_that_fills_its_disk_drains_and_takes_again() {
         // By others, at once.
         block_in_place(|| disk.fill());
         load.answered(503, REFUSED).await;
+        if round % 2 == 1 {
+            start_again(&mut eye, &load);
+            load.answered(503, REFUSED).await;
+        }
         disk.free();
         load.progress(20).await;
     }
@@ -46,12 +60,16 @@ async fn a_queue_that_fills_its_disk_drains_and_takes_again() {
 async fn sqlite_on_a_full_disk_refuses_and_takes_again() {
     let Some(disk) = block_in_place(|| SmallDisk::mount(128)) else { return };
     let store = Store::sqlite_at(Path::new(&disk.path().join("eye.db")));
-    let eye = support::start_ready(&store, "writer.retry_for_ms = 500").await;
+    let mut eye = support::start_ready(&store, "writer.retry_for_ms = 500").await;
     let load = Load::start(&eye);
-    for _ in 0..rounds(3) {
+    for round in 0..rounds(3) {
         load.progress(20).await;
         block_in_place(|| disk.fill());
         load.answered(503, REFUSED).await;
+        if round % 2 == 1 {
+            start_again(&mut eye, &load);
+            load.answered(503, REFUSED).await;
+        }
         disk.free();
     }
     load.progress(20).await;

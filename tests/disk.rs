@@ -135,66 +135,6 @@ async fn a_second_program_on_the_same_queue_does_not_start() {
     assert!(said.contains("transport: cannot open the queue") && said.contains("another process"), "{said}");
 }
 
-/// A small file system of its own, unmounted at the end.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    /// `None` where we may not mount.
-    fn mount(megabytes: usize) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let size = format!("size={megabytes}m");
-        let mut mount = std::process::Command::new("mount");
-        let mounted = mount.args(["-t", "tmpfs", "-o", &size, "eye-test"]).arg(folder.path()).status();
-        mounted.is_ok_and(|status| status.success()).then_some(Self(folder))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_refuses_outlives_a_kill_and_drains_by_itself() {
-    let Some(disk) = SmallDisk::mount(16) else {
-        eprintln!("SKIPPED: a full disk is not tested, since this user may not mount one");
-        return;
-    };
-    let server = Postgres::start();
-    let database = server.create_database();
-    let path = disk.0.path().join("queue");
-    let keys = format!("path = \"{}\"\nmin_free_bytes = 0\nmax_bytes = 67108864", path.display());
-    let mut eye = Eye::start(PROGRAM, &config(&database).replace("path = \"queue\"", &keys));
-    until_sink_is(&eye, "ready").await;
-    assert_eq!(eye.post(event("before", 0)).await.0, 201);
-    eventually("it is stored", DEADLINE, async || stored(&server, &database).len() == 1).await;
-    server.stop();
-
-    let send = async |eye: &Eye, request: usize| {
-        let mut events: Vec<Value> = (0..10).map(|n| event(&format!("request {request}"), n)).collect();
-        events[0]["data"] = json!("x".repeat(900_000));
-        eye.post(json!(events)).await.0
-    };
-    for request in 0..3 {
-        assert_eq!(send(&eye, request).await, 201);
-    }
-    // What others write fills the disk before the queue sees it coming.
-    std::fs::write(disk.0.path().join("foreign"), vec![0; 16 << 20]).unwrap_err();
-    for request in 3..6 {
-        assert_eq!(send(&eye, request).await, 503);
-    }
-
-    eye.kill();
-    eye.restart();
-    server.restart();
-    eventually("all is stored", DEADLINE, async || stored(&server, &database).len() >= 31).await;
-    assert_eq!(stored(&server, &database).len(), 31, "and nothing that was refused");
-    eventually("there is room again", DEADLINE, async || send(&eye, 6).await == 201).await;
-    assert_eq!(eye.terminate(DEADLINE), Some(0));
-    assert!(!eye.logs().contains("ERROR"), "{}", eye.logs());
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_cannot_be_written_acknowledges_nothing_and_stops_the_program() {
     let server = Postgres::shared();

@@ -1,13 +1,34 @@
 //! Files and folders for the owner only, written so that they are whole or not there.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Makes a folder, and those above it, where they are not there.
+/// Makes a folder, and those above it, where they are not there, and its name durable: with its folder, a power cut would
+/// take all that was synced in it.
 pub(super) fn create_folder(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)
+    let above = match path.parent() {
+        Some(above) if above.as_os_str().is_empty() => Path::new("."),
+        Some(above) => above,
+        None => return Ok(()),
+    };
+    let create = || match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        created => created,
+    };
+    match create() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            create_folder(above)?;
+            create()?;
+        }
+        created => created?,
+    }
+    match sync_folder(above) {
+        // Somebody else made our folder in one that we may not look into, and saw to it that it stays.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+        synced => synced,
+    }
 }
 
 /// How all files are opened for writing.

@@ -227,22 +227,25 @@ async fn dead_letters_that_cannot_be_kept_are_tried_again_until_they_are_or_come
     let transport = open(&config).await;
     let mut subscription = transport.subscribe("store").await.unwrap();
     commit(&transport, 0, 1).await;
-    fs::write(config.path.join("dead-letters"), "in the way").unwrap();
+    let in_the_way = config.path.join("dead-letters");
+    fs::write(&in_the_way, "").unwrap();
     let refused = Outcome::Rejected(vec![Rejection { index: 0, reason: "too big".into() }]);
     next(&mut *subscription, refused.clone()).await;
     stop(transport, subscription).await;
+    fs::remove_file(&in_the_way).unwrap();
 
     let transport = open(&config).await;
     let mut subscription = transport.subscribe("store").await.unwrap();
+    fs::write(&in_the_way, "").unwrap();
     assert_eq!(next(&mut *subscription, refused).await, events(0, 1));
     commit(&transport, 1, 2).await;
     let (received, ()) = tokio::join!(next(&mut *subscription, Outcome::Delivered), async {
         tokio::task::yield_now().await;
         assert_eq!(transport.custody("store").pending, 2);
-        fs::remove_file(config.path.join("dead-letters")).unwrap();
+        fs::remove_file(&in_the_way).unwrap();
     });
     assert_eq!(received, events(1, 2));
-    assert_eq!(fs::read_dir(config.path.join("dead-letters")).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(in_the_way).unwrap().count(), 1);
 }
 
 #[tokio::test]

@@ -64,7 +64,8 @@ impl Publisher {
             }
             let session = self.session.clone();
             tasks.spawn(async move {
-                let outcomes = join_all(sent.into_iter().map(|(message, first)| message.publish(&session, first))).await;
+                let outcomes =
+                    join_all(sent.into_iter().map(|(message, first)| message.publish(&session, first))).await;
                 let failed = outcomes.into_iter().find(|outcome| *outcome != Outcome::Delivered);
                 group.settle(&failed.unwrap_or(Outcome::Delivered));
                 drop(place);

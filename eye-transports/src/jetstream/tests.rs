@@ -534,3 +534,49 @@ async fn what_one_program_cannot_write_another_gets() {
     there.wait_empty().await;
     failing.abort();
 }
+
+/// Sinks that fail now and then, of two programs, while the server is killed: whatever is delivered again, and however
+/// often, nothing is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_killed_forgets_nothing_that_is_to_come_again() {
+    const EVENTS: u32 = 300;
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut server = NatsServer::start();
+    let delivered = Arc::new(std::sync::Mutex::new(std::collections::BTreeMap::new()));
+    let mut transports = Vec::new();
+    for n in 0..2 {
+        let Fixture { transport, mut subscription, .. } = Fixture::start(&server).await;
+        transports.push(transport);
+        let (delivered, mut random) = (delivered.clone(), fastrand::Rng::with_seed(seed + n));
+        tokio::spawn(async move {
+            while let Some(deliveries) = subscription.receive(BatchLimits { max_events: 10, ..WIDE }).await {
+                for delivery in deliveries {
+                    if random.bool() {
+                        delivery.ack.settle(Outcome::failed("away"));
+                    } else {
+                        let events = delivery.events.into_iter().map(|event| (event.key(), event));
+                        delivered.lock().unwrap().extend(events);
+                        delivery.ack.settle(Outcome::Delivered);
+                    }
+                }
+            }
+        });
+    }
+    for n in 0..EVENTS {
+        if n % 60 == 30 {
+            tokio::task::block_in_place(|| server.kill());
+            tokio::task::block_in_place(|| server.restart());
+        }
+        let taken = async || {
+            let Ok(receipt) = transports[0].publish(events(n, n + 1)).await else { return false };
+            receipt.outcome().await == Outcome::Delivered
+        };
+        eventually("it is taken", DEADLINE, taken).await;
+    }
+    let all = async || delivered.lock().unwrap().len() == EVENTS as usize;
+    eventually(&format!("all are delivered, seed {seed}"), DEADLINE, all).await;
+    let context = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let is_empty = async || context.get_stream(STREAM).await.unwrap().cached_info().state.messages == 0;
+    eventually(&format!("the stream is empty, seed {seed}"), DEADLINE, is_empty).await;
+}

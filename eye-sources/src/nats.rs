@@ -1,15 +1,18 @@
 //! `type = "nats"`: events from a NATS server.
 
 mod core;
+mod dead_letters;
 mod jetstream;
 mod message;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
+use eye_core::dead_letter::DeadLetters;
 use eye_core::registry::BuildError;
 use eye_core::source::{Outlet, Source, SourceConfig, SourceError};
 use eye_nats::connection::{Login, Secret, Server, ServerUrl};
+use eye_nats::dead_letters::StreamDeadLetters;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -127,6 +130,13 @@ impl SourceConfig for NatsConfig {
         check_subjects(&self.subjects)?;
         let server = Server::new(&self.login()).await?;
         Ok(Box::new(NatsSource { server, config: self }))
+    }
+
+    fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
+        match self.mode {
+            Mode::Core => None,
+            Mode::Jetstream => Some(Box::new(StreamDeadLetters::new(self.login(), &self.stream))),
+        }
     }
 }
 

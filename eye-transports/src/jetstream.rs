@@ -25,6 +25,7 @@ use eye_nats::connection::{self, Login, Secret, Server, ServerUrl};
 use eye_nats::dead_letters::{Keeper, StreamDeadLetters};
 use serde::Deserialize;
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::record;
@@ -189,7 +190,7 @@ impl Transport for JetStreamTransport {
             settle(outcome);
         });
         // The task has panicked: its requests have failed, and so has this one.
-        let _ = queue.send(Request { events, ack });
+        let _ = queue.send(Request { events, ack, taken_at: Instant::now() });
         Ok(receipt)
     }
 

@@ -163,7 +163,7 @@ impl SinkAccount {
     }
 
     /// What it says now, beside how the custody of the events stands.
-    fn book(&self, custody: Custody) -> SinkBook {
+    pub(crate) fn book(&self, custody: Custody) -> SinkBook {
         SinkBook {
             custody,
             delivered: self.delivered.load(Relaxed),
@@ -301,3 +301,7 @@ impl Books {
 fn adds_up(whole: u64, parts: &[u64]) -> bool {
     parts.iter().copied().map(u128::from).sum::<u128>() == u128::from(whole)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests;

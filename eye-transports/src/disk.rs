@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use eye_core::ack::{Outcome, Receipt};
+use eye_core::dead_letter::DeadLetters;
 use eye_core::event::Event;
 use eye_core::health::Health;
 use eye_core::registry::BuildError;
@@ -32,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use crate::record;
 
 use appender::{Appender, Request, Status};
+use dead_letters::DiskDeadLetters;
 use log::Log;
 use subscription::DiskSubscription;
 
@@ -72,6 +74,10 @@ impl TransportConfig for DiskConfig {
             BuildError(format!("cannot open the queue {}: {error}", path_from_root(&path).display()))
         })?;
         Ok(Box::new(transport))
+    }
+
+    fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
+        Some(Box::new(DiskDeadLetters::new(&self.path)))
     }
 }
 

@@ -7,11 +7,11 @@ use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{event, events};
-use crate::ack::Outcome;
+use crate::ack::{Outcome, Rejection};
 use crate::batch::BatchLimits;
 use crate::event::Event;
 use crate::health::{HealthBoard, State};
-use crate::transport::{Delivery, PublishError, Subscription, Transport};
+use crate::transport::{Custody, Delivery, PublishError, Subscription, Transport};
 
 const WIDE: BatchLimits = BatchLimits { max_events: 1000, max_bytes: 1024 * 1024 };
 
@@ -32,6 +32,7 @@ pub async fn suite(new_transport: impl AsyncFn() -> Box<dyn Transport>) {
         nothing_published_is_delivered_at_once
         a_batch_keeps_to_its_limits
         close_drains_and_then_refuses
+        custody_has_each_event_until_it_is_settled_for_good
     }
 }
 
@@ -133,4 +134,33 @@ async fn close_drains_and_then_refuses(transport: Arc<dyn Transport>) {
     assert_eq!(transport.publish(events(3, 4)).await.unwrap_err(), PublishError::Closed);
     assert_eq!(drain(&mut *subscription).await, events(0, 3));
     assert!(transport.subscribe("late").await.is_err());
+}
+
+async fn custody_has_each_event_until_it_is_settled_for_good(transport: Arc<dyn Transport>) {
+    let mut slow = transport.subscribe("slow").await.unwrap();
+    let mut fast = transport.subscribe("fast").await.unwrap();
+    let _watch = start(&transport).await;
+    transport.publish(events(0, 6)).await.unwrap();
+    transport.publish(events(6, 9)).await.unwrap();
+    let mut received = 0;
+    while received < 9 {
+        for delivery in fast.receive(WIDE).await.unwrap() {
+            received += delivery.events.len();
+            delivery.ack.settle(match received {
+                9 => Outcome::Rejected(vec![Rejection { index: 0, reason: "bad".into() }]),
+                _ => Outcome::Delivered,
+            });
+        }
+    }
+    transport.close();
+    assert!(fast.receive(WIDE).await.is_none());
+    let custody = |pending| Custody { taken: 9, pending, missing: 0 };
+    assert_eq!(transport.custody("fast"), custody(0));
+    let slow_custody = transport.custody("slow");
+    // What others may take out need not be here before it is asked for.
+    let here = if transport.is_shared() { slow_custody.taken } else { 9 };
+    assert_eq!(slow_custody, Custody { taken: here, pending: here, missing: 0 });
+    drain(&mut *slow).await;
+    assert_eq!(transport.custody("slow"), custody(0));
+    assert_eq!(transport.custody("nobody"), Custody::default());
 }

@@ -9,7 +9,7 @@ use crate::ack::{Ack, Outcome, Receipt};
 use crate::health::{HealthBoard, State};
 use crate::refusals::tests::Logged;
 use crate::testkit::event_with;
-use crate::transport::Delivery;
+use crate::transport::{Custody, Delivery};
 
 /// Answers from a script, then stores; refuses events by their name.
 #[derive(Default)]
@@ -245,4 +245,24 @@ async fn a_sink_that_went_away_while_idle_is_found_out() {
     }
     drop(running.queue);
     running.writer.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_became_of_each_event_is_in_the_account() {
+    let running = Running::start(FakeSink { writes: Mutex::new([away(), away()].into()), ..FakeSink::default() });
+    running.send(&["a", "known", "refused"]).outcome().await;
+    let numbers = || {
+        let book = running.account.book(Custody::default());
+        ([book.delivered, book.duplicates, book.rejected, book.failed, book.in_flight], book.retried)
+    };
+    assert_eq!(numbers(), ([2, 1, 1, 0, 0], 2));
+    running.sink.writes.lock().unwrap().extend(vec![away(); 1000]);
+    running.sink.prepares.lock().unwrap().extend(vec![away(); 1000]);
+    let receipts = [running.send(&["b"]), running.send(&["c", "d"])];
+    for receipt in receipts {
+        receipt.outcome().await;
+    }
+    assert_eq!(numbers().0, [2, 1, 1, 3, 0]);
+    running.send(&["e"]).outcome().await;
+    assert_eq!(numbers().0, [2, 1, 1, 4, 0], "what is not even tried counts, too");
 }

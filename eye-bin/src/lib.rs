@@ -21,6 +21,7 @@ use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
 use eye_sources::http::HttpConfig;
 use eye_sources::nats::NatsConfig;
 use eye_transports::disk::DiskConfig;
+use eye_transports::jetstream::JetStreamConfig;
 use eye_transports::memory::MemoryConfig;
 
 use cli::{Cli, Command, EXIT_CONFIG};
@@ -33,6 +34,7 @@ pub fn built_in() -> Registry {
         .source::<NatsConfig>()
         .transport::<MemoryConfig>()
         .transport::<DiskConfig>()
+        .transport::<JetStreamConfig>()
         .sink::<SqliteConfig>()
         .sink::<PostgresConfig>()
         .sink::<MysqlConfig>()

@@ -151,7 +151,7 @@ impl Intake {
             room.merge(self.reserve(self.config.max_body_bytes).await?);
         }
         let decoded = self.decode(framing, encoding, body).await?;
-        Ok(self.handover.publish(decoded, room).await)
+        Ok(self.handover.publish(decoded, room).await.answer)
     }
 
     /// A body of which nothing was taken, by the producer's fault.

@@ -10,7 +10,6 @@ mod dead_letters;
 mod files;
 mod log;
 mod reader;
-mod record;
 mod subscription;
 
 use std::io;
@@ -30,6 +29,8 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
+
+use crate::record;
 
 use appender::{Appender, Request, Status};
 use dead_letters::DiskDeadLetters;

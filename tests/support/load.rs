@@ -25,7 +25,8 @@ pub(crate) struct Load {
 #[derive(Default)]
 struct Shared {
     stop: CancellationToken,
-    url: Mutex<String>,
+    /// The clients take turns.
+    urls: Mutex<Vec<String>>,
     issued: Mutex<BTreeSet<Uuid>>,
     acknowledged: Mutex<BTreeSet<Uuid>>,
     /// How often each answer came, by status and whether it has `Retry-After`; 0: none came.
@@ -67,14 +68,31 @@ impl Load {
         let client = reqwest::Client::builder().no_proxy().timeout(HANG).build().expect("the client needs nothing");
         let clients = (0..CLIENTS).map(|number| {
             let events = if number % 2 == 0 { 1 } else { 10 };
-            tokio::spawn(load.shared.clone().run(client.clone(), events, data_bytes))
+            tokio::spawn(load.shared.clone().run(client.clone(), number, events, data_bytes))
         });
         Self { clients: clients.collect(), ..load }
     }
 
     /// Sends to where the program listens now.
     pub(crate) fn retarget(&self, eye: &Eye) {
-        *self.shared.url.lock().unwrap() = eye.url("/api/event/");
+        self.spread(std::slice::from_ref(eye));
+    }
+
+    /// Sends to several programs: each client to one after the other, as long as it is not told that all is well.
+    pub(crate) fn spread(&self, eyes: &[Eye]) {
+        *self.shared.urls.lock().unwrap() = eyes.iter().map(|eye| eye.url("/api/event/")).collect();
+    }
+
+    /// Stops the clients, and waits until what they were told is in the database: a transport that is durable tells them
+    /// before.
+    pub(crate) async fn drained(&mut self, store: &Store) {
+        self.stop().await;
+        let acknowledged = self.shared.acknowledged.lock().unwrap().clone();
+        eventually("all that was acknowledged is stored", HANG * 2, async || {
+            let stored: BTreeSet<Uuid> = store.ids().await.into_iter().collect();
+            acknowledged.is_subset(&stored)
+        })
+        .await;
     }
 
     /// Waits until so many more requests were answered with 201.
@@ -143,7 +161,7 @@ impl Load {
 }
 
 impl Shared {
-    async fn run(self: Arc<Self>, client: reqwest::Client, events: usize, data_bytes: usize) {
+    async fn run(self: Arc<Self>, client: reqwest::Client, mut turn: usize, events: usize, data_bytes: usize) {
         let data = json!("x".repeat(data_bytes));
         while !self.stop.is_cancelled() {
             let ids: Vec<Uuid> = (0..events).map(|_| Uuid::new_v4()).collect();
@@ -151,7 +169,10 @@ impl Shared {
             let mut body: Value = ids.iter().map(|id| event(*id, "load")).collect();
             body.as_array_mut().unwrap().iter_mut().for_each(|event| event["data"] = data.clone());
             while !self.stop.is_cancelled() {
-                let url = self.url.lock().unwrap().clone();
+                let url = {
+                    let urls = self.urls.lock().unwrap();
+                    urls[turn % urls.len()].clone()
+                };
                 let answer = match client.post(url).json(&body).send().await {
                     Ok(answer) => (answer.status().as_u16(), answer.headers().contains_key("retry-after")),
                     Err(_) => (0, false),
@@ -162,6 +183,7 @@ impl Shared {
                     self.progress.fetch_add(1, Ordering::Relaxed);
                     break;
                 }
+                turn += 1;
                 // As a client would, but sooner.
                 tokio::time::sleep(PAUSE).await;
             }

@@ -12,7 +12,7 @@ use eye_core::mutant;
 use tokio::sync::watch;
 
 use super::log::Log;
-use super::record::{self, HEADER_BYTES};
+use crate::record::{self, HEADER_BYTES};
 
 /// Bytes after which a record takes no further request.
 const MAX_RECORD_BYTES: usize = 4 * 1024 * 1024;

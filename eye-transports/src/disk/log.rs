@@ -10,7 +10,7 @@ use eye_core::transport::Custody;
 use serde::{Deserialize, Serialize};
 
 use super::files;
-use super::record::{self, MAGIC, Parsed};
+use crate::record::{self, MAGIC, Parsed};
 
 /// Bytes that may wait for the disk.
 const MAX_WAITING_BYTES: u64 = 64 * 1024 * 1024;

@@ -13,7 +13,7 @@ use eye_core::batch::BatchLimits;
 use eye_core::event::Event;
 
 use super::log::{Log, find_record};
-use super::record::{self, Parsed};
+use crate::record::{self, Parsed};
 
 /// Bytes read at once, if there are as many; a record that is larger is read whole.
 const CHUNK_BYTES: u64 = 1024 * 1024;

@@ -110,7 +110,8 @@ async fn stopped_queue() -> Stopped {
                 let delivery = subscriptions[sink].receive(LIMITS).await.unwrap().remove(0);
                 let refused = Rejection { index: 3, reason: "too big".into() };
                 delivery.ack.settle(Outcome::Rejected(vec![refused]));
-                delivery.events.iter().for_each(|_| drop(pending[sink].pop_first()));
+                let done: Vec<u32> = pending[sink].iter().copied().take(delivery.events.len()).collect();
+                pending[sink].retain(|number| !done.contains(number));
             }
         }
         transport.close();

@@ -8,7 +8,7 @@ use std::fs;
 use eye_harness::{Eye, eventually};
 use serde_json::Value;
 use support::store::{Kind, Store};
-use support::{HANG, event, post, start_ready};
+use support::{HANG, event, post, readyz, start_ready};
 use uuid::Uuid;
 
 /// How many events the program has logged as missing.
@@ -30,6 +30,11 @@ async fn what_the_disk_has_damaged_is_reported_and_the_rest_is_stored() {
     let store = Store::new(Kind::Sqlite);
     let mut eye = start_ready(&store, "transport = { type = \"disk\", path = \"queue\" }").await;
     let queue = eye.folder().join("queue");
+    eventually("the table is there", HANG, async || {
+        let (_, body) = readyz(&eye).await;
+        body["components"].as_array().unwrap().iter().all(|component| component["state"] == "ready")
+    })
+    .await;
     take_and_store(&eye, &store).await;
     let lock = store.lock().await;
     for _ in 0..EVENTS {

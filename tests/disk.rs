@@ -135,35 +135,6 @@ async fn a_second_program_on_the_same_queue_does_not_start() {
     assert!(said.contains("transport: cannot open the queue") && said.contains("another process"), "{said}");
 }
 
-/// A refusal of the database's own, after 201: the event is kept with the reason, its neighbours are stored.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_the_database_refuses_is_a_dead_letter() {
-    let server = Postgres::shared();
-    let database = server.create_database();
-    let mut eye = Eye::start(PROGRAM, &config(&database));
-    until_sink_is(&eye, "ready").await;
-    server.sql(&database.name, "ALTER TABLE event ADD CHECK (name <> '1')");
-    let three: Vec<Value> = (0..3).map(|n| event("s", n)).collect();
-    assert_eq!(eye.post(json!(three)).await.0, 201);
-    eventually("two are stored", DEADLINE, async || stored(server, &database) == ["s/0", "s/2"]).await;
-    let folder = eye.folder().join("queue/dead-letters");
-    let mut letters = Vec::new();
-    eventually("one is kept", DEADLINE, async || {
-        let files = std::fs::read_dir(&folder).into_iter().flatten().map(|entry| entry.unwrap().path());
-        letters = files.filter(|file| file.extension().is_some_and(|end| end == "ndjson")).collect();
-        !letters.is_empty()
-    })
-    .await;
-    let letter: Value = serde_json::from_str(&std::fs::read_to_string(&letters[0]).unwrap()).unwrap();
-    assert_eq!((&letter["sink"], &letter["event"]["name"]), (&json!("store"), &json!("1")));
-
-    // As the README says: sent again as it is, once there is no reason left to refuse it.
-    server.sql(&database.name, "ALTER TABLE event DROP CONSTRAINT event_name_check");
-    assert_eq!(eye.post(&letter["event"]).await.0, 201);
-    eventually("all are stored", DEADLINE, async || stored(server, &database) == ["s/0", "s/1", "s/2"]).await;
-    assert_eq!(eye.terminate(DEADLINE), Some(0));
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_cannot_be_written_acknowledges_nothing_and_stops_the_program() {
     let server = Postgres::shared();

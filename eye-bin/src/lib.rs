@@ -1,9 +1,13 @@
 //! The program, as a library: what `main.rs` runs, and what a program with plug-ins of its own runs.
 
 pub mod api;
+mod audit;
 pub mod cli;
 pub mod config;
+mod dead_letters;
+mod metrics;
 mod run;
+mod running;
 pub mod server;
 pub mod telemetry;
 
@@ -57,6 +61,8 @@ pub fn run(registry: &Registry) -> ExitCode {
         Command::Check => say(&format!("{}: ok: {config}", config.file)),
         Command::Run => run::block_on(run::run(config)),
         Command::Migrate => run::block_on(run::migrate(config)),
+        Command::Audit { url } => audit::run(url.as_deref(), &config.server),
+        Command::DeadLetters(command) => run::block_on(dead_letters::run(config, command)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -10,6 +10,7 @@ use eye_core::pipeline::Pipeline;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api;
+use crate::audit;
 use crate::config::Config;
 use crate::server::{self, Server};
 use crate::telemetry;
@@ -42,7 +43,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let allow = server::event_methods(!ingest.is_empty(), true);
     let query = pipeline.query_sink();
     let query = query.map(|sink| api::router(sink, &config.query, config.server.trust_proxy, allow));
-    let app = server::app(ingest, query, board)?;
+    let books = audit::router(pipeline.accounts().clone());
+    let app = server::app(ingest, query, books, board)?;
 
     let address = server.local_addr();
     let mut pipeline = pipeline.start();

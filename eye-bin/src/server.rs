@@ -260,16 +260,22 @@ pub fn event_methods(takes_events: bool, answers_queries: bool) -> &'static str 
     }
 }
 
-/// Everything the listener answers: the routes of the source and of the query API, health, and a word to the lost.
+/// Everything the listener answers: the routes of the source, of the query API and of the books, health, and a word to
+/// the lost.
 ///
 /// # Errors
 /// [`ServerError::SeveralSources`] when more than one source has routes.
-pub fn app(ingest: Vec<Router>, query: Option<Router>, health: HealthBoard) -> Result<Router, ServerError> {
+pub fn app(
+    ingest: Vec<Router>,
+    query: Option<Router>,
+    books: Router,
+    health: HealthBoard,
+) -> Result<Router, ServerError> {
     if ingest.len() > 1 {
         return Err(ServerError::SeveralSources(ingest.len()));
     }
     let event_methods = event_methods(!ingest.is_empty(), query.is_some());
-    let own = Router::new()
+    let own = books
         .route("/", get(index))
         .route("/livez", get(async || json_response(StatusCode::OK, &json!({"status": "ok"}))))
         .route("/readyz", get(readyz).with_state(health));
@@ -288,6 +294,7 @@ async fn index() -> Response {
             "send": "POST /api/event/",
             "query": "GET /api/event/",
             "health": ["GET /livez", "GET /readyz"],
+            "books": ["GET /audit", "GET /metrics"],
         }),
     )
 }
@@ -344,7 +351,7 @@ fn detail(status: StatusCode, detail: &str) -> Response {
     json_response(status, &json!({ "detail": detail }))
 }
 
-fn json_response(status: StatusCode, body: &impl Serialize) -> Response {
+pub(crate) fn json_response(status: StatusCode, body: &impl Serialize) -> Response {
     let body = serde_json::to_string(body).expect("our answers are structs of strings");
     (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
 }

@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::oneshot;
 
+use crate::accounts::Entry;
+
 /// What became of the events of one publish.
 ///
 /// Ordered by severity: where several sinks answer for the same events, the worst outcome wins
@@ -124,6 +126,8 @@ impl Drop for Settlement {
 #[derive(Debug)]
 pub struct Receipt {
     outcome: oneshot::Receiver<Outcome>,
+    /// What its source's account says of the events, once it is handed to a source.
+    pub(crate) entry: Option<Entry>,
 }
 
 impl Receipt {
@@ -131,12 +135,19 @@ impl Receipt {
     pub fn pair() -> (impl FnOnce(Outcome) + Send + 'static, Self) {
         let (sender, outcome) = oneshot::channel();
         // A source that stopped waiting takes nothing back: the outcome is simply not heard.
-        (move |outcome| drop(sender.send(outcome)), Self { outcome })
+        (move |outcome| drop(sender.send(outcome)), Self { outcome, entry: None })
     }
 
-    /// Waits for the outcome. No bound of its own: the source sets one. Dropping it cancels nothing.
+    /// Waits for the outcome. No bound of its own: the source sets one. Dropping it cancels nothing, but in the source's
+    /// account the events have failed then.
     pub async fn outcome(self) -> Outcome {
-        self.outcome.await.unwrap_or_else(|_| Outcome::failed("the transport stopped before the events were stored"))
+        let outcome = self.outcome.await;
+        let outcome =
+            outcome.unwrap_or_else(|_| Outcome::failed("the transport stopped before the events were stored"));
+        if let Some(entry) = self.entry {
+            entry.settle(&outcome);
+        }
+        outcome
     }
 }
 

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::accounts::SinkAccount;
 use crate::ack::{Ack, Outcome, Rejection};
 use crate::event::Event;
 use crate::mutant;
@@ -61,8 +62,9 @@ impl Batch {
         self.rejections.len()
     }
 
-    /// Tells every delivery what became of its events; what was noted neither way is delivered.
-    pub(crate) fn settle(mut self) {
+    /// Tells every delivery what became of its events, and the sink's account before it; what was noted neither way is
+    /// delivered. A delivery of which a part failed has failed as a whole.
+    pub(crate) fn settle(mut self, account: &SinkAccount) {
         self.rejections.sort_by_key(|rejection| rejection.index);
         let mut rejections = self.rejections.into_iter().peekable();
         let mut start = 0;
@@ -71,11 +73,13 @@ impl Batch {
                 .map(|rejection| Rejection { index: rejection.index - start, ..rejection })
                 .collect();
             let failure = self.failures.iter().find(|(range, _)| range.start < end && start < range.end);
-            ack.settle(match failure {
+            let outcome = match failure {
                 Some((_, reason)) => Outcome::failed(reason.clone()),
                 None if rejected.is_empty() => Outcome::Delivered,
                 None => Outcome::Rejected(rejected),
-            });
+            };
+            account.settle(end - start, &outcome);
+            ack.settle(outcome);
             start = end;
         }
     }
@@ -116,7 +120,7 @@ mod tests {
         for index in [5, 1, 3] {
             batch.reject(index, "bad");
         }
-        batch.settle();
+        batch.settle(&SinkAccount::default());
         assert_eq!(outcomes(receipts).await, [rejected(&[1]), Outcome::Delivered, rejected(&[0, 2])]);
     }
 
@@ -125,7 +129,7 @@ mod tests {
         let (mut batch, receipts) = deliveries(&[2, 2, 2, 2]);
         batch.reject(2, "bad");
         batch.fail(3..5, "away");
-        batch.settle();
+        batch.settle(&SinkAccount::default());
         let failed = Outcome::failed("away");
         assert_eq!(outcomes(receipts).await, [Outcome::Delivered, failed.clone(), failed, Outcome::Delivered]);
     }

@@ -1,5 +1,6 @@
 //! The house of The Eye: events, and the traits of what takes, carries and stores them. Opens no socket and no database.
 
+pub mod accounts;
 pub mod ack;
 pub mod batch;
 pub mod config;

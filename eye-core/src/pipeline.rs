@@ -6,6 +6,7 @@ use axum::Router;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::accounts::{Accounts, SinkAccount};
 use crate::config::PipelineConfig;
 use crate::health::{Health, HealthBoard};
 use crate::registry::BuildError;
@@ -21,6 +22,7 @@ pub struct Pipeline {
     transport_health: Health,
     writers: Vec<(Health, Writer, Box<dyn Subscription>)>,
     query_sink: Option<Arc<dyn Sink>>,
+    accounts: Accounts,
     shutdown: CancellationToken,
 }
 
@@ -39,6 +41,7 @@ impl Pipeline {
         let transport: Arc<dyn Transport> = Arc::from(config.transport.build().await?);
         let mut writers = Vec::new();
         let mut query_sink = None;
+        let mut accounts = Accounts { sources: Vec::new(), transport: transport.clone(), sinks: Vec::new() };
         for configured in config.sinks {
             let health = match transport.is_durable() {
                 true => board.component_that_may_be_away(configured.key()),
@@ -50,15 +53,18 @@ impl Pipeline {
                 query_sink = Some(sink.clone());
             }
             let subscription = transport.subscribe(&name).await?;
-            let writer = Writer::new(sink, health.clone(), writer.clone(), shutdown.clone());
+            let account = Arc::new(SinkAccount::default());
+            accounts.sinks.push((name, account.clone()));
+            let writer = Writer::new(sink, health.clone(), account, writer.clone(), shutdown.clone());
             writers.push((health, writer, subscription));
         }
         let mut sources = Vec::new();
         for configured in config.sources {
             let outlet = Outlet::new(transport.clone(), board.component(configured.key()));
+            accounts.sources.push((configured.name().to_owned(), outlet.account().clone()));
             sources.push((configured.build().await?, outlet));
         }
-        Ok(Self { sources, transport, transport_health, writers, query_sink, shutdown })
+        Ok(Self { sources, transport, transport_health, writers, query_sink, accounts, shutdown })
     }
 
     /// The HTTP routes of the sources that have any.
@@ -69,6 +75,11 @@ impl Pipeline {
     /// The sink that answers queries.
     pub fn query_sink(&self) -> Option<Arc<dyn Sink>> {
         self.query_sink.clone()
+    }
+
+    /// What its components count.
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
     }
 
     /// Starts the writers, then the sources.

@@ -37,31 +37,47 @@ pub struct Refusals(Arc<Counts>);
 #[derive(Debug)]
 struct Counts {
     component: String,
-    /// How many came since the last report, for each kind that was reported within the last minute.
-    unreported: Mutex<HashMap<Refusal, usize>>,
+    kinds: Mutex<HashMap<Refusal, Kind>>,
+}
+
+/// What there is to say of one kind.
+#[derive(Debug, Default)]
+struct Kind {
+    total: u64,
+    /// How many came since the last report.
+    unreported: usize,
+    /// It was reported within the last minute, and will be when that is over, where there is something to report.
+    recent: bool,
 }
 
 impl Refusals {
     /// For the component of this name, such as `sources.web`.
     pub fn new(component: impl Into<String>) -> Self {
-        Self(Arc::new(Counts { component: component.into(), unreported: Mutex::default() }))
+        Self(Arc::new(Counts { component: component.into(), kinds: Mutex::default() }))
     }
 
     /// Counts refusals. Does not block; must be called within a Tokio runtime, which waits for the next report.
     pub fn note(&self, refusals: impl IntoIterator<Item = Refusal>) {
         let mut new = Vec::new();
-        let mut unreported = self.0.lock();
+        let mut kinds = self.0.lock();
         for refusal in refusals {
-            *unreported.entry(refusal).or_insert_with(|| {
+            let kind = kinds.entry(refusal).or_default();
+            kind.total += 1;
+            kind.unreported += 1;
+            if !std::mem::replace(&mut kind.recent, true) {
                 new.push(refusal);
-                0
-            }) += 1;
+            }
         }
-        drop(unreported);
+        drop(kinds);
         for refusal in new {
             self.0.report(refusal);
             tokio::spawn(report_each_interval(Arc::downgrade(&self.0), refusal));
         }
+    }
+
+    /// How many there were of each kind so far.
+    pub fn totals(&self) -> Vec<(Refusal, u64)> {
+        self.0.lock().iter().map(|(refusal, kind)| (*refusal, kind.total)).collect()
     }
 }
 
@@ -79,20 +95,18 @@ async fn report_each_interval(counts: Weak<Counts>, refusal: Refusal) {
 impl Counts {
     /// Whether there was anything to report; the kind is new again where there was not.
     fn report(&self, refusal: Refusal) -> bool {
-        let mut unreported = self.lock();
-        let count = unreported.get_mut(&refusal).map(std::mem::take).unwrap_or_default();
-        if count == 0 {
-            unreported.remove(&refusal);
-        }
-        drop(unreported);
+        let count = self.lock().get_mut(&refusal).map_or(0, |kind| {
+            kind.recent = kind.unreported > 0;
+            std::mem::take(&mut kind.unreported)
+        });
         if count > 0 {
             tracing::warn!(target: TARGET, component = self.component, count, "refused: {refusal}");
         }
         count > 0
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Refusal, usize>> {
-        self.unreported.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<Refusal, Kind>> {
+        self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -194,7 +208,7 @@ pub(crate) mod tests {
         sleep(Duration::from_secs(61)).await;
         refusals.note([NO_TIME]);
         assert_eq!(logged.take().len(), 2);
-        assert_eq!(refusals.0.lock().len(), 1);
+        assert_eq!(refusals.totals(), [(NO_TIME, 2)]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -40,7 +40,7 @@ pub trait Sink: Send + Sync + 'static {
     ///
     /// # Errors
     /// See [`WriteError`]: the variant decides what the writer does next.
-    async fn write(&self, batch: &[Event]) -> Result<(), WriteError>;
+    async fn write(&self, batch: &[Event]) -> Result<Written, WriteError>;
 
     /// Flushes and lets go of what the sink holds. Called once, after the last `write`.
     ///
@@ -54,6 +54,14 @@ pub trait Sink: Send + Sync + 'static {
     fn store(&self) -> Option<&dyn EventStore> {
         None
     }
+}
+
+/// What a sink knows of a batch that it has stored. The default knows nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Events of the batch that were there already, and so were not stored again. For the books alone: a sink that
+    /// cannot tell says 0.
+    pub duplicates: usize,
 }
 
 /// Why a batch was not written, and so what the writer does about it.

@@ -7,10 +7,12 @@ use axum::Router;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
+use crate::accounts::{Entry, SourceAccount};
 use crate::ack::Receipt;
 use crate::dead_letter::DeadLetters;
 use crate::event::Event;
 use crate::health::Health;
+use crate::refusals::{Refusal, Refusals};
 use crate::registry::BuildError;
 use crate::transport::{PublishError, Transport};
 
@@ -43,20 +45,41 @@ pub trait Source: Send + 'static {
 pub struct Outlet {
     transport: Arc<dyn Transport>,
     health: Health,
+    account: Arc<SourceAccount>,
 }
 
 impl Outlet {
     /// An outlet into `transport`; `health` is the source's own entry in `/readyz`.
     pub fn new(transport: Arc<dyn Transport>, health: Health) -> Self {
-        Self { transport, health }
+        let account = Arc::new(SourceAccount::new(health.name()));
+        Self { transport, health, account }
     }
 
-    /// Hands events on. See [`Transport::publish`].
+    /// Hands events on. See [`Transport::publish`]. Whatever becomes of them, the source's account has it: what the
+    /// receipt says, or that they failed, where they were not taken or the receipt was dropped.
     ///
     /// # Errors
     /// [`PublishError`] when the events were not taken; the producer may send them again.
     pub async fn publish(&self, events: Vec<Event>) -> Result<Receipt, PublishError> {
-        self.transport.publish(events).await
+        let entry = Entry::open(self.account.clone(), events.len());
+        let mut receipt = self.transport.publish(events).await?;
+        receipt.entry = Some(entry);
+        Ok(receipt)
+    }
+
+    /// Notes that so many events did not pass the gate, and what was wrong with them: one thing or several for each.
+    pub fn reject(&self, events: usize, refusals: impl IntoIterator<Item = Refusal>) {
+        self.account.reject(events, refusals);
+    }
+
+    /// Where the source notes what else it refuses or loses: a body or message in which no event could be read.
+    pub fn refusals(&self) -> &Refusals {
+        self.account.refusals()
+    }
+
+    /// What the source has done with its events so far.
+    pub fn account(&self) -> &Arc<SourceAccount> {
+        &self.account
     }
 
     /// Where the source says how it is.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::ack::{Ack, Receipt};
 use crate::batch::BatchLimits;
@@ -43,6 +44,26 @@ pub trait Transport: Send + Sync + 'static {
         false
     }
 
+    /// Whether other programs put events in and take them out as well: then what one of them writes to its sinks is not
+    /// what it has acknowledged.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// How the custody of the events for one consumer (a sink's name) stands, for the books. Cheap, and does not block;
+    /// all zero for a name that has not subscribed.
+    ///
+    /// Whoever reads the books relies on this, at every moment when no event moves:
+    ///
+    /// * `taken` has an event before its publisher's receipt can settle as [`Delivered`](crate::ack::Outcome::Delivered),
+    ///   where the transport is not [shared](Self::is_shared).
+    /// * An event leaves `pending` when it is settled for good: by any outcome where the transport is not durable, since
+    ///   its producer was told; by `Delivered` or `Rejected` where it is. After `Failed`, a durable transport delivers it
+    ///   again, and it stays.
+    /// * `pending` and `missing` come from what the transport holds, never from what the writer says: the books compare
+    ///   the two.
+    fn custody(&self, consumer: &str) -> Custody;
+
     /// Called once, when all have subscribed, and polled beside the pipeline: tells `health` how the transport is.
     /// Returns only when it can never work again, and then the program stops. Cancel-safe.
     async fn watch(&self, health: Health) -> TransportError {
@@ -61,6 +82,17 @@ pub trait Subscription: Send + 'static {
     ///
     /// Not necessarily cancel-safe: a caller polls the future to its end.
     async fn receive(&mut self, limits: BatchLimits) -> Option<Vec<Delivery>>;
+}
+
+/// How many events a transport has, and has had, for one consumer, since the program started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Custody {
+    /// Taken into custody for it; with those that were pending when the program started.
+    pub taken: u64,
+    /// Of them, not settled for good: queued, or with the writer.
+    pub pending: u64,
+    /// Of them, lost for it, because the storage was damaged.
+    pub missing: u64,
 }
 
 /// Events with the ack that is owed for them: those of one publish, or of as many as a durable transport likes.

@@ -10,11 +10,12 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use crate::accounts::{REFUSED_BY_SINK, SinkAccount};
 use crate::batch::{Batch, BatchLimits};
 use crate::event::Event;
 use crate::health::Health;
-use crate::refusals::{Refusal, Refusals};
-use crate::sink::{Sink, WriteError};
+use crate::refusals::Refusals;
+use crate::sink::{Sink, WriteError, Written};
 use crate::transport::Subscription;
 
 /// What operators write below `[writer]`: how events are batched, and how long a batch is retried.
@@ -43,9 +44,6 @@ const IDLE_CHECK: Duration = Duration::from_secs(2);
 /// A write that takes longer is a reason not to be ready: producers are about to lose patience.
 const SLOW_WRITE: Duration = Duration::from_secs(5);
 
-/// Why the sink refused an event may quote it, so that is for its producer alone.
-const REFUSED: Refusal = Refusal { part: "event", problem: "refused by the sink" };
-
 /// The longest that a sink is left alone because it asks for it.
 const MAX_AFTER: Duration = Duration::from_secs(60);
 
@@ -59,6 +57,7 @@ const UNKNOWN_TRIES: u32 = 3;
 pub(crate) struct Writer {
     sink: Arc<dyn Sink>,
     health: Health,
+    account: Arc<SinkAccount>,
     refusals: Refusals,
     config: WriterConfig,
     shutdown: CancellationToken,
@@ -72,7 +71,7 @@ pub struct WriterError {
 }
 
 /// What became of a part of a batch.
-enum Written {
+enum Fate {
     Stored,
     Refused { reason: String, certain: bool },
     Away(Away),
@@ -93,9 +92,15 @@ impl Away {
 
 impl Writer {
     /// A writer whose pauses are cut short by `shutdown`: from then on each write is tried once.
-    pub(crate) fn new(sink: Arc<dyn Sink>, health: Health, config: WriterConfig, shutdown: CancellationToken) -> Self {
+    pub(crate) fn new(
+        sink: Arc<dyn Sink>,
+        health: Health,
+        account: Arc<SinkAccount>,
+        config: WriterConfig,
+        shutdown: CancellationToken,
+    ) -> Self {
         let refusals = Refusals::new(health.name());
-        Self { sink, health, refusals, config, shutdown }
+        Self { sink, health, account, refusals, config, shutdown }
     }
 
     /// Writes until the subscription ends, then closes the sink. Not cancel-safe.
@@ -113,11 +118,12 @@ impl Writer {
             };
             let Some(deliveries) = deliveries else { break };
             let mut batch = Batch::collect(deliveries);
+            self.account.begin(batch.events().len());
             match &watch.away {
                 None => watch.update(self.write(&mut batch).await),
                 Some(away) => batch.fail(0..batch.events().len(), away.reason.as_str()),
             }
-            batch.settle();
+            batch.settle(&self.account);
         }
         if let Err(error) = self.sink.close().await {
             tracing::error!(component = self.health.name(), %error, "not closed cleanly");
@@ -154,14 +160,14 @@ impl Writer {
             // What an unknown error is worth was found out with the whole batch.
             tries = 1;
             match written {
-                Written::Stored => any_stored = true,
-                Written::Refused { .. } if part.len() > 1 => {
+                Fate::Stored => any_stored = true,
+                Fate::Refused { .. } if part.len() > 1 => {
                     let middle = part.start + part.len() / 2;
                     parts.extend([middle..part.end, part.start..middle]);
                 }
-                Written::Refused { reason, certain: true } => batch.reject(part.start, reason),
-                Written::Refused { reason, certain: false } => suspects.push((part.start, reason)),
-                Written::Away(found) => {
+                Fate::Refused { reason, certain: true } => batch.reject(part.start, reason),
+                Fate::Refused { reason, certain: false } => suspects.push((part.start, reason)),
+                Fate::Away(found) => {
                     self.health.unavailable(&found.reason);
                     batch.fail(part.start..batch.events().len(), found.reason.as_str());
                     away = Some(found);
@@ -179,28 +185,29 @@ impl Writer {
             }
         }
         if batch.rejected() > 0 {
-            self.refusals.note(repeat_n(REFUSED, batch.rejected()));
+            self.refusals.note(repeat_n(REFUSED_BY_SINK, batch.rejected()));
         }
         away
     }
 
     /// Tries one part of a batch until it is stored, refused, or the time is up.
-    async fn write_part(&self, batch: &Batch, part: Range<usize>, tries: u32, give_up_at: Instant) -> Written {
+    async fn write_part(&self, batch: &Batch, part: Range<usize>, tries: u32, give_up_at: Instant) -> Fate {
         let mut backoff = Backoff::default();
         let mut unknown = 0;
         loop {
             let (away, pause) = match self.write_once(&batch.events()[part.clone()]).await {
-                Ok(()) => {
+                Ok(written) => {
                     self.health.ready();
-                    return Written::Stored;
+                    self.account.note_duplicates(written);
+                    return Fate::Stored;
                 }
-                Err(WriteError::Reject { reason }) => return Written::Refused { reason, certain: true },
+                Err(WriteError::Reject { reason }) => return Fate::Refused { reason, certain: true },
                 Err(WriteError::Unknown { reason }) => {
                     unknown += 1;
                     if unknown >= tries {
                         return match Instant::now() < give_up_at {
-                            true => Written::Refused { reason, certain: false },
-                            false => Written::Away(Away::new(reason, None)),
+                            true => Fate::Refused { reason, certain: false },
+                            false => Fate::Away(Away::new(reason, None)),
                         };
                     }
                     (Away::new(reason, None), backoff.next_pause())
@@ -210,20 +217,21 @@ impl Writer {
                     let away = Away::new(reason, after);
                     let pause = backoff.next_pause().max(away.after);
                     if Instant::now() + pause > give_up_at {
-                        return Written::Away(away);
+                        return Fate::Away(away);
                     }
                     (away, pause)
                 }
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = self.shutdown.cancelled() => return Written::Away(away),
+                () = self.shutdown.cancelled() => return Fate::Away(away),
             }
+            self.account.note_retry();
         }
     }
 
     /// Waits as long as the sink does, but does not keep it to itself that it hangs.
-    async fn write_once(&self, events: &[Event]) -> Result<(), WriteError> {
+    async fn write_once(&self, events: &[Event]) -> Result<Written, WriteError> {
         let mut writing = self.sink.write(events);
         tokio::select! {
             written = &mut writing => return written,

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use eye_core::event::Event;
-use eye_core::sink::{Sink, SinkError, WriteError};
+use eye_core::sink::{Sink, SinkError, WriteError, Written};
 use eye_core::store::{EventPage, EventQuery, EventStore, StoreError};
 use sea_orm::{DatabaseConnection, DbErr, RuntimeErr};
 use sqlx::Connection;
@@ -51,7 +51,7 @@ trait Driver: fmt::Display + Send + Sync + 'static {
         &self,
         connection: &mut Self::Connection,
         batch: &[Event],
-    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    ) -> impl Future<Output = Result<Written, sqlx::Error>> + Send;
 
     /// A pool of one connection, for SeaORM's migrations.
     fn migration_pool(&self) -> DatabaseConnection;
@@ -94,14 +94,14 @@ impl<D: Driver> SqlSink<D> {
         })
     }
 
-    async fn insert(&self, batch: &[Event]) -> Result<(), sqlx::Error> {
+    async fn insert(&self, batch: &[Event]) -> Result<Written, sqlx::Error> {
         let mut lease = self.connections.lease(|| self.connect()).await?;
         // In the order of the key, so that two nodes that write the same events wait for each other, not in a circle.
         let mut sorted = batch.to_vec();
         sorted.sort_unstable_by_key(Event::key);
         let inserted = self.driver.insert(lease.connection(), &sorted).await;
         // A refusal is no fault of the connection, and finding the events at fault takes many writes.
-        if inserted.as_ref().map_or_else(error::is_refusal, |()| true) {
+        if inserted.as_ref().map_or_else(error::is_refusal, |_| true) {
             lease.give_back();
         }
         inserted
@@ -133,9 +133,9 @@ impl<D: Driver> Sink for SqlSink<D> {
         Ok(())
     }
 
-    async fn write(&self, batch: &[Event]) -> Result<(), WriteError> {
+    async fn write(&self, batch: &[Event]) -> Result<Written, WriteError> {
         if batch.is_empty() {
-            return Ok(());
+            return Ok(Written::default());
         }
         let written = timeout(WRITE_TIMEOUT, self.insert(batch)).await;
         let written = written.unwrap_or_else(|_| Err(error::timed_out("writing", WRITE_TIMEOUT)));

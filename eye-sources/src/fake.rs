@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use eye_core::ack::{Ack, Outcome, Receipt};
 use eye_core::event::Event;
-use eye_core::transport::{PublishError, Subscription, Transport, TransportError};
+use eye_core::transport::{Custody, PublishError, Subscription, Transport, TransportError};
 
 /// What the transport does with what is published.
 pub(crate) enum Told {
@@ -76,4 +76,8 @@ impl Transport for FakeTransport {
     }
 
     fn close(&self) {}
+
+    fn custody(&self, _: &str) -> Custody {
+        unreachable!("a source does not ask")
+    }
 }

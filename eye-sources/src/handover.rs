@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use eye_core::ack::Outcome;
 use eye_core::event::EventLimits;
-use eye_core::refusals::Refusals;
 use eye_core::source::Outlet;
 use tokio::time::timeout;
 
@@ -14,8 +13,6 @@ use crate::decode::Decoded;
 /// A source's way into the pipeline and back.
 pub(crate) struct Handover {
     pub(crate) outlet: Outlet,
-    /// What the gate refuses is counted here.
-    pub(crate) refusals: Refusals,
     pub(crate) max_event_bytes: u32,
     pub(crate) receipt_timeout: Duration,
 }
@@ -29,7 +26,8 @@ impl Handover {
     /// bounds, is given back once the transport has the events: from then on its bounds count them.
     pub(crate) async fn publish(&self, decoded: Decoded, room: impl Send) -> Answer {
         if !decoded.rejected.is_empty() {
-            self.refusals.note(decoded.rejected.iter().flat_map(|event| event.errors.refusals()));
+            let refusals = decoded.rejected.iter().flat_map(|event| event.errors.refusals());
+            self.outlet.reject(decoded.rejected.len() + decoded.unlisted, refusals);
         }
         let sent = Sent {
             indices: decoded.indices,

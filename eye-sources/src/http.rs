@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use bytes::Bytes;
-use eye_core::refusals::{Refusal, Refusals};
+use eye_core::refusals::Refusal;
 use eye_core::registry::BuildError;
 use eye_core::source::{Outlet, Source, SourceConfig};
 use eye_core::timestamp::Timestamp;
@@ -89,7 +89,6 @@ impl Source for HttpSource {
         let intake = Intake {
             handover: Handover {
                 outlet: outlet.clone(),
-                refusals: Refusals::new(outlet.health().name()),
                 max_event_bytes: self.config.max_event_bytes,
                 receipt_timeout: Duration::from_millis(self.config.receipt_timeout_ms),
             },
@@ -158,7 +157,7 @@ impl Intake {
     /// A body of which nothing was taken, by the producer's fault.
     fn note_refused_body(&self, status: StatusCode) {
         if let (true, Some(problem)) = (status.is_client_error(), status.canonical_reason()) {
-            self.handover.refusals.note([Refusal { part: "body", problem }]);
+            self.handover.outlet.refusals().note([Refusal { part: "body", problem }]);
         }
     }
 

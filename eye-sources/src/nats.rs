@@ -8,7 +8,6 @@ mod message;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use eye_core::refusals::Refusals;
 use eye_core::registry::BuildError;
 use eye_core::source::{Outlet, Source, SourceConfig, SourceError};
 use serde::Deserialize;
@@ -185,7 +184,6 @@ impl Source for NatsSource {
     async fn run(self: Box<Self>, outlet: Outlet, shutdown: CancellationToken) -> Result<(), SourceError> {
         let Self { server, config } = *self;
         let handover = Handover {
-            refusals: Refusals::new(outlet.health().name()),
             outlet,
             max_event_bytes: config.max_event_bytes,
             receipt_timeout: Duration::from_millis(config.receipt_timeout_ms),

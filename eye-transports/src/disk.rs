@@ -21,16 +21,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use eye_core::ack::{Outcome, Receipt};
+use eye_core::dead_letter::DeadLetters;
 use eye_core::event::Event;
 use eye_core::health::Health;
 use eye_core::registry::BuildError;
-use eye_core::transport::{PublishError, Subscription, Transport, TransportConfig, TransportError};
+use eye_core::transport::{Custody, PublishError, Subscription, Transport, TransportConfig, TransportError};
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use appender::{Appender, Request, Status};
+use dead_letters::DiskDeadLetters;
 use log::Log;
 use subscription::DiskSubscription;
 
@@ -71,6 +73,10 @@ impl TransportConfig for DiskConfig {
             BuildError(format!("cannot open the queue {}: {error}", path_from_root(&path).display()))
         })?;
         Ok(Box::new(transport))
+    }
+
+    fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
+        Some(Box::new(DiskDeadLetters::new(&self.path)))
     }
 }
 
@@ -144,6 +150,10 @@ impl Transport for DiskTransport {
 
     fn is_durable(&self) -> bool {
         true
+    }
+
+    fn custody(&self, consumer: &str) -> Custody {
+        self.log.lock().custody(consumer)
     }
 
     async fn watch(&self, health: Health) -> TransportError {

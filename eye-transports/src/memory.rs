@@ -1,6 +1,8 @@
 //! A bounded queue in memory, one for each sink. A receipt settles when every sink has written the events, so what is
 //! lost with the process was never acknowledged.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ use eye_core::ack::{Ack, Outcome, Receipt};
 use eye_core::batch::BatchLimits;
 use eye_core::event::Event;
 use eye_core::registry::BuildError;
-use eye_core::transport::{Delivery, PublishError, Subscription, Transport, TransportConfig, TransportError};
+use eye_core::transport::{Custody, Delivery, PublishError, Subscription, Transport, TransportConfig, TransportError};
 use serde::Deserialize;
 use tokio::sync::{Semaphore, mpsc};
 
@@ -48,14 +50,40 @@ struct MemoryTransport {
     config: MemoryConfig,
     // A permit a byte, given back when the ack is settled: the bound covers what is queued and what is being written.
     room: Arc<Semaphore>,
-    // Their length is bounded by `room`. `None` once the transport is closed.
-    queues: RwLock<Option<Vec<mpsc::UnboundedSender<Delivery>>>>,
+    // `None` once the transport is closed.
+    queues: RwLock<Option<Vec<Queue>>>,
+    // By consumer.
+    counts: RwLock<BTreeMap<String, Arc<Counts>>>,
+}
+
+struct Queue {
+    // Its length is bounded by `room`.
+    sender: mpsc::UnboundedSender<Delivery>,
+    counts: Arc<Counts>,
+}
+
+impl Queue {
+    /// A queue whose writer is gone drops its delivery, and with it fails the ack.
+    fn send(&self, events: Vec<Event>, ack: Ack) {
+        let count = events.len() as u64;
+        self.counts.taken.fetch_add(count, Relaxed);
+        if self.sender.send(Delivery { events, ack }).is_err() {
+            self.counts.settled.fetch_add(count, Relaxed);
+        }
+    }
+}
+
+/// One consumer's events so far.
+#[derive(Default)]
+struct Counts {
+    taken: AtomicU64,
+    settled: AtomicU64,
 }
 
 impl MemoryTransport {
     fn new(config: MemoryConfig) -> Self {
         let room = Arc::new(Semaphore::new(config.max_bytes as usize));
-        Self { config, room, queues: RwLock::new(Some(Vec::new())) }
+        Self { config, room, queues: RwLock::new(Some(Vec::new())), counts: RwLock::default() }
     }
 
     /// What the events take of the room; all of it for a request that is larger.
@@ -88,28 +116,39 @@ impl Transport for MemoryTransport {
             drop(permit);
             settle(outcome);
         });
-        // A queue whose writer is gone drops its delivery, and with it fails the ack; so does having no queue at all.
+        // Having no queue at all drops the ack, which fails.
         if let Some((last, others)) = queues.split_last() {
             for queue in others {
-                let _ = queue.send(Delivery { events: events.clone(), ack: ack.clone() });
+                queue.send(events.clone(), ack.clone());
             }
-            let _ = last.send(Delivery { events, ack });
+            last.send(events, ack);
         }
         Ok(receipt)
     }
 
     async fn subscribe(&self, consumer: &str) -> Result<Box<dyn Subscription>, TransportError> {
         let (sender, queue) = mpsc::unbounded_channel();
+        let counts = Arc::new(Counts::default());
         match self.queues.write().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            Some(queues) => queues.push(sender),
+            Some(queues) => queues.push(Queue { sender, counts: counts.clone() }),
             None => return Err(TransportError(format!("{consumer} cannot subscribe: the transport is closed"))),
         }
-        Ok(Box::new(MemorySubscription { queue, ahead: None }))
+        self.counts.write().unwrap_or_else(PoisonError::into_inner).insert(consumer.to_owned(), counts.clone());
+        Ok(Box::new(MemorySubscription { queue, ahead: None, given: 0, counts }))
     }
 
     fn close(&self) {
         self.room.close();
         self.queues.write().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    fn custody(&self, consumer: &str) -> Custody {
+        let counts = self.counts.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(counts) = counts.get(consumer) else { return Custody::default() };
+        // In this order, so that what comes in between is pending.
+        let settled = counts.settled.load(Relaxed);
+        let taken = counts.taken.load(Relaxed);
+        Custody { taken, pending: taken.saturating_sub(settled), missing: 0 }
     }
 }
 
@@ -117,11 +156,15 @@ struct MemorySubscription {
     queue: mpsc::UnboundedReceiver<Delivery>,
     // Taken from the queue, but too much for the batch before.
     ahead: Option<Delivery>,
+    // Events of the last batch: settled, once the next is asked for.
+    given: u64,
+    counts: Arc<Counts>,
 }
 
 #[async_trait]
 impl Subscription for MemorySubscription {
     async fn receive(&mut self, limits: BatchLimits) -> Option<Vec<Delivery>> {
+        self.counts.settled.fetch_add(std::mem::take(&mut self.given), Relaxed);
         let first = match self.ahead.take() {
             Some(delivery) => delivery,
             None => self.queue.recv().await?,
@@ -138,6 +181,7 @@ impl Subscription for MemorySubscription {
             }
             deliveries.push(delivery);
         }
+        self.given = deliveries.iter().map(|delivery| delivery.events.len() as u64).sum();
         Some(deliveries)
     }
 }

@@ -182,7 +182,7 @@ async fn whatever_is_damaged_is_delivered_or_reported_and_the_queue_goes_on() {
     tracing::subscriber::set_global_default(Logs).unwrap();
     let names: Vec<&str> = stopped.files.keys().map(|file| file.to_str().unwrap()).collect();
     let of_kind = |end: &str| names.iter().filter(|name| name.ends_with(end)).count();
-    assert!(of_kind(".log") == 3 && of_kind("cursors") == 1 && of_kind(".ndjson") == 4, "{names:?}");
+    assert!(of_kind(".log") == 3 && of_kind("cursors") == 1 && of_kind(".letter") == 4, "{names:?}");
     let mut cases = 0;
     for (file, sound) in &stopped.files {
         for at in (0..sound.len()).step_by(BLOCK_BYTES) {

@@ -124,6 +124,15 @@ impl Store {
         self.sql(sql).await;
     }
 
+    /// Takes back what [`refuse`](Self::refuse) did.
+    pub(crate) async fn refuse_no_more(&self) {
+        let sql = match self.kind {
+            Kind::Sqlite => "DROP TRIGGER refuse",
+            _ => "ALTER TABLE event DROP CONSTRAINT no_such_name",
+        };
+        self.sql(sql).await;
+    }
+
     /// As [`refuse`](Self::refuse), by a trigger whose error says nothing of its kind.
     pub(crate) async fn refuse_by_trigger(&self) {
         match self.kind {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use eye_core::event::Event;
 use eye_core::registry::BuildError;
-use eye_core::sink::{Sink, SinkConfig, WriteError};
+use eye_core::sink::{Sink, SinkConfig, WriteError, Written};
 use eye_core::store::EventKey;
 use eye_core::timestamp::Timestamp;
 use serde::Deserialize;
@@ -73,10 +73,11 @@ impl Sink for NdjsonSink {
         self.on_folder(|folder| fs::read_dir(folder).map(drop)).await
     }
 
-    async fn write(&self, batch: &[Event]) -> Result<(), WriteError> {
+    async fn write(&self, batch: &[Event]) -> Result<Written, WriteError> {
         // The thread may outlive this call, so it has events of its own. They share their texts with the batch.
         let batch = batch.to_vec();
-        self.on_folder(move |folder| store(folder, &batch)).await
+        self.on_folder(move |folder| store(folder, &batch)).await?;
+        Ok(Written::default())
     }
 }
 

@@ -5,7 +5,7 @@ use axum::routing::any;
 use eye_core::ack::Receipt;
 use eye_core::event::Event;
 use eye_core::source::{Outlet, SourceConfig};
-use eye_core::transport::{PublishError, Subscription, Transport, TransportError};
+use eye_core::transport::{Custody, PublishError, Subscription, Transport, TransportError};
 use eye_sources::http::HttpConfig;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -168,6 +168,10 @@ impl Transport for NoTransport {
     }
 
     fn close(&self) {}
+
+    fn custody(&self, _: &str) -> Custody {
+        Custody::default()
+    }
 }
 
 async fn ingest(config: HttpConfig) -> Router {
@@ -334,7 +338,7 @@ fn query() -> Router {
 }
 
 async fn whole() -> Router {
-    app(vec![ingest(HttpConfig::default()).await], Some(query()), HealthBoard::default()).unwrap()
+    app(vec![ingest(HttpConfig::default()).await], Some(query()), Router::new(), HealthBoard::default()).unwrap()
 }
 
 #[tokio::test]
@@ -378,14 +382,14 @@ async fn other_methods_are_405_with_what_is_allowed() {
 
 #[tokio::test]
 async fn without_a_source_post_is_not_allowed() {
-    let app = app(Vec::new(), Some(query()), HealthBoard::default()).unwrap();
+    let app = app(Vec::new(), Some(query()), Router::new(), HealthBoard::default()).unwrap();
     let (status, allow, _) = ask(&app, "POST", "/api/event/").await;
     assert_eq!((status, allow.as_deref()), (405, Some("GET, HEAD, OPTIONS")));
 }
 
 #[tokio::test]
 async fn without_a_sink_that_answers_get_is_not_allowed() {
-    let app = app(vec![ingest(HttpConfig::default()).await], None, HealthBoard::default()).unwrap();
+    let app = app(vec![ingest(HttpConfig::default()).await], None, Router::new(), HealthBoard::default()).unwrap();
     let (status, allow, _) = ask(&app, "GET", "/api/event/").await;
     assert_eq!((status, allow.as_deref()), (405, Some("POST, OPTIONS")));
 }
@@ -404,14 +408,14 @@ async fn unknown_paths_are_404_whatever_the_method() {
 #[tokio::test]
 async fn two_sources_with_routes_are_an_error() {
     let sources = vec![ingest(HttpConfig::default()).await, ingest(HttpConfig::default()).await];
-    let error = app(sources, Some(query()), HealthBoard::default()).unwrap_err().to_string();
+    let error = app(sources, Some(query()), Router::new(), HealthBoard::default()).unwrap_err().to_string();
     assert!(error.starts_with("2 sources"), "{error}");
 }
 
 #[tokio::test]
 async fn readyz_shows_each_component() {
     let board = HealthBoard::default();
-    let app = app(Vec::new(), Some(query()), board.clone()).unwrap();
+    let app = app(Vec::new(), Some(query()), Router::new(), board.clone()).unwrap();
     let (sink, source) = (board.component("sinks.store"), board.component("sources.web"));
     source.ready();
     let starting = json!({"status": "unavailable", "components": [
@@ -430,7 +434,7 @@ async fn readyz_shows_each_component() {
 #[tokio::test]
 async fn a_component_that_may_be_away_makes_nothing_unready() {
     let board = HealthBoard::default();
-    let app = app(Vec::new(), Some(query()), board.clone()).unwrap();
+    let app = app(Vec::new(), Some(query()), Router::new(), board.clone()).unwrap();
     let (sink, transport) = (board.component_that_may_be_away("sinks.store"), board.component("transport"));
     transport.ready();
     sink.unavailable("no route");
@@ -445,6 +449,6 @@ async fn a_component_that_may_be_away_makes_nothing_unready() {
 async fn the_process_is_alive_whatever_its_components() {
     let board = HealthBoard::default();
     board.component("sinks.store").unavailable("no route");
-    let app = app(Vec::new(), Some(query()), board).unwrap();
+    let app = app(Vec::new(), Some(query()), Router::new(), board).unwrap();
     assert_eq!(ask(&app, "GET", "/livez").await, (200, None, json!({"status": "ok"})));
 }

@@ -4,7 +4,7 @@
 //!
 //! ```
 //! # use eye_core::event::Event;
-//! # use eye_core::sink::{Sink, WriteError};
+//! # use eye_core::sink::{Sink, WriteError, Written};
 //! use eye_core::testkit::sink::{SinkFixture, suite};
 //! # use std::collections::BTreeMap;
 //! # use std::sync::{Arc, Mutex};
@@ -12,9 +12,9 @@
 //! # struct MySink(Events);
 //! # #[async_trait::async_trait]
 //! # impl Sink for MySink {
-//! #     async fn write(&self, batch: &[Event]) -> Result<(), WriteError> {
+//! #     async fn write(&self, batch: &[Event]) -> Result<Written, WriteError> {
 //! #         self.0.lock().unwrap().extend(batch.iter().map(|event| (event.key(), event.clone())));
-//! #         Ok(())
+//! #         Ok(Written::default())
 //! #     }
 //! # }
 //!

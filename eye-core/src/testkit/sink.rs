@@ -88,9 +88,10 @@ async fn an_empty_batch_is_fine(fixture: Arc<impl SinkFixture>) {
 async fn the_same_batch_twice_is_stored_once(fixture: Arc<impl SinkFixture>) {
     let sink = open(&*fixture).await;
     let batch = events(0, 50);
-    sink.write(&batch).await.unwrap();
-    sink.write(&batch).await.unwrap();
-    sink.write(&events(25, 75)).await.unwrap();
+    for (batch, known) in [(&batch[..], 0), (&batch, 50), (&events(25, 75), 25)] {
+        let duplicates = sink.write(batch).await.unwrap().duplicates;
+        assert!([0, known].contains(&duplicates), "{duplicates} duplicates of {known}: a sink that cannot tell says 0");
+    }
     assert_same_events(&fixture.stored().await, &events(0, 75));
 }
 
@@ -171,7 +172,7 @@ async fn concurrent_writes(fixture: Arc<impl SinkFixture>) {
                 // A store may ask to try again, as databases do at a deadlock.
                 loop {
                     match sink.write(&batch).await {
-                        Ok(()) => break,
+                        Ok(_) => break,
                         Err(WriteError::Retry { .. }) => tokio::task::yield_now().await,
                         Err(error) => panic!("{error}"),
                     }
@@ -238,7 +239,7 @@ pub async fn write(sink: Box<dyn Sink>, requests: Vec<Vec<Event>>, config: Write
         receipts.push(receipt);
     }
     let health = HealthBoard::default().component("sinks.test");
-    let writer = Writer::new(Arc::from(sink), health, config, CancellationToken::new());
+    let writer = Writer::new(Arc::from(sink), health, Arc::default(), config, CancellationToken::new());
     writer.run(Box::new(Prepared(Some(deliveries)))).await.unwrap();
     let mut outcomes = Vec::new();
     for receipt in receipts {

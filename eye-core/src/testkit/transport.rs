@@ -1,10 +1,10 @@
 //! What sources and writers rely on from a transport, whatever its custody.
 
 use super::{event, events};
-use crate::ack::Outcome;
+use crate::ack::{Outcome, Rejection};
 use crate::batch::BatchLimits;
 use crate::event::Event;
-use crate::transport::{Delivery, PublishError, Subscription, Transport};
+use crate::transport::{Custody, Delivery, PublishError, Subscription, Transport};
 
 const WIDE: BatchLimits = BatchLimits { max_events: 1000, max_bytes: 1024 * 1024 };
 
@@ -25,6 +25,7 @@ pub async fn suite(new_transport: impl AsyncFn() -> Box<dyn Transport>) {
         nothing_published_is_delivered_at_once
         a_batch_keeps_to_its_limits
         close_drains_and_then_refuses
+        custody_has_each_event_until_it_is_settled_for_good
     }
 }
 
@@ -102,4 +103,31 @@ async fn close_drains_and_then_refuses(transport: &dyn Transport) {
     assert_eq!(transport.publish(events(3, 4)).await.unwrap_err(), PublishError::Closed);
     assert_eq!(drain(&mut *subscription).await, events(0, 3));
     assert!(transport.subscribe("late").await.is_err());
+}
+
+async fn custody_has_each_event_until_it_is_settled_for_good(transport: &dyn Transport) {
+    let mut slow = transport.subscribe("slow").await.unwrap();
+    let mut fast = transport.subscribe("fast").await.unwrap();
+    transport.publish(events(0, 6)).await.unwrap();
+    transport.publish(events(6, 9)).await.unwrap();
+    let mut received = 0;
+    while received < 9 {
+        for delivery in fast.receive(WIDE).await.unwrap() {
+            received += delivery.events.len();
+            delivery.ack.settle(match received {
+                9 => Outcome::Rejected(vec![Rejection { index: 0, reason: "bad".into() }]),
+                _ => Outcome::Delivered,
+            });
+        }
+    }
+    transport.close();
+    assert!(fast.receive(WIDE).await.is_none());
+    let custody = |pending| Custody { taken: 9, pending, missing: 0 };
+    assert_eq!(transport.custody("fast"), custody(0));
+    // What others may have taken out is not here before it is asked for.
+    let expected = if transport.is_shared() { 0 } else { 9 };
+    assert_eq!(transport.custody("slow"), Custody { taken: expected, pending: expected, missing: 0 });
+    drain(&mut *slow).await;
+    assert_eq!(transport.custody("slow"), custody(0));
+    assert_eq!(transport.custody("nobody"), Custody::default());
 }

@@ -9,7 +9,7 @@ use crate::ack::{Ack, Outcome, Receipt};
 use crate::health::{HealthBoard, State};
 use crate::refusals::tests::Logged;
 use crate::testkit::event_with;
-use crate::transport::Delivery;
+use crate::transport::{Custody, Delivery};
 
 /// Answers from a script, then stores; refuses events by their name.
 #[derive(Default)]
@@ -26,7 +26,7 @@ impl Sink for FakeSink {
         self.prepares.lock().unwrap().pop_front().map_or(Ok(()), Err)
     }
 
-    async fn write(&self, batch: &[Event]) -> Result<(), WriteError> {
+    async fn write(&self, batch: &[Event]) -> Result<Written, WriteError> {
         *self.tries.lock().unwrap() += 1;
         if let Some(error) = self.writes.lock().unwrap().pop_front() {
             return Err(error);
@@ -40,7 +40,7 @@ impl Sink for FakeSink {
             }
         }
         self.stored.lock().unwrap().extend(batch.iter().map(|event| event.name().to_owned()));
-        Ok(())
+        Ok(Written { duplicates: batch.iter().filter(|event| event.name() == "known").count() })
     }
 }
 
@@ -57,6 +57,7 @@ impl Subscription for Queue {
 struct Running {
     sink: Arc<FakeSink>,
     board: HealthBoard,
+    account: Arc<SinkAccount>,
     shutdown: CancellationToken,
     queue: mpsc::UnboundedSender<Delivery>,
     writer: tokio::task::JoinHandle<Result<(), WriterError>>,
@@ -67,11 +68,13 @@ impl Running {
         let sink = Arc::new(sink);
         let board = HealthBoard::default();
         let shutdown = CancellationToken::new();
+        let account = Arc::new(SinkAccount::default());
         let (queue, receiver) = mpsc::unbounded_channel();
         let config = WriterConfig { retry_for_ms: 2_000, ..WriterConfig::default() };
-        let writer = Writer::new(sink.clone(), board.component("sinks.fake"), config, shutdown.clone());
+        let writer =
+            Writer::new(sink.clone(), board.component("sinks.fake"), account.clone(), config, shutdown.clone());
         let writer = tokio::spawn(writer.run(Box::new(Queue(receiver))));
-        Self { sink, board, shutdown, queue, writer }
+        Self { sink, board, account, shutdown, queue, writer }
     }
 
     fn send(&self, names: &[&str]) -> Receipt {
@@ -242,4 +245,24 @@ async fn a_sink_that_went_away_while_idle_is_found_out() {
     }
     drop(running.queue);
     running.writer.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_became_of_each_event_is_in_the_account() {
+    let running = Running::start(FakeSink { writes: Mutex::new([away(), away()].into()), ..FakeSink::default() });
+    running.send(&["a", "known", "refused"]).outcome().await;
+    let numbers = || {
+        let book = running.account.book(Custody::default());
+        ([book.delivered, book.duplicates, book.rejected, book.failed, book.in_flight], book.retried)
+    };
+    assert_eq!(numbers(), ([2, 1, 1, 0, 0], 2));
+    running.sink.writes.lock().unwrap().extend(vec![away(); 1000]);
+    running.sink.prepares.lock().unwrap().extend(vec![away(); 1000]);
+    let receipts = [running.send(&["b"]), running.send(&["c", "d"])];
+    for receipt in receipts {
+        receipt.outcome().await;
+    }
+    assert_eq!(numbers().0, [2, 1, 1, 3, 0]);
+    running.send(&["e"]).outcome().await;
+    assert_eq!(numbers().0, [2, 1, 1, 4, 0], "what is not even tried counts, too");
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use eye_core::event::Event;
 use eye_core::registry::BuildError;
-use eye_core::sink::{Sink, SinkConfig};
+use eye_core::sink::{Sink, SinkConfig, Written};
 use sea_orm::{DatabaseConnection, SqlxMySqlConnector};
 use serde::Deserialize;
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlPoolOptions};
@@ -123,7 +123,8 @@ impl Driver for MysqlDriver {
         Ok(connection)
     }
 
-    async fn insert(&self, connection: &mut MySqlConnection, batch: &[Event]) -> Result<(), sqlx::Error> {
+    /// What was there already it cannot tell: sqlx asks for the rows that were found, be they new or not.
+    async fn insert(&self, connection: &mut MySqlConnection, batch: &[Event]) -> Result<Written, sqlx::Error> {
         // `INSERT IGNORE` would also swallow what does not fit.
         static STATEMENTS: LazyLock<InsertStatements> =
             LazyLock::new(|| InsertStatements::new("ON DUPLICATE KEY UPDATE id = id"));
@@ -132,7 +133,8 @@ impl Driver for MysqlDriver {
         let steps: Vec<Step<'_>> = STATEMENTS.steps(batch, max_bytes).collect();
         if let [step] = steps.as_slice() {
             // One statement is a transaction already.
-            return insert_step(connection, step, max_packet_bytes).await;
+            insert_step(connection, step, max_packet_bytes).await?;
+            return Ok(Written::default());
         }
         let mut transaction = connection.begin().await?;
         for step in &steps {
@@ -141,7 +143,8 @@ impl Driver for MysqlDriver {
                 return Err(error);
             }
         }
-        transaction.commit().await
+        transaction.commit().await?;
+        Ok(Written::default())
     }
 
     fn migration_pool(&self) -> DatabaseConnection {

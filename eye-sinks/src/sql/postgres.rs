@@ -6,7 +6,7 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 use eye_core::event::Event;
 use eye_core::registry::BuildError;
-use eye_core::sink::{Sink, SinkConfig};
+use eye_core::sink::{Sink, SinkConfig, Written};
 use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
 use serde::Deserialize;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
@@ -112,7 +112,7 @@ impl Driver for PostgresDriver {
         self.url.0.connect().await
     }
 
-    async fn insert(&self, connection: &mut PgConnection, batch: &[Event]) -> Result<(), sqlx::Error> {
+    async fn insert(&self, connection: &mut PgConnection, batch: &[Event]) -> Result<Written, sqlx::Error> {
         let instants = |get: fn(&Event) -> DateTime<Utc>| batch.iter().map(get).collect::<Vec<_>>();
         let query = sqlx::query(INSERT)
             .bind(instants(|event| event.timestamp().to_chrono()))
@@ -122,7 +122,8 @@ impl Driver for PostgresDriver {
             .bind(batch.iter().map(Event::name).collect::<Vec<&str>>())
             .bind(batch.iter().map(Event::data).collect::<Vec<&str>>())
             .bind(instants(|event| event.received_at().to_chrono()));
-        query.execute(connection).await.map(drop)
+        let inserted = query.execute(connection).await?.rows_affected();
+        Ok(Written { duplicates: batch.len().saturating_sub(inserted as usize) })
     }
 
     fn migration_pool(&self) -> DatabaseConnection {

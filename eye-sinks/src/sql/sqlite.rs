@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use eye_core::event::Event;
 use eye_core::mutant;
 use eye_core::registry::BuildError;
-use eye_core::sink::{Sink, SinkConfig};
+use eye_core::sink::{Sink, SinkConfig, Written};
 use eye_core::timestamp::Timestamp;
 use sea_orm::{DatabaseConnection, SqlxSqliteConnector};
 use serde::Deserialize;
@@ -250,18 +250,23 @@ impl Driver for SqliteDriver {
         Ok(connection)
     }
 
-    async fn insert(&self, connection: &mut SqliteConnection, batch: &[Event]) -> Result<(), sqlx::Error> {
+    async fn insert(&self, connection: &mut SqliteConnection, batch: &[Event]) -> Result<Written, sqlx::Error> {
         static STATEMENTS: LazyLock<InsertStatements> =
             LazyLock::new(|| InsertStatements::new("ON CONFLICT (timestamp, id) DO NOTHING"));
         self.check_file()?;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        let mut duplicates = batch.len();
         for step in STATEMENTS.steps(batch, usize::MAX) {
-            if let Err(error) = insert_step(&mut transaction, &step).await {
-                transaction.rollback().await?;
-                return Err(error);
+            match insert_step(&mut transaction, &step).await {
+                Ok(inserted) => duplicates = duplicates.saturating_sub(inserted as usize),
+                Err(error) => {
+                    transaction.rollback().await?;
+                    return Err(error);
+                }
             }
         }
-        transaction.commit().await
+        transaction.commit().await?;
+        Ok(Written { duplicates })
     }
 
     fn migration_pool(&self) -> DatabaseConnection {
@@ -273,7 +278,8 @@ impl Driver for SqliteDriver {
     }
 }
 
-async fn insert_step(connection: &mut SqliteConnection, step: &Step<'_>) -> Result<(), sqlx::Error> {
+/// How many of the step's events are new.
+async fn insert_step(connection: &mut SqliteConnection, step: &Step<'_>) -> Result<u64, sqlx::Error> {
     let written_at = if mutant::is("no-unique-key") { Timestamp::now().as_micros() } else { 0 };
     let query = step.events.iter().fold(sqlx::query(step.sql), |query, event| {
         query
@@ -285,7 +291,7 @@ async fn insert_step(connection: &mut SqliteConnection, step: &Step<'_>) -> Resu
             .bind(event.data())
             .bind(event.received_at().as_micros())
     });
-    query.execute(connection).await.map(drop)
+    Ok(query.execute(connection).await?.rows_affected())
 }
 
 #[cfg(test)]

@@ -182,6 +182,6 @@ impl Desk {
     }
 
     fn note_lost(&self, what: Refusal) {
-        self.intake.handover.refusals.note([what]);
+        self.intake.handover.outlet.refusals().note([what]);
     }
 }

@@ -197,7 +197,7 @@ impl Desk {
                 let _ = timeout(NAK_DELAY, self.shutdown.cancelled()).await;
             }
             _ => {
-                self.intake.handover.refusals.note([TERMINATED]);
+                self.intake.handover.outlet.refusals().note([TERMINATED]);
                 self.tell(&message, AckKind::Term).await;
             }
         }

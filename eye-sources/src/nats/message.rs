@@ -26,7 +26,7 @@ impl Intake {
             Ok(answer) => answer,
             Err(refusal) => {
                 let problem = refusal.status().canonical_reason().unwrap_or("refused");
-                self.handover.refusals.note([Refusal { part: "message", problem }]);
+                self.handover.outlet.refusals().note([Refusal { part: "message", problem }]);
                 refusal
             }
         }

@@ -46,10 +46,26 @@ pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
 /// Writes a file as a whole, durably, into a folder that is made where it is not there.
 pub(super) fn write(folder: &Path, name: &str, content: &[u8]) -> io::Result<()> {
     create_folder(folder)?;
+    write_unnamed(folder, name, content)?;
+    sync_folder(folder)
+}
+
+/// As [`write`], but the folder is there, and the name is durable only once the folder is synced.
+pub(super) fn write_unnamed(folder: &Path, name: &str, content: &[u8]) -> io::Result<()> {
     let unfinished = folder.join(format!("{name}.unfinished"));
     let mut file = options().create(true).truncate(true).open(&unfinished)?;
     file.write_all(content)?;
     file.sync_all()?;
-    fs::rename(&unfinished, folder.join(name))?;
-    sync_folder(folder)
+    fs::rename(&unfinished, folder.join(name))
+}
+
+/// A file's content with its checksum.
+pub(super) fn seal(text: &str) -> String {
+    format!("{:08x} {text}\n", crc32fast::hash(text.as_bytes()))
+}
+
+/// The text that was sealed; `None` when the content is damaged.
+pub(super) fn unseal(content: &[u8]) -> Option<&str> {
+    let (checksum, text) = std::str::from_utf8(content).ok()?.strip_suffix('\n')?.split_once(' ')?;
+    (checksum == format!("{:08x}", crc32fast::hash(text.as_bytes()))).then_some(text)
 }

@@ -1,11 +1,12 @@
 //! What the threads of a queue share: its segments, its room, and how far each consumer has come.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use eye_core::transport::Custody;
 use serde::{Deserialize, Serialize};
 
 use super::files;
@@ -40,7 +41,7 @@ pub(super) struct State {
     cursors: BTreeMap<String, u64>,
     /// Or `next` has, which is saved with them.
     cursors_changed: bool,
-    subscribed: BTreeSet<String>,
+    subscribed: BTreeMap<String, Account>,
     /// All have subscribed: what they are done with may go.
     started: bool,
     /// Bytes taken, and not committed yet.
@@ -49,6 +50,16 @@ pub(super) struct State {
     free: u64,
     /// Why something was not taken since the last look.
     refused: Option<String>,
+}
+
+/// What is known of one consumer's events since the start.
+#[derive(Default)]
+struct Account {
+    /// Its cursor then.
+    started_at: u64,
+    missing: u64,
+    /// Of them, those that the cursor has not come to: the number of the event after them, and how many.
+    missing_ahead: Vec<(u64, u64)>,
 }
 
 /// What is written down once a second.
@@ -87,6 +98,8 @@ impl Log {
         }
         // A number that was given is never given again, whatever the disk has lost: the gap tells how much.
         state.next = state.cursors.values().copied().fold(state.next.max(saved.next), u64::max);
+        // Nor is one that has a dead letter, or another event's would take its place.
+        state.next = state.next.max(super::dead_letters::next_number(path)?);
         let log = Self {
             path: path.to_owned(),
             max_bytes,
@@ -182,11 +195,13 @@ impl Log {
     /// A consumer's place: where it was, else at the oldest event that is there. `None` when it has one already.
     pub(super) fn subscribe(&self, consumer: &str) -> Option<u64> {
         let mut state = self.lock();
-        if !state.subscribed.insert(consumer.to_owned()) {
+        if state.subscribed.contains_key(consumer) {
             return None;
         }
         let oldest = state.segments.first_key_value().map_or(state.next, |(first, _)| *first);
-        Some(*state.cursors.entry(consumer.to_owned()).or_insert(oldest))
+        let cursor = *state.cursors.entry(consumer.to_owned()).or_insert(oldest);
+        state.subscribed.insert(consumer.to_owned(), Account { started_at: cursor, ..Account::default() });
+        Some(cursor)
     }
 
     /// All have subscribed. Who has not, but did so once, holds nothing back any more.
@@ -194,7 +209,7 @@ impl Log {
         let mut state = self.lock();
         let State { next, cursors, subscribed, .. } = &mut *state;
         cursors.retain(|consumer, cursor| {
-            let stays = subscribed.contains(consumer);
+            let stays = subscribed.contains_key(consumer);
             if !stays {
                 let undelivered = next.saturating_sub(*cursor);
                 tracing::warn!(sink = consumer, undelivered, "no longer configured: the queue keeps nothing for it");
@@ -210,6 +225,17 @@ impl Log {
         let mut state = self.lock();
         let before = state.cursors.insert(consumer.to_owned(), cursor);
         state.cursors_changed |= before != Some(cursor);
+        if let Some(account) = state.subscribed.get_mut(consumer) {
+            account.missing_ahead.retain(|(end, _)| *end > cursor);
+        }
+    }
+
+    /// A consumer has found so many events missing, before the one with the number `end`.
+    pub(super) fn note_missing(&self, consumer: &str, missing: u64, end: u64) {
+        if let Some(account) = self.lock().subscribed.get_mut(consumer) {
+            account.missing += missing;
+            account.missing_ahead.push((end, missing));
+        }
     }
 
     /// Writes down how far the queue and the consumers are, when that has changed. Blocks. After a crash they are where they were at
@@ -224,8 +250,8 @@ impl Log {
             let saved = Saved { next: state.next, cursors: state.cursors.clone() };
             serde_json::to_string(&saved).expect("texts and numbers are JSON")
         };
-        let content = format!("{:08x} {saved}\n", crc32fast::hash(saved.as_bytes()));
-        files::write(&self.path, CURSORS, content.as_bytes()).inspect_err(|_| self.lock().cursors_changed = true)
+        files::write(&self.path, CURSORS, files::seal(&saved).as_bytes())
+            .inspect_err(|_| self.lock().cursors_changed = true)
     }
 
     /// The first event that some consumer is not done with.
@@ -248,6 +274,19 @@ impl Log {
 }
 
 impl State {
+    /// By the cursor alone, so that an event that it passed and the sink never got shows in the books.
+    pub(super) fn custody(&self, consumer: &str) -> Custody {
+        let (Some(account), Some(cursor)) = (self.subscribed.get(consumer), self.cursors.get(consumer)) else {
+            return Custody::default();
+        };
+        let missing_ahead: u64 = account.missing_ahead.iter().map(|(_, count)| count).sum();
+        Custody {
+            taken: self.next - account.started_at,
+            pending: (self.next - cursor).saturating_sub(missing_ahead),
+            missing: account.missing,
+        }
+    }
+
     fn on_disk(&self) -> u64 {
         self.segments.values().sum()
     }
@@ -334,11 +373,7 @@ fn read_saved(path: &Path) -> io::Result<Saved> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Saved::default()),
         Err(error) => return Err(error),
     };
-    let parsed = std::str::from_utf8(&content).ok().and_then(|content| {
-        let (checksum, saved) = content.strip_suffix('\n')?.split_once(' ')?;
-        let right = u32::from_str_radix(checksum, 16).ok()? == crc32fast::hash(saved.as_bytes());
-        serde_json::from_str(saved).ok().filter(|_| right)
-    });
+    let parsed = files::unseal(&content).and_then(|saved| serde_json::from_str(saved).ok());
     Ok(parsed.unwrap_or_else(|| {
         tracing::error!(
             file = %path.join(CURSORS).display(),

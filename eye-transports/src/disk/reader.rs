@@ -184,6 +184,7 @@ impl Reader {
     fn report_missing(&mut self, first: u64) {
         if let Some(missing @ 1..) = first.checked_sub(self.next) {
             let from = self.next;
+            self.log.note_missing(&self.consumer, missing, first);
             tracing::error!(
                 component = "transport",
                 sink = self.consumer,

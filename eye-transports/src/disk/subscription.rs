@@ -88,19 +88,23 @@ impl DiskSubscription {
     }
 
     /// Lets go of the first `count` events when the sink has them, or they are dead letters; else they stay, and this is
-    /// false.
+    /// false. Dead letters that cannot be kept are tried again, not the sink, which has what it did not refuse.
     async fn settle(&mut self, count: usize, outcome: Outcome) -> bool {
         let done = match outcome {
             Outcome::Delivered => true,
             Outcome::Rejected(rejections) => {
                 let batch: Vec<Numbered> = self.ahead.range(..count).cloned().collect();
-                let (log, sink) = (self.log.clone(), self.sink.clone());
-                let work = move || dead_letters::write(log.path(), &sink, &batch, &rejections);
-                let written = spawn_blocking(work).await.expect("it does not panic, and is not cancelled");
-                if let Err(error) = &written {
+                let refused = Arc::new((self.sink.clone(), batch, rejections));
+                loop {
+                    let (log, refused) = (self.log.clone(), refused.clone());
+                    let work = move || dead_letters::write(log.path(), &refused.0, &refused.1, &refused.2);
+                    let written = spawn_blocking(work).await.expect("it does not panic, and is not cancelled");
+                    let Err(error) = written else { break true };
                     tracing::error!(sink = self.sink, %error, "cannot keep refused events, trying again");
+                    if self.wait(MAX_PAUSE).await {
+                        break false;
+                    }
                 }
-                written.is_ok()
             }
             Outcome::Failed { .. } => false,
         };

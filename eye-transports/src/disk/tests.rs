@@ -210,31 +210,42 @@ async fn refused_events_are_dead_letters_and_the_others_are_done() {
     commit(&transport, 5, 6).await;
     assert_eq!(next(&mut *subscription, Outcome::Delivered).await, events(5, 6));
 
-    let file = config.path.join("dead-letters/00000000000000000001.store.ndjson");
-    let lines = fs::read_to_string(&file).unwrap();
-    let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(lines.len(), 2);
-    for (line, n) in lines.iter().zip([1, 3]) {
-        assert_eq!((&line["sink"], &line["reason"], &line["number"]), (&"store".into(), &"too big".into(), &n.into()));
-        assert_eq!(line["event"], serde_json::to_value(testkit::event(n)).unwrap());
+    let letters = config.dead_letters().unwrap().page(None).await.unwrap();
+    assert_eq!(letters.iter().map(|letter| &*letter.id).collect::<Vec<_>>(), ["1.store", "3.store"]);
+    for (letter, n) in letters.iter().zip([1, 3]) {
+        assert_eq!((&*letter.refused_by, &*letter.reason), ("sinks.store", "too big"));
+        assert_eq!(letter.payload, serde_json::to_vec(&testkit::event(n)).unwrap());
     }
+    let file = config.path.join("dead-letters/00000000000000000001.store.letter");
     assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
 #[tokio::test]
-async fn events_whose_dead_letters_cannot_be_kept_come_again() {
+async fn dead_letters_that_cannot_be_kept_are_tried_again_until_they_are_or_come_again_after_a_start() {
     let folder = folder();
     let config = config(&folder);
     let transport = open(&config).await;
     let mut subscription = transport.subscribe("store").await.unwrap();
     commit(&transport, 0, 1).await;
-    fs::write(config.path.join("dead-letters"), "in the way").unwrap();
+    let in_the_way = config.path.join("dead-letters");
+    fs::write(&in_the_way, "").unwrap();
     let refused = Outcome::Rejected(vec![Rejection { index: 0, reason: "too big".into() }]);
     next(&mut *subscription, refused.clone()).await;
+    stop(transport, subscription).await;
+    fs::remove_file(&in_the_way).unwrap();
+
+    let transport = open(&config).await;
+    let mut subscription = transport.subscribe("store").await.unwrap();
+    fs::write(&in_the_way, "").unwrap();
     assert_eq!(next(&mut *subscription, refused).await, events(0, 1));
-    fs::remove_file(config.path.join("dead-letters")).unwrap();
     commit(&transport, 1, 2).await;
-    assert_eq!(next(&mut *subscription, Outcome::Delivered).await, events(1, 2));
+    let (received, ()) = tokio::join!(next(&mut *subscription, Outcome::Delivered), async {
+        tokio::task::yield_now().await;
+        assert_eq!(transport.custody("store").pending, 2);
+        fs::remove_file(&in_the_way).unwrap();
+    });
+    assert_eq!(received, events(1, 2));
+    assert_eq!(fs::read_dir(in_the_way).unwrap().count(), 1);
 }
 
 #[tokio::test]
@@ -377,6 +388,39 @@ async fn damage_costs_the_record_it_hits_and_no_other() {
     }
 }
 
+fn custody(transport: &DiskTransport) -> (u64, u64, u64) {
+    let Custody { taken, pending, missing } = transport.custody("store");
+    (taken, pending, missing)
+}
+
+#[tokio::test]
+async fn custody_tells_what_was_pending_at_the_start_and_what_is_missing() {
+    let folder = folder();
+    let config = config(&folder);
+    let length = three_records(&config).await;
+    let segment = segments(&config)[0].clone();
+    let mut content = fs::read(&segment).unwrap();
+    content[length + 40] ^= 0x10;
+    fs::write(&segment, content).unwrap();
+    let transport = open(&config).await;
+    let mut subscription = transport.subscribe("store").await.unwrap();
+    assert_eq!(custody(&transport), (6, 6, 0), "nobody has looked yet");
+    commit(&transport, 6, 7).await;
+    let narrow = BatchLimits { max_events: 1, ..WIDE };
+    let received = subscription.receive(narrow).await.unwrap().remove(0);
+    assert_eq!((received.events, custody(&transport)), (events(0, 1), (7, 7, 0)));
+    received.ack.settle(Outcome::Delivered);
+    assert_eq!(
+        next(&mut *subscription, Outcome::Failed { reason: "away".into() }).await,
+        [events(1, 2), events(4, 7)].concat()
+    );
+    assert_eq!(custody(&transport), (7, 4, 2), "what is missing lies before the sink's place, and is pending no more");
+    next(&mut *subscription, Outcome::Delivered).await;
+    transport.close();
+    end(subscription).await;
+    assert_eq!(custody(&transport), (7, 0, 2));
+}
+
 #[tokio::test]
 async fn an_end_that_is_not_whole_is_set_aside_and_written_behind() {
     let folder = folder();
@@ -447,4 +491,28 @@ async fn a_quota_too_small_for_a_few_requests_is_an_error() {
     let build = async |max_bytes| DiskConfig { max_bytes, ..config(&folder) }.build().await;
     assert!(build(MIN_MAX_BYTES - 1).await.err().unwrap().to_string().contains("max_bytes"));
     assert!(build(MIN_MAX_BYTES).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_number_that_has_a_dead_letter_is_never_given_again() {
+    let folder = folder();
+    let config = config(&folder);
+    let transport = open(&config).await;
+    let mut subscription = transport.subscribe("store").await.unwrap();
+    commit(&transport, 0, 3).await;
+    next(&mut *subscription, Outcome::Rejected(vec![Rejection { index: 2, reason: "bad".into() }])).await;
+    stop(transport, subscription).await;
+    // All that else tells how far the numbers were is lost.
+    segments(&config).into_iter().for_each(|segment| fs::remove_file(segment).unwrap());
+    fs::remove_file(config.path.join("cursors")).unwrap();
+
+    let transport = open(&config).await;
+    let mut subscription = transport.subscribe("store").await.unwrap();
+    commit(&transport, 3, 4).await;
+    next(&mut *subscription, Outcome::Rejected(vec![Rejection { index: 0, reason: "bad".into() }])).await;
+    commit(&transport, 4, 5).await;
+    next(&mut *subscription, Outcome::Delivered).await;
+    let letters = config.dead_letters().unwrap().page(None).await.unwrap();
+    let payloads: Vec<_> = letters.into_iter().map(|letter| letter.payload).collect();
+    assert_eq!(payloads, [2, 3].map(|n| serde_json::to_vec(&testkit::event(n)).unwrap()));
 }

@@ -1,7 +1,7 @@
 //! Stores that cannot answer, and the bounds on asking them.
 
 use async_trait::async_trait;
-use eye_core::sink::WriteError;
+use eye_core::sink::{WriteError, Written};
 use eye_core::store::EventStore;
 use tokio::sync::Notify;
 
@@ -17,7 +17,7 @@ enum StubSink {
 
 #[async_trait]
 impl Sink for StubSink {
-    async fn write(&self, _batch: &[Event]) -> Result<(), WriteError> {
+    async fn write(&self, _batch: &[Event]) -> Result<Written, WriteError> {
         unreachable!("the API writes nothing")
     }
 

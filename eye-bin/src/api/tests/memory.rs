@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use async_trait::async_trait;
 use eye_core::event::Event;
-use eye_core::sink::WriteError;
+use eye_core::sink::{WriteError, Written};
 use eye_core::store::{EventFilter, EventStore, PageStart};
 
 use super::*;
@@ -31,7 +31,7 @@ impl MemorySink {
 
 #[async_trait]
 impl Sink for MemorySink {
-    async fn write(&self, _batch: &[Event]) -> Result<(), WriteError> {
+    async fn write(&self, _batch: &[Event]) -> Result<Written, WriteError> {
         unreachable!("the API writes nothing")
     }
 

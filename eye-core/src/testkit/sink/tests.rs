@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 use crate::event::EventFields;
-use crate::sink::SinkError;
+use crate::sink::{SinkError, Written};
 use crate::store::EventKey;
 
 /// What a sink may do wrong.
@@ -18,6 +18,7 @@ enum Fault {
     RefusesAnEmptyBatch,
     StoresTwice,
     StoresTwiceWithinABatch,
+    TakesNewEventsForDuplicates,
     ForgetsKeysAtARestart,
     KnowsEventsByTheirId,
     CutsLongBatches,
@@ -98,7 +99,7 @@ impl Sink for StorageSink {
         if self.away.load(Ordering::SeqCst) { Err(WriteError::retry("away")) } else { Ok(()) }
     }
 
-    async fn write(&self, batch: &[Event]) -> Result<(), WriteError> {
+    async fn write(&self, batch: &[Event]) -> Result<Written, WriteError> {
         if self.away.load(Ordering::SeqCst) {
             return Err(match self.fault {
                 Fault::RefusesDuringAnOutage => WriteError::reject("away"),
@@ -114,6 +115,7 @@ impl Sink for StorageSink {
             Fault::Trims => batch = batch.iter().map(trimmed).collect(),
             _ => {}
         }
+        let count = batch.len();
         let is_new: Vec<bool> = {
             let mut keys = self.keys.lock().unwrap();
             let mut is_new = |event: &Event| match self.fault {
@@ -136,12 +138,16 @@ impl Sink for StorageSink {
         }
         let new = batch.into_iter().zip(is_new).filter_map(|(event, is_new)| is_new.then_some(event));
         let new: Vec<Event> = new.collect();
+        let duplicates = match self.fault {
+            Fault::TakesNewEventsForDuplicates => count,
+            _ => count - new.len(),
+        };
         self.keys.lock().unwrap().extend(new.iter().map(Event::key));
         match self.fault {
             Fault::AnswersBeforeItStores => self.unwritten.lock().unwrap().extend(new),
             _ => self.events.lock().unwrap().extend(new),
         }
-        Ok(())
+        Ok(Written { duplicates })
     }
 
     async fn close(&self) -> Result<(), SinkError> {
@@ -207,6 +213,7 @@ caught! {
     answers_before_storing: AnswersBeforeItStores by all_written;
     an_error_for_an_empty_batch: RefusesAnEmptyBatch by an_empty_batch_is_fine;
     no_key: StoresTwice by the_same_batch_twice_is_stored_once one_event_twice_in_a_batch_is_stored_once concurrent_writes;
+    miscounted_duplicates: TakesNewEventsForDuplicates by the_same_batch_twice_is_stored_once;
     a_key_that_ignores_the_batch_itself: StoresTwiceWithinABatch by one_event_twice_in_a_batch_is_stored_once;
     keys_in_memory_only: ForgetsKeysAtARestart by the_same_batch_after_a_restart_is_stored_once;
     a_key_of_the_id_alone: KnowsEventsByTheirId by the_same_id_at_another_time_is_another_event;

@@ -1,0 +1,89 @@
+//! The books in the text format of Prometheus, for `GET /metrics`.
+
+use std::fmt::Write;
+
+use eye_core::accounts::{Books, SinkBook, SourceBook};
+
+/// Of the text format.
+pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Name, type, help, and where the value is.
+type Metric<B> = (&'static str, &'static str, &'static str, fn(&B) -> u64);
+
+const OF_SOURCES: [Metric<SourceBook>; 5] = [
+    ("eye_source_events_received_total", "counter", "Events that could be read.", |book| book.received),
+    ("eye_source_events_accepted_total", "counter", "Events that were acknowledged.", |book| book.accepted),
+    ("eye_source_events_rejected_total", "counter", "Events that were refused for good.", |book| book.rejected),
+    ("eye_source_events_failed_total", "counter", "Events to be sent again.", |book| book.failed),
+    ("eye_source_events_waiting", "gauge", "Events whose outcome is not known yet.", |book| book.waiting),
+];
+
+const OF_SINKS: [Metric<SinkBook>; 9] = [
+    ("eye_sink_events_taken_total", "counter", "Events that the transport took for it.", |book| book.custody.taken),
+    ("eye_sink_events_delivered_total", "counter", "Events that it has.", |book| book.delivered),
+    ("eye_sink_events_rejected_total", "counter", "Events that it refused for good.", |book| book.rejected),
+    ("eye_sink_events_failed_total", "counter", "Events that were handed back.", |book| book.failed),
+    ("eye_sink_events_missing_total", "counter", "Events lost to damage on the disk.", |book| book.custody.missing),
+    ("eye_sink_events_duplicate_total", "counter", "Events that it had already.", |book| book.duplicates),
+    ("eye_sink_write_retries_total", "counter", "Writes that were tried again.", |book| book.retried),
+    ("eye_sink_events_pending", "gauge", "Events that the transport holds for it.", |book| book.custody.pending),
+    ("eye_sink_events_in_flight", "gauge", "Events that are being written.", |book| book.in_flight),
+];
+
+const REFUSALS: &str = "eye_source_refusals_total";
+
+/// All of it, as a scraper takes it.
+pub(crate) fn text(books: &Books) -> String {
+    let mut text = String::new();
+    for (metric, kind, help, value) in OF_SOURCES {
+        head(&mut text, metric, kind, help);
+        for (name, book) in &books.sources {
+            let _ = writeln!(text, "{metric}{{source=\"{}\"}} {}", escaped(name), value(book));
+        }
+    }
+    head(&mut text, REFUSALS, "counter", "What was wrong with events and bodies that were refused.");
+    for (name, book) in &books.sources {
+        for (reason, count) in &book.refusals {
+            let (name, reason) = (escaped(name), escaped(reason));
+            let _ = writeln!(text, "{REFUSALS}{{source=\"{name}\",reason=\"{reason}\"}} {count}");
+        }
+    }
+    for (metric, kind, help, value) in OF_SINKS {
+        head(&mut text, metric, kind, help);
+        for (name, book) in &books.sinks {
+            let _ = writeln!(text, "{metric}{{sink=\"{}\"}} {}", escaped(name), value(book));
+        }
+    }
+    text
+}
+
+fn head(text: &mut String, metric: &str, kind: &str, help: &str) {
+    let _ = writeln!(text, "# HELP {metric} {help}\n# TYPE {metric} {kind}");
+}
+
+fn escaped(value: &str) -> String {
+    value.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_metric_has_its_head_and_a_line_for_each_component() {
+        let refusals = [("name: \"\\\n".to_owned(), 2)].into();
+        let source = SourceBook { received: 5, accepted: 3, rejected: 2, refusals, ..SourceBook::default() };
+        let sink = SinkBook { delivered: 3, ..SinkBook::default() };
+        let sources = [("web".to_owned(), source)].into();
+        let sinks = [("a".to_owned(), sink), ("b".to_owned(), sink)].into();
+        let text = text(&Books { sources, transport: Default::default(), sinks });
+        let refused = r#"eye_source_refusals_total{source="web",reason="name: \"\\\n"} 2"#;
+        let delivered = "# HELP eye_sink_events_delivered_total Events that it has.\n\
+                         # TYPE eye_sink_events_delivered_total counter\n\
+                         eye_sink_events_delivered_total{sink=\"a\"} 3\neye_sink_events_delivered_total{sink=\"b\"} 3\n";
+        for expected in ["eye_source_events_received_total{source=\"web\"} 5\n", refused, delivered] {
+            assert!(text.contains(expected), "{text}");
+        }
+        assert_eq!(text.lines().filter(|line| line.starts_with("# TYPE")).count(), 15);
+    }
+}

@@ -16,7 +16,7 @@ use eye_core::event::Event;
 use eye_nats::stream::is_full;
 use futures_util::future::join_all;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use uuid::Uuid;
 
 use super::group::{self, Group, Rest};
@@ -58,8 +58,9 @@ impl Publisher {
             let session = &self.session;
             let messages = self.messages(&mut group);
             let outcomes = join_all(messages.iter().map(|message| message.publish(session, give_up_at))).await;
-            let failed = outcomes.into_iter().find(|outcome| *outcome != Outcome::Delivered);
-            group.settle(&failed.unwrap_or(Outcome::Delivered));
+            let nobody = || Outcome::failed("no sink has subscribed");
+            let worst = outcomes.into_iter().max_by_key(|outcome| *outcome != Outcome::Delivered);
+            group.settle(&worst.unwrap_or_else(nobody));
         }
         self.session.published.cancel();
     }
@@ -114,6 +115,7 @@ impl Message {
                     Err(error) => error.to_string(),
                 },
                 () = session.away() => "the connection was lost".to_owned(),
+                () = sleep_until(give_up_at) => "no answer".to_owned(),
             };
             sleep(RETRY_DELAY).await;
         }

@@ -66,7 +66,7 @@ impl Default for HttpConfig {
 impl SourceConfig for HttpConfig {
     const TYPE: &'static str = "http";
 
-    async fn build(self) -> Result<Box<dyn Source>, BuildError> {
+    fn check(&self) -> Result<(), BuildError> {
         // A compressed body and what it decodes to are there at once.
         if self.max_pending_bytes / 2 < self.max_body_bytes {
             return Err(BuildError(format!(
@@ -74,6 +74,10 @@ impl SourceConfig for HttpConfig {
                 self.max_pending_bytes, self.max_body_bytes
             )));
         }
+        Ok(())
+    }
+
+    async fn build(self) -> Result<Box<dyn Source>, BuildError> {
         Ok(Box::new(HttpSource { config: self }))
     }
 }

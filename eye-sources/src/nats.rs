@@ -119,7 +119,7 @@ enum Mode {
 impl SourceConfig for NatsConfig {
     const TYPE: &'static str = "nats";
 
-    async fn build(self) -> Result<Box<dyn Source>, BuildError> {
+    fn check(&self) -> Result<(), BuildError> {
         if self.max_pending_bytes / 2 < self.max_body_bytes {
             return Err(BuildError(format!(
                 "max_pending_bytes is {}, but must be at least twice max_body_bytes, which is {}",
@@ -128,6 +128,10 @@ impl SourceConfig for NatsConfig {
         }
         self.check_mode()?;
         check_subjects(&self.subjects)?;
+        self.login().check()
+    }
+
+    async fn build(self) -> Result<Box<dyn Source>, BuildError> {
         let server = Server::new(&self.login()).await?;
         Ok(Box::new(NatsSource { server, config: self }))
     }

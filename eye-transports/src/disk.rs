@@ -64,10 +64,14 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 impl TransportConfig for DiskConfig {
     const TYPE: &'static str = "disk";
 
-    async fn build(self) -> Result<Box<dyn Transport>, BuildError> {
+    fn check(&self) -> Result<(), BuildError> {
         if self.max_bytes < MIN_MAX_BYTES {
             return Err(BuildError(format!("max_bytes is {}, but must be at least {MIN_MAX_BYTES}", self.max_bytes)));
         }
+        Ok(())
+    }
+
+    async fn build(self) -> Result<Box<dyn Transport>, BuildError> {
         let path = self.path.clone();
         let opened = spawn_blocking(move || DiskTransport::open(&self)).await.expect("it does not panic");
         let transport = opened.map_err(|error| {

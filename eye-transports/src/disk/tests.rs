@@ -485,12 +485,11 @@ async fn damaged_cursors_deliver_again_rather_than_lose() {
     assert_eq!(drain(&config).await, events(0, 6));
 }
 
-#[tokio::test]
-async fn a_quota_too_small_for_a_few_requests_is_an_error() {
-    let folder = folder();
-    let build = async |max_bytes| DiskConfig { max_bytes, ..config(&folder) }.build().await;
-    assert!(build(MIN_MAX_BYTES - 1).await.err().unwrap().to_string().contains("max_bytes"));
-    assert!(build(MIN_MAX_BYTES).await.is_ok());
+#[test]
+fn a_quota_too_small_for_a_few_requests_is_an_error() {
+    let check = |max_bytes| DiskConfig { max_bytes, ..DiskConfig::default() }.check();
+    assert!(check(MIN_MAX_BYTES - 1).unwrap_err().to_string().contains("max_bytes"));
+    assert!(check(MIN_MAX_BYTES).is_ok());
 }
 
 #[tokio::test]

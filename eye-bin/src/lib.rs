@@ -4,8 +4,10 @@ pub mod api;
 mod audit;
 pub mod cli;
 pub mod config;
+mod dead_letters;
 mod metrics;
 mod run;
+mod running;
 pub mod server;
 pub mod telemetry;
 
@@ -61,7 +63,8 @@ pub fn run(registry: &Registry) -> ExitCode {
         Command::Check => say(&format!("{}: ok: {config}", config.file)),
         Command::Run => run::block_on(run::run(config)),
         Command::Migrate => run::block_on(run::migrate(config)),
-        Command::Audit { url } => audit::run(url, &config.server.listen),
+        Command::Audit { url } => audit::run(url.as_deref(), &config.server),
+        Command::DeadLetters(command) => run::block_on(dead_letters::run(config, command)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -68,6 +68,12 @@ impl TryFrom<String> for ServerUrl {
     }
 }
 
+impl ServerUrl {
+    fn user_and_secret(&self) -> (&str, &str) {
+        (&self.user, &self.secret.0)
+    }
+}
+
 /// Where the server is, who we are, and whom we trust: the keys that every configuration of a server has.
 #[derive(Clone, Debug)]
 pub struct Login {
@@ -83,6 +89,30 @@ pub struct Login {
     pub password: Secret,
     /// A PEM file with the certificates that the server's must be signed by. Empty: those of the system.
     pub ca_file: String,
+}
+
+impl Login {
+    /// Whether there is at most one way to log in.
+    ///
+    /// # Errors
+    /// When there is more than one.
+    pub fn check(&self) -> Result<(), BuildError> {
+        let ways = [
+            self.url.user_and_secret() != ("", ""),
+            self.user_and_password() != ("", ""),
+            !self.token.0.is_empty(),
+            !self.credentials_file.is_empty(),
+        ];
+        if ways.iter().filter(|is_taken| **is_taken).count() > 1 {
+            let ways = "in the URL, or `user` and `password`, or `token`, or `credentials_file`";
+            return Err(BuildError(format!("more than one way to log in: choose one of {ways}")));
+        }
+        Ok(())
+    }
+
+    fn user_and_password(&self) -> (&str, &str) {
+        (&self.user, &self.password.0)
+    }
 }
 
 /// A server that can be connected to.
@@ -108,17 +138,11 @@ impl Server {
     /// Reads the files that `login` names. Connects to nothing yet.
     ///
     /// # Errors
-    /// When there is more than one way to log in, or a file is of no use.
+    /// When a file is of no use.
     pub async fn new(login: &Login) -> Result<Self, BuildError> {
         let url = &login.url;
-        let of_url = (url.user.as_str(), url.secret.0.as_str());
-        let of_keys = (login.user.as_str(), login.password.0.as_str());
+        let (of_url, of_keys) = (url.user_and_secret(), login.user_and_password());
         let token = login.token.0.as_str();
-        let ways = [of_url != ("", ""), of_keys != ("", ""), !token.is_empty(), !login.credentials_file.is_empty()];
-        if ways.iter().filter(|is_taken| **is_taken).count() > 1 {
-            let ways = "in the URL, or `user` and `password`, or `token`, or `credentials_file`";
-            return Err(BuildError(format!("more than one way to log in: choose one of {ways}")));
-        }
         let mut options = ConnectOptions::new()
             .name("eye")
             .retry_on_initial_connect()

@@ -1,15 +1,18 @@
 //! `type = "nats"`: events from a NATS server.
 
 mod core;
+mod dead_letters;
 mod jetstream;
 mod message;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
+use eye_core::dead_letter::DeadLetters;
 use eye_core::registry::BuildError;
 use eye_core::source::{Outlet, Source, SourceConfig, SourceError};
 use eye_nats::connection::{Login, Secret, Server, ServerUrl};
+use eye_nats::dead_letters::StreamDeadLetters;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -116,7 +119,7 @@ enum Mode {
 impl SourceConfig for NatsConfig {
     const TYPE: &'static str = "nats";
 
-    async fn build(self) -> Result<Box<dyn Source>, BuildError> {
+    fn check(&self) -> Result<(), BuildError> {
         if self.max_pending_bytes / 2 < self.max_body_bytes {
             return Err(BuildError(format!(
                 "max_pending_bytes is {}, but must be at least twice max_body_bytes, which is {}",
@@ -125,8 +128,19 @@ impl SourceConfig for NatsConfig {
         }
         self.check_mode()?;
         check_subjects(&self.subjects)?;
+        self.login().check()
+    }
+
+    async fn build(self) -> Result<Box<dyn Source>, BuildError> {
         let server = Server::new(&self.login()).await?;
         Ok(Box::new(NatsSource { server, config: self }))
+    }
+
+    fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
+        match self.mode {
+            Mode::Core => None,
+            Mode::Jetstream => Some(Box::new(StreamDeadLetters::new(self.login(), &self.stream))),
+        }
     }
 }
 

@@ -25,6 +25,7 @@ use eye_nats::connection::{self, Login, Secret, Server, ServerUrl};
 use eye_nats::dead_letters::{Keeper, StreamDeadLetters};
 use serde::Deserialize;
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::record;
@@ -94,8 +95,21 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(4);
 impl TransportConfig for JetStreamConfig {
     const TYPE: &'static str = "jetstream";
 
+    fn check(&self) -> Result<(), BuildError> {
+        let max_bytes = self.max_bytes;
+        let wrong = match () {
+            () if !is_name(&self.stream) => "stream must be the name of a stream, without any of `.*>/\\ `".to_owned(),
+            () if self.replicas > 5 => format!("replicas is {}, but must be at most 5", self.replicas),
+            () if max_bytes < MIN_MAX_BYTES => {
+                format!("max_bytes is {max_bytes}, but must be at least {MIN_MAX_BYTES}")
+            }
+            () if i64::try_from(max_bytes).is_err() => format!("max_bytes is {max_bytes}, more than a stream can hold"),
+            () => return self.login().check(),
+        };
+        Err(BuildError(wrong))
+    }
+
     async fn build(self) -> Result<Box<dyn Transport>, BuildError> {
-        self.check()?;
         let server = Server::new(&self.login()).await?;
         let name = server.name();
         let (client, events) = server.connect().await.map_err(|error| BuildError(error.to_string()))?;
@@ -131,20 +145,6 @@ impl JetStreamConfig {
             password: self.password.clone(),
             ca_file: self.ca_file.clone(),
         }
-    }
-
-    fn check(&self) -> Result<(), BuildError> {
-        let max_bytes = self.max_bytes;
-        let wrong = match () {
-            () if !is_name(&self.stream) => "stream must be the name of a stream, without any of `.*>/\\ `".to_owned(),
-            () if self.replicas > 5 => format!("replicas is {}, but must be at most 5", self.replicas),
-            () if max_bytes < MIN_MAX_BYTES => {
-                format!("max_bytes is {max_bytes}, but must be at least {MIN_MAX_BYTES}")
-            }
-            () if i64::try_from(max_bytes).is_err() => format!("max_bytes is {max_bytes}, more than a stream can hold"),
-            () => return Ok(()),
-        };
-        Err(BuildError(wrong))
     }
 }
 
@@ -189,7 +189,7 @@ impl Transport for JetStreamTransport {
             settle(outcome);
         });
         // The task has panicked: its requests have failed, and so has this one.
-        let _ = queue.send(Request { events, ack });
+        let _ = queue.send(Request { events, ack, taken_at: Instant::now() });
         Ok(receipt)
     }
 

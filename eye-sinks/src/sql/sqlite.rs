@@ -9,8 +9,10 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use eye_core::event::Event;
+use eye_core::mutant;
 use eye_core::registry::BuildError;
 use eye_core::sink::{Sink, SinkConfig, Written};
+use eye_core::timestamp::Timestamp;
 use sea_orm::{DatabaseConnection, SqlxSqliteConnector};
 use serde::Deserialize;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -110,8 +112,20 @@ fn create(path: &Path) -> io::Result<()> {
     std::os::unix::fs::OpenOptionsExt::mode(&mut options_to_create, 0o600);
     match options_to_create.open(path) {
         // There already: it keeps its rights, and we find out whether they suffice.
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => options.open(path).map(drop),
-        created => created.map(drop),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => drop(options.open(path)?),
+        created => drop(created?),
+    }
+    make_name_durable(path);
+    Ok(())
+}
+
+/// SQLite syncs what it writes, and the names of its logs, but neither the name of the file nor those of its folders: a
+/// power cut would take them, with all that is in them. Not every file system can do it, or lets us; so it does not have
+/// to succeed, as with SQLite's own.
+fn make_name_durable(path: &Path) {
+    #[cfg(unix)]
+    for folder in std::path::absolute(path).iter().flat_map(|path| path.ancestors().skip(1)) {
+        drop(std::fs::File::open(folder).and_then(|folder| folder.sync_all()));
     }
 }
 
@@ -200,7 +214,10 @@ impl SqliteDriver {
     fn new(path: PathBuf) -> Self {
         let options = options(&path)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
+            .synchronous(match mutant::is("sqlite-no-sync") {
+                false => SqliteSynchronous::Full,
+                true => SqliteSynchronous::Off,
+            })
             .pragma("wal_autocheckpoint", "8192")
             .pragma("cache_size", "-65536");
         Self { path, options, file: Mutex::default() }
@@ -263,9 +280,10 @@ impl Driver for SqliteDriver {
 
 /// How many of the step's events are new.
 async fn insert_step(connection: &mut SqliteConnection, step: &Step<'_>) -> Result<u64, sqlx::Error> {
+    let written_at = if mutant::is("no-unique-key") { Timestamp::now().as_micros() } else { 0 };
     let query = step.events.iter().fold(sqlx::query(step.sql), |query, event| {
         query
-            .bind(event.timestamp().as_micros())
+            .bind(event.timestamp().as_micros() ^ written_at)
             .bind(event.id())
             .bind(event.session_id())
             .bind(event.category())

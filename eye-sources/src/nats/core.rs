@@ -138,7 +138,7 @@ impl Desk {
 
     async fn take(&self, message: Message, room: OwnedSemaphorePermit) {
         let new_ids = message_id(&message).map_or(NewIds::Minted, NewIds::From);
-        let answer = self.intake.take(&message, new_ids, room).await;
+        let answer = self.intake.take(&message, new_ids, room).await.answer;
         self.answer(message.reply, answer, NOT_STORED).await;
     }
 

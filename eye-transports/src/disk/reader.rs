@@ -46,6 +46,11 @@ impl Reader {
         Self { log, consumer, next, place: None, file: None, buffer: Vec::new(), used: 0 }
     }
 
+    /// The number of the next event to be read.
+    pub(super) fn next_number(&self) -> u64 {
+        self.next
+    }
+
     /// Adds records to `ahead` until it holds as much as one batch may, or there is no more. Blocks.
     ///
     /// # Errors

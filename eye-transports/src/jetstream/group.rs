@@ -7,6 +7,7 @@ use std::vec;
 
 use eye_core::ack::{Ack, Outcome, Rejection};
 use eye_core::event::Event;
+use tokio::time::Instant;
 
 use crate::record::{self, HEADER_BYTES};
 
@@ -23,6 +24,8 @@ pub(super) const RESERVED_BYTES: usize = 8 << 10;
 pub(super) struct Group {
     /// The events, as a record.
     pub(super) record: Vec<u8>,
+    /// When the first of the requests was taken.
+    pub(super) taken_at: Instant,
     /// Of each request that has events in it, a clone.
     acks: Vec<Ack>,
 }
@@ -40,11 +43,13 @@ pub(super) struct Rest {
     events: Peekable<Enumerate<vec::IntoIter<Event>>>,
     rejections: Vec<Rejection>,
     ack: Ack,
+    taken_at: Instant,
 }
 
 impl Rest {
     pub(super) fn new(request: Request) -> Self {
-        Self { events: request.events.into_iter().enumerate().peekable(), rejections: Vec::new(), ack: request.ack }
+        let Request { events, ack, taken_at } = request;
+        Self { events: events.into_iter().enumerate().peekable(), rejections: Vec::new(), ack, taken_at }
     }
 
     /// Moves events into the record, as many as fit; whether all that is left did. An event that fits into no message is
@@ -81,6 +86,7 @@ impl Rest {
 
 /// The next message from what waits; `None` where that is nothing, or all of it was refused.
 pub(super) fn next(waiting: &mut VecDeque<Rest>, max_payload: usize) -> Option<Group> {
+    let taken_at = waiting.front()?.taken_at;
     let (mut record, mut count, mut acks) = (vec![0; HEADER_BYTES], 0, Vec::new());
     while let Some(mut rest) = waiting.pop_front() {
         let before = count;
@@ -95,7 +101,7 @@ pub(super) fn next(waiting: &mut VecDeque<Rest>, max_payload: usize) -> Option<G
         rest.end();
     }
     record::seal(&mut record, 0, count);
-    (count > 0).then_some(Group { record, acks })
+    (count > 0).then_some(Group { record, taken_at, acks })
 }
 
 #[cfg(test)]
@@ -109,7 +115,7 @@ mod tests {
 
     fn rest(events: Vec<Event>) -> (Rest, Receipt) {
         let (settle, receipt) = Receipt::pair();
-        (Rest::new(Request { events, ack: Ack::new(settle) }), receipt)
+        (Rest::new(Request { events, ack: Ack::new(settle), taken_at: Instant::now() }), receipt)
     }
 
     fn large(n: u32, bytes: usize) -> Event {

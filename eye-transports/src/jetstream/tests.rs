@@ -199,7 +199,7 @@ async fn a_refused_event_whose_dead_letter_cannot_be_kept_comes_again() {
     fixture.publish(events(0, 1)).await;
     let refused = Outcome::Rejected(vec![eye_core::ack::Rejection { index: 0, reason: "no".into() }]);
     fixture.next(refused.clone()).await;
-    assert_eq!(fixture.next(refused.clone()).await, events(0, 1), "it is not lost");
+    assert_eq!(fixture.next(Outcome::failed("away")).await, events(0, 1), "it is not lost");
     context.update_stream(config).await.unwrap();
     fixture.next(refused).await;
     fixture.wait_empty().await;
@@ -362,8 +362,15 @@ async fn while_the_server_hangs_a_publish_fails_before_its_producer_gives_up() {
     let fixture = Fixture::start(&server).await;
     server.pause();
     let started = tokio::time::Instant::now();
-    let outcome = fixture.publish(events(0, 3)).await;
-    assert!(matches!(outcome, Outcome::Failed { .. }), "{outcome:?}");
+    let large = |n| event_with(n, "large", &format!("\"{}\"", "x".repeat(900_000)));
+    let mut receipts = Vec::new();
+    for n in 0..20 {
+        receipts.push(fixture.transport.publish(vec![large(n)]).await.unwrap());
+    }
+    for receipt in receipts {
+        let outcome = receipt.outcome().await;
+        assert!(matches!(outcome, Outcome::Failed { .. }), "{outcome:?}");
+    }
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     server.resume();
 }
@@ -504,7 +511,11 @@ async fn what_cannot_be_is_an_error_at_the_start() {
         let mut keys = json!({"url": "nats://127.0.0.1:1", "stream": "EYE"});
         assert!(config(keys.clone()).unwrap().build().await.is_ok());
         keys.as_object_mut().unwrap().extend(wrong.as_object().unwrap().clone());
-        let error = config(keys).unwrap().build().await.err().expect(expected).to_string();
+        let config = config(keys).unwrap();
+        let error = match config.check() {
+            Ok(()) => config.build().await.err().expect(expected).to_string(),
+            Err(error) => error.to_string(),
+        };
         assert!(error.contains(expected) && !error.contains("hush"), "{error}");
     }
     let transport = config(json!({"url": "nats://127.0.0.1:1", "stream": "EYE"})).unwrap().build().await.unwrap();
@@ -533,4 +544,50 @@ async fn what_one_program_cannot_write_another_gets() {
     assert_same_events(&received, &events(0, 200));
     there.wait_empty().await;
     failing.abort();
+}
+
+/// Sinks that fail now and then, of two programs, while the server is killed: whatever is delivered again, and however
+/// often, nothing is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_killed_forgets_nothing_that_is_to_come_again() {
+    const EVENTS: u32 = 300;
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut server = NatsServer::start();
+    let delivered = Arc::new(std::sync::Mutex::new(std::collections::BTreeMap::new()));
+    let mut transports = Vec::new();
+    for n in 0..2 {
+        let Fixture { transport, mut subscription, .. } = Fixture::start(&server).await;
+        transports.push(transport);
+        let (delivered, mut random) = (delivered.clone(), fastrand::Rng::with_seed(seed + n));
+        tokio::spawn(async move {
+            while let Some(deliveries) = subscription.receive(BatchLimits { max_events: 10, ..WIDE }).await {
+                for delivery in deliveries {
+                    if random.bool() {
+                        delivery.ack.settle(Outcome::failed("away"));
+                    } else {
+                        let events = delivery.events.into_iter().map(|event| (event.key(), event));
+                        delivered.lock().unwrap().extend(events);
+                        delivery.ack.settle(Outcome::Delivered);
+                    }
+                }
+            }
+        });
+    }
+    for n in 0..EVENTS {
+        if n % 60 == 30 {
+            tokio::task::block_in_place(|| server.kill());
+            tokio::task::block_in_place(|| server.restart());
+        }
+        let taken = async || {
+            let Ok(receipt) = transports[0].publish(events(n, n + 1)).await else { return false };
+            receipt.outcome().await == Outcome::Delivered
+        };
+        eventually("it is taken", DEADLINE, taken).await;
+    }
+    let all = async || delivered.lock().unwrap().len() == EVENTS as usize;
+    eventually(&format!("all are delivered, seed {seed}"), DEADLINE, all).await;
+    let context = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let is_empty = async || context.get_stream(STREAM).await.unwrap().cached_info().state.messages == 0;
+    eventually(&format!("the stream is empty, seed {seed}"), DEADLINE, is_empty).await;
 }

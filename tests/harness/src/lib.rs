@@ -13,7 +13,8 @@ mod wait;
 
 pub use database::{Database, MariaDb, PASSWORD, Postgres, Server, USER};
 pub use eye::Eye;
+pub use keeper::{Kept, temporary_folder};
 pub use nats::NatsServer;
 pub use proxy::{Cut, Proxy};
 pub use sentry::{SentryServer, event_text};
-pub use wait::eventually;
+pub use wait::{eventually, holds_within};

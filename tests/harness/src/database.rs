@@ -101,6 +101,10 @@ impl Server {
         self.port
     }
 
+    pub(crate) fn engine(&self) -> Engine {
+        self.engine
+    }
+
     /// Where its files are.
     pub fn folder(&self) -> PathBuf {
         self.process().folder().to_owned()
@@ -205,7 +209,7 @@ impl std::fmt::Debug for Server {
 
 /// Where the two differ.
 #[derive(Clone, Copy, Debug)]
-enum Engine {
+pub(crate) enum Engine {
     Postgres,
     MariaDb,
 }

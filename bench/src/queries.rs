@@ -72,7 +72,7 @@ async fn samples(client: &mut HttpClient, args: &QueriesArgs) -> Result<Vec<Samp
     let span_us = i64::from(args.days) * 86_400_000_000;
     let mut samples = Vec::new();
     for _ in 0..50 {
-        let instant = DateTime::from_timestamp_micros(now_us() - fastrand::i64(..span_us)).expect("of this age");
+        let instant = DateTime::from_timestamp_micros(now_us() - fastrand::i64(0..span_us)).expect("of this age");
         let instant = instant.to_rfc3339_opts(SecondsFormat::Micros, true);
         let path = format!("/api/event/?limit=10&timestamp_before={instant}");
         samples.extend(get(client, &path).await?.page()?.results);
@@ -109,7 +109,7 @@ fn condition(filter: &str, sample: &Sample, filters: &[&str]) -> String {
         "category" => sample.category.clone(),
         "name" => sample.name.clone(),
         "timestamp_after" if filters.contains(&"timestamp_before") => {
-            let days = chrono::Duration::seconds(fastrand::i64(..30 * 86_400));
+            let days = chrono::Duration::seconds(fastrand::i64(0..30 * 86_400));
             let end = DateTime::parse_from_rfc3339(&sample.timestamp).unwrap_or_default();
             (end - days).to_utc().to_rfc3339_opts(SecondsFormat::Micros, true)
         }

@@ -4,7 +4,6 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,7 @@ use tokio::task::block_in_place;
 use uuid::Uuid;
 
 use crate::support::store::{Kind, Store};
-use crate::support::{HANG, PROGRAM, config, readyz};
+use crate::support::{self, HANG, config, program, readyz};
 
 /// Within this time after a fault is over, events are acknowledged; when the queue is empty, they are stored.
 const RECOVERY: Duration = Duration::from_secs(5);
@@ -258,13 +257,7 @@ fn seed() -> u64 {
     seed.map_or_else(|| fastrand::u64(..), |seed| seed.parse().expect("EYE_TEST_SEED is a number"))
 }
 
-/// The program that was built with the tests, unless `EYE_TEST_PROGRAM` names another.
-fn program() -> PathBuf {
-    std::env::var_os("EYE_TEST_PROGRAM").unwrap_or_else(|| PROGRAM.into()).into()
-}
-
-/// How often a fault is tried: `EYE_TEST_ROUNDS`, 5 unless it is set.
+/// How often a fault is tried.
 pub(crate) fn rounds() -> usize {
-    let rounds = std::env::var("EYE_TEST_ROUNDS").ok();
-    rounds.map_or(5, |rounds| rounds.parse().expect("EYE_TEST_ROUNDS is a number"))
+    support::rounds(5)
 }

@@ -48,7 +48,9 @@ async fn refuse(refusal: Refusal, transport: Transport, kind: Kind) {
         Refusal::Trigger => trial.store.refuse_by_trigger().await,
     }
     trial.load().await;
-    trial.until("all are sent", |counts| counts.issued >= rounds() * THOUSAND).await;
+    for round in 1..=rounds() {
+        trial.until("the next thousand is sent", |counts| counts.issued >= round * THOUSAND).await;
+    }
     // Finding the event at fault takes its time, for which nothing else gets through.
     trial.oracle.pause().await;
     let verdict = trial.check().await;

@@ -292,7 +292,9 @@ impl Engine {
             Self::MariaDb => {
                 let network = format!("--bind-address=127.0.0.1 --port={port} --skip-name-resolve --socket=@/socket");
                 let files = "--pid-file=@/pid --init-file=@/init.sql";
-                ("mariadbd", format!("--no-defaults {MARIADB_SETTINGS} {network} {files} --max-connections=200"))
+                // Where much runs at once, the tests themselves may be slow to shake hands.
+                let clients = "--max-connections=200 --connect-timeout=60";
+                ("mariadbd", format!("--no-defaults {MARIADB_SETTINGS} {network} {files} {clients}"))
             }
         };
         let program = self.program(program).display().to_string();

@@ -194,6 +194,14 @@ pub struct Accounts {
 }
 
 impl Accounts {
+    /// Reports what the sources refused and have not reported yet. Connections and tasks that have not ended share the
+    /// accounts, so their last owner may be dropped too late, or never.
+    pub(crate) fn report_refusals(&self) {
+        for (_, account) in &self.sources {
+            account.refusals.report_rest();
+        }
+    }
+
     /// What they say now. What was accepted is read before what was taken.
     pub fn books(&self) -> Books {
         let sources = self.sources.iter().map(|(name, account)| (name.clone(), account.book())).collect();

@@ -102,7 +102,7 @@ impl Pipeline {
         let (transport, health) = (self.transport, self.transport_health);
         let watched = transport.clone();
         let watch = tokio::spawn(async move { watched.watch(health).await });
-        RunningPipeline { sources, transport, watch, writers, shutdown: self.shutdown }
+        RunningPipeline { sources, transport, watch, writers, accounts: self.accounts, shutdown: self.shutdown }
     }
 }
 
@@ -113,6 +113,7 @@ pub struct RunningPipeline {
     // Ends only when the transport is broken.
     watch: JoinHandle<TransportError>,
     writers: JoinSet<Result<(), PipelineError>>,
+    accounts: Accounts,
     shutdown: CancellationToken,
 }
 
@@ -151,6 +152,7 @@ impl RunningPipeline {
         let (sources, ()) = tokio::join!(join_all(&mut self.sources), listener);
         self.transport.close();
         let writers = join_all(&mut self.writers).await;
+        self.accounts.report_refusals();
         sources.and(writers)
     }
 }

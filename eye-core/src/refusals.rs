@@ -30,7 +30,7 @@ impl fmt::Display for Refusal {
 }
 
 /// One component's refusals. The first of a kind is reported at once, further ones together once a minute, and what is
-/// left when this is dropped.
+/// left by [`report_rest`](Self::report_rest) or when this is dropped.
 #[derive(Debug)]
 pub struct Refusals(Arc<Counts>);
 
@@ -75,6 +75,11 @@ impl Refusals {
         }
     }
 
+    /// Reports what was not reported yet. For the end of the program, which may come before the last owner drops this.
+    pub fn report_rest(&self) {
+        self.0.report_rest();
+    }
+
     /// How many there were of each kind so far.
     pub fn totals(&self) -> Vec<(Refusal, u64)> {
         self.0.lock().iter().map(|(refusal, kind)| (*refusal, kind.total)).collect()
@@ -105,6 +110,13 @@ impl Counts {
         count > 0
     }
 
+    fn report_rest(&self) {
+        let refusals: Vec<Refusal> = self.lock().keys().copied().collect();
+        for refusal in refusals {
+            self.report(refusal);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Refusal, Kind>> {
         self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -112,10 +124,7 @@ impl Counts {
 
 impl Drop for Counts {
     fn drop(&mut self) {
-        let refusals: Vec<Refusal> = self.lock().keys().copied().collect();
-        for refusal in refusals {
-            self.report(refusal);
-        }
+        self.report_rest();
     }
 }
 
@@ -221,6 +230,19 @@ pub(crate) mod tests {
         drop(refusals);
         assert_eq!(logged.take(), [r#"message=refused: timestamp: missing component="sources.web" count=2"#]);
         sleep(Duration::from_secs(120)).await;
+        assert_eq!(logged.take(), [""; 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rest_is_reported_once() {
+        let (logged, _guard) = Logged::start();
+        let refusals = Refusals::new("sources.web");
+        refusals.note([NO_TIME]);
+        refusals.note([NO_TIME, NO_TIME]);
+        logged.take();
+        refusals.report_rest();
+        assert_eq!(logged.take(), [r#"message=refused: timestamp: missing component="sources.web" count=2"#]);
+        drop(refusals);
         assert_eq!(logged.take(), [""; 0]);
     }
 

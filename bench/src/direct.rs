@@ -177,7 +177,8 @@ async fn copy_postgres(db: &mut PgConnection, rows: &[Record]) -> Result<()> {
 }
 
 async fn insert_sqlite(db: &mut SqliteConnection, rows: &[Record]) -> Result<()> {
-    static SQL: LazyLock<String> = LazyLock::new(|| insert_sql("ON CONFLICT (timestamp, id) DO NOTHING"));
+    static SQL: LazyLock<String> =
+        LazyLock::new(|| insert_sql("INSERT OR FAIL", "ON CONFLICT (timestamp, id) DO NOTHING"));
     let mut transaction = db.begin_with("BEGIN IMMEDIATE").await?;
     for rows in rows.chunks_exact(STATEMENT) {
         let query = rows.iter().fold(sqlx::query(SQL.as_str()), |query, row| {
@@ -191,7 +192,7 @@ async fn insert_sqlite(db: &mut SqliteConnection, rows: &[Record]) -> Result<()>
 }
 
 async fn insert_mariadb(db: &mut MySqlConnection, rows: &[Record]) -> Result<()> {
-    static SQL: LazyLock<String> = LazyLock::new(|| insert_sql("ON DUPLICATE KEY UPDATE id = id"));
+    static SQL: LazyLock<String> = LazyLock::new(|| insert_sql("INSERT", "ON DUPLICATE KEY UPDATE id = id"));
     let mut transaction = db.begin().await?;
     for rows in rows.chunks_exact(STATEMENT) {
         let query = rows.iter().fold(sqlx::query(SQL.as_str()), |query, row| {
@@ -205,7 +206,7 @@ async fn insert_mariadb(db: &mut MySqlConnection, rows: &[Record]) -> Result<()>
     Ok(())
 }
 
-fn insert_sql(tail: &str) -> String {
+fn insert_sql(insert: &str, tail: &str) -> String {
     let rows = vec!["(?,?,?,?,?,?,?)"; STATEMENT].join(",");
-    format!("INSERT INTO event (timestamp, id, session_id, category, name, data, received_at) VALUES {rows} {tail}")
+    format!("{insert} INTO event (timestamp, id, session_id, category, name, data, received_at) VALUES {rows} {tail}")
 }

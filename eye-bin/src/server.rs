@@ -1,12 +1,15 @@
 //! The one listener: ingest, queries and health share it.
 
+mod to_the_end;
 mod write_timeout;
 
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use axum::Router;
@@ -27,10 +30,10 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::to_the_end::ToTheEnd;
 use self::write_timeout::WriteTimeout;
 
 /// Bytes of one request's line and headers; above, hyper answers 431.
@@ -204,11 +207,13 @@ async fn serve_connection(
     tasks: TaskTracker,
     shutdown: CancellationToken,
 ) {
-    // Each request has its own task, which the end of the connection does not end.
     let service = service_fn(move |request: Request<Incoming>| {
         let mut app = app.clone();
-        let answer = async move { tower::Service::call(&mut app, request.map(Body::new)).await };
-        tasks.spawn(answer).map(|answered| Ok::<_, Infallible>(answer_of(answered)))
+        let answer = async move {
+            let answered = tower::Service::call(&mut app, request.map(Body::new));
+            Ok::<_, Infallible>(answer_of(AssertUnwindSafe(answered).catch_unwind().await))
+        };
+        ToTheEnd::new(answer, tasks.clone())
     });
     let mut connection = http.serve_connection(TokioIo::new(stream), service);
     let served = tokio::select! {
@@ -224,11 +229,12 @@ async fn serve_connection(
     }
 }
 
-fn answer_of(answered: Result<Result<Response, Infallible>, JoinError>) -> Response {
+fn answer_of(answered: thread::Result<Result<Response, Infallible>>) -> Response {
     match answered {
         Ok(Ok(response)) => response,
-        Err(error) => {
-            tracing::error!(%error, "a request's handler panicked");
+        // The hook has logged what and where.
+        Err(_panic) => {
+            tracing::error!("a request's handler panicked");
             detail(StatusCode::INTERNAL_SERVER_ERROR, "Internal error; the server's log says more.")
         }
     }

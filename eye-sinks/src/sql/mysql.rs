@@ -127,7 +127,7 @@ impl Driver for MysqlDriver {
     async fn insert(&self, connection: &mut MySqlConnection, batch: &[Event]) -> Result<Written, sqlx::Error> {
         // `INSERT IGNORE` would also swallow what does not fit.
         static STATEMENTS: LazyLock<InsertStatements> =
-            LazyLock::new(|| InsertStatements::new("ON DUPLICATE KEY UPDATE id = id"));
+            LazyLock::new(|| InsertStatements::new("INSERT", "ON DUPLICATE KEY UPDATE id = id"));
         let max_packet_bytes = self.max_packet_bytes.load(Ordering::Relaxed);
         let max_bytes = MAX_STATEMENT_BYTES.min(max_packet_bytes / 2);
         let steps: Vec<Step<'_>> = STATEMENTS.steps(batch, max_bytes).collect();

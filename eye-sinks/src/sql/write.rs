@@ -4,8 +4,9 @@ use eye_core::event::Event;
 
 /// Values bound for one event.
 const COLUMNS: usize = 7;
-/// Rows that a statement may have, largest first. 512 rows have 3,584 values; SQLite takes 32,766, MySQL 65,535.
-const SHAPES: [usize; 4] = [512, 64, 8, 1];
+/// Rows that a statement may have, largest first. 512 rows have 3,584 values; SQLite takes 32,766, MySQL 65,535. Each
+/// half of the one before, so that a batch needs few statements.
+const SHAPES: [usize; 10] = [512, 256, 128, 64, 32, 16, 8, 4, 2, 1];
 /// Bytes besides its texts that an event may need in a statement.
 const EVENT_OVERHEAD_BYTES: usize = 128;
 
@@ -13,9 +14,10 @@ const EVENT_OVERHEAD_BYTES: usize = 128;
 pub(super) struct InsertStatements([String; SHAPES.len()]);
 
 impl InsertStatements {
-    /// `tail` says what becomes of an event that is there already.
-    pub(super) fn new(tail: &str) -> Self {
-        let head = "INSERT INTO event (timestamp, id, session_id, category, name, data, received_at) VALUES ";
+    /// `insert` is the verb, and `tail` says what becomes of an event that is there already.
+    pub(super) fn new(insert: &str, tail: &str) -> Self {
+        let head =
+            format!("{insert} INTO event (timestamp, id, session_id, category, name, data, received_at) VALUES ");
         let row = format!("({})", ["?"; COLUMNS].join(","));
         Self(SHAPES.map(|rows| format!("{head}{} {tail}", vec![row.as_str(); rows].join(","))))
     }
@@ -61,25 +63,25 @@ mod tests {
     }
 
     fn lengths(events: &[Event], max_bytes: usize) -> Vec<usize> {
-        let statements: &'static _ = Box::leak(Box::new(InsertStatements::new("")));
+        let statements: &'static _ = Box::leak(Box::new(InsertStatements::new("INSERT", "")));
         statements.steps(events, max_bytes).map(|step| step.events.len()).collect()
     }
 
     #[test]
     fn a_batch_is_cut_into_the_largest_shapes() {
-        assert_eq!(lengths(&events(512 + 64 + 2 * 8 + 3, 1), usize::MAX), [512, 64, 8, 8, 1, 1, 1]);
+        assert_eq!(lengths(&events(512 + 64 + 2 * 8 + 3, 1), usize::MAX), [512, 64, 16, 2, 1]);
         assert_eq!(lengths(&events(0, 1), usize::MAX), [0; 0]);
     }
 
     #[test]
     fn a_statement_stays_within_its_bytes_unless_one_event_exceeds_them() {
-        assert_eq!(lengths(&events(20, 10_000), 100_000), [8, 8, 1, 1, 1, 1]);
+        assert_eq!(lengths(&events(20, 10_000), 100_000), [8, 8, 4]);
         assert_eq!(lengths(&events(2, 10_000), 100), [1, 1]);
     }
 
     #[test]
     fn a_statement_has_seven_values_a_row() {
-        let statements = InsertStatements::new("TAIL");
+        let statements = InsertStatements::new("INSERT", "TAIL");
         for (sql, rows) in statements.0.iter().zip(SHAPES) {
             assert_eq!(sql.matches('?').count(), rows * COLUMNS);
             assert!(sql.ends_with(") TAIL"));

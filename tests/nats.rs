@@ -182,6 +182,39 @@ async fn what_there_is_no_room_for_is_counted() {
     assert!(lost > MESSAGES / 2, "{lost}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_does_not_fill_the_memory() {
+    const MESSAGES: usize = 200_000;
+    let server = NatsServer::start();
+    let postgres = Postgres::start();
+    let database = postgres.create_database();
+    let eye = Eye::start(PROGRAM, &in_postgres(&config(&server.url(), CORE), &database.url));
+    eye.wait_ready().await;
+    let client = connect(&server).await;
+    publish(&client, &event("before")).await;
+    wait_count(&eye, 1).await;
+
+    let before = eye.peak_bytes();
+    // Nothing leaves the program, so all its bounds are reached.
+    postgres.pause();
+    let mut large = event("flood");
+    large["data"] = json!("x".repeat(300));
+    let large = large.to_string();
+    for _ in 0..MESSAGES {
+        client.publish("events.web", large.clone().into()).await.unwrap();
+    }
+    client.flush().await.unwrap();
+    let asked = async || {
+        let reply = client.request("events.web", large.clone().into()).await.unwrap();
+        String::from_utf8_lossy(&reply.payload).contains("No room")
+    };
+    eventually("there is no room", DEADLINE, asked).await;
+    let grown = (eye.peak_bytes() - before) >> 20;
+    postgres.resume();
+    // Both bounds, what the client library holds, a batch on its way, and what the allocator keeps.
+    assert!(grown < 110, "{grown} MiB");
+}
+
 #[tokio::test]
 async fn each_message_of_a_stream_is_stored_once_though_the_program_is_killed() {
     const MESSAGES: u64 = 3000;

@@ -22,9 +22,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long an answer of the server may take. Less than a shutdown may.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Messages that wait for their reader, of one subscription; more than are asked for at once of any stream. What comes
-/// faster than it is read is dropped beyond it, and is in memory until then.
-const SUBSCRIPTION_CAPACITY: usize = 16_384;
+/// Messages that wait for their reader, of one subscription; more than are asked for at once of any stream. Beyond, the
+/// client library drops what comes.
+pub const SUBSCRIPTION_CAPACITY: usize = 10_240;
 
 /// A text that is not shown. Empty: none.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]

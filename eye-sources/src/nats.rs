@@ -4,6 +4,7 @@ mod core;
 mod dead_letters;
 mod jetstream;
 mod message;
+mod unread;
 
 use std::time::Duration;
 

@@ -10,7 +10,7 @@ use async_nats::client::{PublishError, PublishErrorKind};
 use async_nats::connection::State;
 use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
 use axum::http::StatusCode;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use eye_core::refusals::Refusal;
 use eye_core::source::SourceError;
 use eye_nats::connection::{Change, Server, flush, watch};
@@ -22,11 +22,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::answer::Answer;
-use crate::decode::NewIds;
+use crate::decode::{Framing, NewIds};
 use crate::handover::Handled;
 
 use super::NatsConfig;
 use super::message::{Body, Intake, MAX_GROUP_BYTES, MAX_GROUP_MESSAGES, framing, message_id};
+use super::unread::Unread;
 
 /// What a message takes in memory beside itself, about.
 const OVERHEAD_BYTES: usize = 1024;
@@ -64,7 +65,8 @@ pub(super) async fn run(
     let name = server.name();
     let (client, events) = server.connect().await.map_err(|error| SourceError(error.to_string()))?;
     let mut messages = subscribe(&client, &config).await?;
-    let office = Arc::new(Office { client: client.clone(), intake });
+    let unread = Unread::new(&client, config.subjects.len());
+    let office = Arc::new(Office { client: client.clone(), intake, unread });
     let watched = office.clone();
     let watching = watch(client.clone(), events, name, move |change| watched.note(change));
     let _watching = AbortOnDropHandle::new(tokio::spawn(watching));
@@ -88,6 +90,7 @@ pub(super) async fn run(
         }
     }
     desk.drain(&mut messages).await;
+    desk.office.note_lost(DROPPED_UNREAD, desk.office.unread.at_end());
     desk.finish().await;
     flush(&client).await;
     Ok(())
@@ -120,42 +123,52 @@ struct Desk {
 
 /// Messages that go on together.
 struct Group {
-    bodies: Vec<Body>,
-    /// Where the answer to each is expected, if anywhere.
-    replies: Vec<Option<Subject>>,
-    bytes: usize,
+    /// Their payloads, one behind the other: a copy, since the client library's buffer holds many messages more, and
+    /// would live as long as the last of them. One for all: the allocator takes its time.
+    text: BytesMut,
+    parts: Vec<Part>,
     room: OwnedSemaphorePermit,
+}
+
+/// One message.
+struct Part {
+    bytes: usize,
+    framing: Option<Framing>,
+    new_ids: NewIds,
+    /// Where the answer is expected, if anywhere.
+    reply: Option<Subject>,
 }
 
 impl Desk {
     /// Does not wait for room: the client library reads on whatever we do, and drops what it has no place for without a
     /// word to requesters.
     async fn accept(&mut self, message: Message) {
+        self.office.unread.note_read();
         let bytes = message.length + OVERHEAD_BYTES;
         let room = self.room.clone().try_acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX));
         match (room, message.reply) {
             (Ok(room), reply) => {
                 let new_ids = message_id(message.headers.as_ref()).map_or(NewIds::Minted, NewIds::From);
-                // A copy: the library's buffer holds many messages more, and would live as long as the last of them.
-                let payload = Bytes::copy_from_slice(&message.payload);
-                self.add(Body { payload, framing: framing(message.headers.as_ref()), new_ids }, reply, room);
+                let (bytes, framing) = (message.payload.len(), framing(message.headers.as_ref()));
+                self.add(&message.payload, Part { bytes, framing, new_ids, reply }, room);
             }
             (Err(_), Some(reply)) => self.office.answer(reply, Answer::retry(RETRY_AFTER, NO_ROOM)).await,
             (Err(_), None) => self.office.note_lost(NO_ROOM_LEFT, 1),
         }
     }
 
-    fn add(&mut self, body: Body, reply: Option<Subject>, room: OwnedSemaphorePermit) {
-        let bytes = body.payload.len();
-        let last = self.waiting.back_mut();
-        match last.filter(|last| last.bodies.len() < MAX_GROUP_MESSAGES && last.bytes + bytes <= MAX_GROUP_BYTES) {
+    fn add(&mut self, payload: &[u8], part: Part, room: OwnedSemaphorePermit) {
+        let last = self
+            .waiting
+            .back_mut()
+            .filter(|last| last.parts.len() < MAX_GROUP_MESSAGES && last.text.len() + payload.len() <= MAX_GROUP_BYTES);
+        match last {
             Some(last) => {
-                last.bodies.push(body);
-                last.replies.push(reply);
-                last.bytes += bytes;
+                last.text.extend_from_slice(payload);
+                last.parts.push(part);
                 last.room.merge(room);
             }
-            None => self.waiting.push_back(Group { bodies: vec![body], replies: vec![reply], bytes, room }),
+            None => self.waiting.push_back(Group { text: payload.into(), parts: vec![part], room }),
         }
     }
 
@@ -209,14 +222,20 @@ impl Desk {
 struct Office {
     client: Client,
     intake: Intake,
+    unread: Unread,
 }
 
 impl Office {
     /// Whoever asked is told. A message that nobody asked about is lost when it could be sent again.
     async fn take(&self, group: Group) {
-        let handled = self.intake.take(group.bodies, group.room).await;
+        let Group { text, parts, room } = group;
+        let mut text = text.freeze();
+        let body =
+            |part: &Part| Body { payload: text.split_to(part.bytes), framing: part.framing, new_ids: part.new_ids };
+        let bodies = parts.iter().map(body).collect();
+        let handled = self.intake.take(bodies, room).await;
         let mut lost = 0;
-        for (reply, Handled { answer, .. }) in group.replies.into_iter().zip(handled) {
+        for (Part { reply, .. }, Handled { answer, .. }) in parts.into_iter().zip(handled) {
             match reply {
                 Some(reply) => self.answer(reply, answer).await,
                 None if answer.status().is_server_error() => lost += 1,
@@ -248,13 +267,16 @@ impl Office {
     fn note(&self, change: Change) {
         let health = self.intake.handover.outlet.health();
         match change {
-            Change::Connected => health.ready(),
+            Change::Connected => {
+                self.unread.note_read();
+                health.ready();
+            }
             Change::Failed(reason) => health.unavailable(reason),
             Change::Lost => {
                 health.unavailable("the connection was lost");
                 self.note_lost(CONNECTION_LOST, 1);
             }
-            Change::Dropped => self.note_lost(DROPPED_UNREAD, 1),
+            Change::Dropped => self.note_lost(DROPPED_UNREAD, self.unread.dropped()),
         }
     }
 

@@ -311,12 +311,7 @@ impl Desk {
     }
 
     /// Keeps what of the message was refused for good.
-    async fn keep(
-        &self,
-        message: &Message,
-        refused: Vec<Rejection>,
-        dead_letters: &Keeper,
-    ) -> Result<(), String> {
+    async fn keep(&self, message: &Message, refused: Vec<Rejection>, dead_letters: &Keeper) -> Result<(), String> {
         let Place { consumer, number, published_ns } = place(message).ok_or("it has no place in the stream")?;
         let place = format!("{consumer}:{published_ns}:{number}");
         let from = Sifted {

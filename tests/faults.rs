@@ -207,7 +207,7 @@ async fn memory_stays_bounded_while_producers_flood_a_database_that_hangs() {
     let bounds = "transport.max_bytes = 16777216\nsources.web.max_pending_bytes = 16777216\n\
                   sources.web.receipt_timeout_ms = 2000";
     let eye = start_ready(&store, bounds).await;
-    let before = peak_bytes(&eye);
+    let before = eye.peak_bytes();
     let lock = store.lock().await;
     let mut large = event(Uuid::new_v4(), "large");
     large["data"] = json!("x".repeat(EVENT_BYTES));
@@ -227,16 +227,9 @@ async fn memory_stays_bounded_while_producers_flood_a_database_that_hangs() {
         }
     });
     futures_util::future::join_all(clients).await;
-    let grown = (peak_bytes(&eye) - before) / MIB;
+    let grown = (eye.peak_bytes() - before) / MIB;
     lock.release().await;
     // Both bounds, events between the two, buffers of connections, a batch on its way, and what the allocator keeps.
     assert!(grown < 160, "{grown} MiB");
     eventually("it works again", HANG, async || post(&eye, &event(Uuid::new_v4(), "good")).await.0 == 201).await;
-}
-
-/// The most memory that the program has had at once.
-fn peak_bytes(eye: &eye_harness::Eye) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", eye.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
 }

@@ -22,6 +22,10 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long an answer of the server may take. Less than a shutdown may.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Messages that wait for their reader, of one subscription; more than are asked for at once of any stream. Beyond, the
+/// client library drops what comes.
+pub const SUBSCRIPTION_CAPACITY: usize = 10_240;
+
 /// A text that is not shown. Empty: none.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
@@ -147,6 +151,7 @@ impl Server {
             .name("eye")
             .retry_on_initial_connect()
             .ping_interval(PING_INTERVAL)
+            .subscription_capacity(SUBSCRIPTION_CAPACITY)
             .request_timeout(Some(REQUEST_TIMEOUT));
         for (user, secret) in [of_url, of_keys, ("", token)] {
             options = match (user, secret) {

@@ -1,7 +1,7 @@
 //! A consumer of a stream: found as it must be, or made.
 
 use async_nats::jetstream::Context;
-use async_nats::jetstream::consumer::{self, IntoConsumerConfig, PullConsumer, pull};
+use async_nats::jetstream::consumer::{self, IntoConsumerConfig, pull};
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 
 use crate::settings::{Missing, Setting, differences};
@@ -16,7 +16,7 @@ pub async fn find(
     name: &str,
     wanted: &pull::Config,
     way_out: &str,
-) -> Result<PullConsumer, Missing> {
+) -> Result<(), Missing> {
     let yet = |error: String| Missing::Yet(format!("stream `{stream_name}`, consumer `{name}`: {error}"));
     let stream = context.get_stream_no_info(stream_name).await.map_err(|error| yet(error.to_string()))?;
     let info = match stream.consumer_info(name).await {
@@ -33,7 +33,7 @@ pub async fn find(
     let found = settings(&info.config);
     let different = differences(&found, &settings(&wanted.clone().into_consumer_config()));
     if different.is_empty() {
-        return Ok(PullConsumer::new(wanted.clone(), info, context.clone()));
+        return Ok(());
     }
     Err(Missing::ForGood(format!(
         "the consumer `{name}` of the stream `{stream_name}` has other settings: {different}; {way_out}"

@@ -3,5 +3,7 @@
 pub mod connection;
 pub mod consumer;
 pub mod dead_letters;
+pub mod place;
+pub mod pull;
 pub mod settings;
 pub mod stream;

@@ -21,7 +21,7 @@ const NOT_STORED: &str = "The store is away or stopping. Send the events again, 
                           stored all the same are then stored once.";
 
 /// An answer to one request.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Answer {
     status: StatusCode,
     body: Cow<'static, str>,

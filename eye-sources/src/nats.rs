@@ -4,6 +4,7 @@ mod core;
 mod dead_letters;
 mod jetstream;
 mod message;
+mod unread;
 
 use std::time::Duration;
 
@@ -44,8 +45,8 @@ pub struct NatsConfig {
     /// it was killed or lost its connection. Default 30 s.
     #[serde(default = "thirty_seconds", deserialize_with = "eye_core::config::at_least_one")]
     ack_wait_ms: u64,
-    /// JetStream: messages at hand at once, each of up to the server's `max_payload`; below 10000. Default 256.
-    #[serde(default = "two_hundred_fifty_six", deserialize_with = "eye_core::config::at_least_one")]
+    /// JetStream: messages at hand at once, below 10000. Default 2048.
+    #[serde(default = "two_thousand_forty_eight", deserialize_with = "eye_core::config::at_least_one")]
     max_in_flight: u32,
     /// A file with a JWT and its key, as `nsc` makes it. Empty: none.
     #[serde(default)]
@@ -69,8 +70,9 @@ pub struct NatsConfig {
     #[serde(default = "one_mebibyte", deserialize_with = "eye_core::config::at_least_one")]
     max_event_bytes: u32,
     /// Core: bytes of all messages that are being read or handed on at once, counting 1 KiB more for each; beyond,
-    /// messages are dropped, and requesters told. At least twice `max_body_bytes`. Default 32 MiB.
-    #[serde(default = "thirty_two_mebibytes", deserialize_with = "eye_core::config::at_least_one")]
+    /// messages are dropped, and requesters told. JetStream: bytes of all messages at hand at once; one of the server's
+    /// `max_payload`, where that is more. At least twice `max_body_bytes`. Default 16 MiB.
+    #[serde(default = "sixteen_mebibytes", deserialize_with = "eye_core::config::at_least_one")]
     max_pending_bytes: u32,
     /// Milliseconds that a message waits until its events are stored; then it counts as not stored, although they may
     /// still be. Default 10 s.
@@ -82,8 +84,8 @@ fn eye() -> String {
     "eye".to_owned()
 }
 
-fn two_hundred_fifty_six() -> u32 {
-    256
+fn two_thousand_forty_eight() -> u32 {
+    2048
 }
 
 fn one_mebibyte() -> u32 {
@@ -94,8 +96,8 @@ fn five_mebibytes() -> u32 {
     5 << 20
 }
 
-fn thirty_two_mebibytes() -> u32 {
-    32 << 20
+fn sixteen_mebibytes() -> u32 {
+    16 << 20
 }
 
 fn thirty_seconds() -> u64 {

@@ -1,5 +1,8 @@
 //! `mode = "core"`: at most once, with replies.
 
+use std::collections::VecDeque;
+use std::iter;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +10,7 @@ use async_nats::client::{PublishError, PublishErrorKind};
 use async_nats::connection::State;
 use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
 use axum::http::StatusCode;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use eye_core::refusals::Refusal;
 use eye_core::source::SourceError;
 use eye_nats::connection::{Change, Server, flush, watch};
@@ -19,13 +22,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::answer::Answer;
-use crate::decode::NewIds;
+use crate::decode::{Framing, NewIds};
+use crate::handover::Handled;
 
 use super::NatsConfig;
-use super::message::{Intake, message_id};
+use super::message::{Body, Intake, MAX_GROUP_BYTES, MAX_GROUP_MESSAGES, framing, message_id};
+use super::unread::Unread;
 
 /// What a message takes in memory beside itself, about.
 const OVERHEAD_BYTES: usize = 1024;
+
+/// Groups that are on their way at once. Beyond, messages wait, and the groups grow.
+const MAX_GROUPS: usize = 256;
 
 /// How long the server may take to hand out what it had sent when we left.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -57,26 +65,33 @@ pub(super) async fn run(
     let name = server.name();
     let (client, events) = server.connect().await.map_err(|error| SourceError(error.to_string()))?;
     let mut messages = subscribe(&client, &config).await?;
-    let desk = Arc::new(Desk {
-        client: client.clone(),
-        intake,
-        room: Arc::new(Semaphore::new(config.max_pending_bytes as usize)),
-    });
-    let watched = desk.clone();
+    let unread = Unread::new(&client, config.subjects.len());
+    let office = Arc::new(Office { client: client.clone(), intake, unread });
+    let watched = office.clone();
     let watching = watch(client.clone(), events, name, move |change| watched.note(change));
     let _watching = AbortOnDropHandle::new(tokio::spawn(watching));
 
-    let tasks = TaskTracker::new();
+    let mut desk = Desk {
+        office,
+        room: Arc::new(Semaphore::new(config.max_pending_bytes as usize)),
+        waiting: VecDeque::new(),
+        ways: Arc::new(Semaphore::new(MAX_GROUPS)),
+        tasks: TaskTracker::new(),
+    };
+    let mut shutdown = pin!(shutdown.cancelled());
     loop {
+        // What is there at once goes on together.
+        let may_read = desk.waiting.len() < 2 || desk.ways.available_permits() == 0;
         tokio::select! {
             biased;
-            () = shutdown.cancelled() => break,
-            Some(message) = messages.next() => desk.accept(message, &tasks).await,
+            () = &mut shutdown => break,
+            Some(message) = messages.next(), if may_read => desk.accept(message).await,
+            way = desk.way(), if !desk.waiting.is_empty() => desk.hand_on(way),
         }
     }
-    desk.drain(&mut messages, &tasks).await;
-    tasks.close();
-    tasks.wait().await;
+    desk.drain(&mut messages).await;
+    desk.office.note_lost(DROPPED_UNREAD, desk.office.unread.at_end());
+    desk.finish().await;
     flush(&client).await;
     Ok(())
 }
@@ -94,63 +109,144 @@ async fn subscribe(client: &Client, config: &NatsConfig) -> Result<SelectAll<Sub
     Ok(select_all(subscribers))
 }
 
-/// What all messages share.
+/// Where messages come in.
 struct Desk {
-    client: Client,
-    intake: Intake,
+    office: Arc<Office>,
     /// One permit for each byte of `max_pending_bytes`.
     room: Arc<Semaphore>,
+    /// All but the last are full.
+    waiting: VecDeque<Group>,
+    /// One permit for each group that may be on its way.
+    ways: Arc<Semaphore>,
+    tasks: TaskTracker,
+}
+
+/// Messages that go on together.
+struct Group {
+    /// Their payloads, one behind the other: a copy, since the client library's buffer holds many messages more, and
+    /// would live as long as the last of them. One for all: the allocator takes its time.
+    text: BytesMut,
+    parts: Vec<Part>,
+    room: OwnedSemaphorePermit,
+}
+
+/// One message.
+struct Part {
+    bytes: usize,
+    framing: Option<Framing>,
+    new_ids: NewIds,
+    /// Where the answer is expected, if anywhere.
+    reply: Option<Subject>,
 }
 
 impl Desk {
     /// Does not wait for room: the client library reads on whatever we do, and drops what it has no place for without a
     /// word to requesters.
-    async fn accept(self: &Arc<Self>, message: Message, tasks: &TaskTracker) {
-        let bytes = u32::try_from(message.length + OVERHEAD_BYTES).unwrap_or(u32::MAX);
-        match self.room.clone().try_acquire_many_owned(bytes) {
-            Ok(room) => {
-                let desk = self.clone();
-                tasks.spawn(async move { desk.take(message, room).await });
+    async fn accept(&mut self, message: Message) {
+        self.office.unread.note_read();
+        let bytes = message.length + OVERHEAD_BYTES;
+        let room = self.room.clone().try_acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX));
+        match (room, message.reply) {
+            (Ok(room), reply) => {
+                let new_ids = message_id(message.headers.as_ref()).map_or(NewIds::Minted, NewIds::From);
+                let (bytes, framing) = (message.payload.len(), framing(message.headers.as_ref()));
+                self.add(&message.payload, Part { bytes, framing, new_ids, reply }, room);
             }
-            Err(_) => self.answer(message.reply, Answer::retry(RETRY_AFTER, NO_ROOM), NO_ROOM_LEFT).await,
+            (Err(_), Some(reply)) => self.office.answer(reply, Answer::retry(RETRY_AFTER, NO_ROOM)).await,
+            (Err(_), None) => self.office.note_lost(NO_ROOM_LEFT, 1),
         }
     }
 
+    fn add(&mut self, payload: &[u8], part: Part, room: OwnedSemaphorePermit) {
+        let last = self
+            .waiting
+            .back_mut()
+            .filter(|last| last.parts.len() < MAX_GROUP_MESSAGES && last.text.len() + payload.len() <= MAX_GROUP_BYTES);
+        match last {
+            Some(last) => {
+                last.text.extend_from_slice(payload);
+                last.parts.push(part);
+                last.room.merge(room);
+            }
+            None => self.waiting.push_back(Group { text: payload.into(), parts: vec![part], room }),
+        }
+    }
+
+    /// Waits until one more group may be on its way.
+    fn way(&self) -> impl Future<Output = OwnedSemaphorePermit> + use<> {
+        self.ways.clone().acquire_owned().map(|way| way.expect("the semaphore is never closed"))
+    }
+
+    /// The group that has waited longest goes on.
+    fn hand_on(&mut self, way: OwnedSemaphorePermit) {
+        let Some(group) = self.waiting.pop_front() else { return };
+        let office = self.office.clone();
+        self.tasks.spawn(async move {
+            office.take(group).await;
+            drop(way);
+        });
+    }
+
     /// Leaves, and takes what the server has sent before it heard of that.
-    async fn drain(self: &Arc<Self>, messages: &mut SelectAll<Subscriber>, tasks: &TaskTracker) {
+    async fn drain(&mut self, messages: &mut SelectAll<Subscriber>) {
         for subscriber in messages.iter_mut() {
             let _ = timeout(DRAIN_TIMEOUT, subscriber.drain()).await;
         }
-        if self.client.connection_state() != State::Connected {
+        if self.office.client.connection_state() != State::Connected {
             // The client would wait for a server. What it has got already is there at once.
             while let Some(Some(message)) = messages.next().now_or_never() {
-                self.accept(message, tasks).await;
+                self.accept(message).await;
             }
             return;
         }
         let all = async {
             while let Some(message) = messages.next().await {
-                self.accept(message, tasks).await;
+                self.accept(message).await;
             }
         };
         let _ = timeout(DRAIN_TIMEOUT, all).await;
     }
 
-    async fn take(&self, message: Message, room: OwnedSemaphorePermit) {
-        let new_ids = message_id(&message).map_or(NewIds::Minted, NewIds::From);
-        let answer = self.intake.take(&message, new_ids, room).await.answer;
-        self.answer(message.reply, answer, NOT_STORED).await;
+    /// Hands on what waits, and waits for its receipts.
+    async fn finish(&mut self) {
+        while !self.waiting.is_empty() {
+            let way = self.way().await;
+            self.hand_on(way);
+        }
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// Where messages are worked on.
+struct Office {
+    client: Client,
+    intake: Intake,
+    unread: Unread,
+}
+
+impl Office {
+    /// Whoever asked is told. A message that nobody asked about is lost when it could be sent again.
+    async fn take(&self, group: Group) {
+        let Group { text, parts, room } = group;
+        let mut text = text.freeze();
+        let body =
+            |part: &Part| Body { payload: text.split_to(part.bytes), framing: part.framing, new_ids: part.new_ids };
+        let bodies = parts.iter().map(body).collect();
+        let handled = self.intake.take(bodies, room).await;
+        let mut lost = 0;
+        for (Part { reply, .. }, Handled { answer, .. }) in parts.into_iter().zip(handled) {
+            match reply {
+                Some(reply) => self.answer(reply, answer).await,
+                None if answer.status().is_server_error() => lost += 1,
+                None => {}
+            }
+        }
+        self.note_lost(NOT_STORED, lost);
     }
 
-    /// Whoever asked is told. A message that nobody asked about is `lost` when it could be sent again.
-    async fn answer(&self, reply: Option<Subject>, answer: Answer, lost: Refusal) {
+    async fn answer(&self, reply: Subject, answer: Answer) {
         let status = answer.status();
-        let Some(reply) = reply else {
-            if status.is_server_error() {
-                self.note_lost(lost);
-            }
-            return;
-        };
         let sent = timeout(REPLY_TIMEOUT, self.reply(reply.clone(), status, answer.into_body())).await;
         if sent.is_ok_and(|sent| sent.is_err_and(|error| error.kind() == PublishErrorKind::MaxPayloadExceeded)) {
             let detail = "Some events were refused; a message cannot hold the list. Send fewer at once.";
@@ -171,17 +267,20 @@ impl Desk {
     fn note(&self, change: Change) {
         let health = self.intake.handover.outlet.health();
         match change {
-            Change::Connected => health.ready(),
+            Change::Connected => {
+                self.unread.note_read();
+                health.ready();
+            }
             Change::Failed(reason) => health.unavailable(reason),
             Change::Lost => {
                 health.unavailable("the connection was lost");
-                self.note_lost(CONNECTION_LOST);
+                self.note_lost(CONNECTION_LOST, 1);
             }
-            Change::Dropped => self.note_lost(DROPPED_UNREAD),
+            Change::Dropped => self.note_lost(DROPPED_UNREAD, self.unread.dropped()),
         }
     }
 
-    fn note_lost(&self, what: Refusal) {
-        self.intake.handover.outlet.refusals().note([what]);
+    fn note_lost(&self, what: Refusal, count: usize) {
+        self.intake.handover.outlet.refusals().note(iter::repeat_n(what, count));
     }
 }

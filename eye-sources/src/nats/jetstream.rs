@@ -1,14 +1,16 @@
 //! `mode = "jetstream"`: a durable pull consumer. A message is acknowledged once its events are stored.
 
 use std::pin::pin;
+use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::Client;
-use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::context::GetStreamError;
-use async_nats::jetstream::{self, AckKind, Message};
+use async_nats::jetstream::{self, AckKind};
+use async_nats::{Client, Message, Subscriber};
 use axum::http::StatusCode;
+use bytes::Bytes;
 use eye_core::ack::Rejection;
 use eye_core::event::EventId;
 use eye_core::health::Health;
@@ -17,11 +19,14 @@ use eye_core::source::SourceError;
 use eye_nats::connection::{self, Change, Server, flush};
 use eye_nats::consumer;
 use eye_nats::dead_letters::{Keeper, Refused};
+use eye_nats::place::Place;
+use eye_nats::pull::{Address, Request, is_over};
 use eye_nats::settings::Missing;
+use futures_util::stream::ReadyChunks;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use uuid::{Builder, Variant, Version};
@@ -31,22 +36,22 @@ use crate::handover::Handled;
 
 use super::NatsConfig;
 use super::dead_letters::{By, Sifted};
-use super::message::{Intake, framing, message_id};
+use super::message::{Body, Intake, MAX_GROUP_BYTES, MAX_GROUP_MESSAGES, framing, message_id};
 
 /// How many messages all programs on one consumer may have at hand. The same for all of them, whatever `max_in_flight`
 /// each has: it is a setting of the consumer.
 pub(super) const MAX_ACK_PENDING: u32 = 10_000;
 
-/// How long a request for messages stands.
-const PULL_EXPIRES: Duration = Duration::from_secs(5);
-
 /// After how long a message is delivered again that could not be stored.
 const NAK_DELAY: Duration = Duration::from_secs(5);
+
+/// Bytes of a message beside what `max_payload` counts: its subjects.
+const SUBJECTS_BYTES: usize = 1024;
 
 /// How long to wait before the consumer is looked for again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// How long a word to the server may wait to be sent; it has to when the connection is lost.
+/// How long words to the server may wait to be sent; it has to when the connection is lost.
 const SEND_TIMEOUT: Duration = Duration::from_secs(2);
 
 const KEPT: Refusal = Refusal { part: "message", problem: "refused for good, kept in the stream's `_dead_letters`" };
@@ -70,7 +75,10 @@ pub(super) async fn run(
     let watching = connection::watch(client.clone(), events, name, note(is_connected, health.clone()));
     let _watching = AbortOnDropHandle::new(tokio::spawn(watching));
 
-    let room = Arc::new(Semaphore::new(config.max_in_flight as usize));
+    let room = Room {
+        messages: Arc::new(Semaphore::new(config.max_in_flight as usize)),
+        bytes: Arc::new(Semaphore::new(config.max_pending_bytes as usize)),
+    };
     let tasks = TaskTracker::new();
     let desk = Arc::new(Desk { client: client.clone(), config, intake, shutdown, room, tasks: tasks.clone() });
     let ended = desk.work(connection, &health).await;
@@ -102,9 +110,31 @@ struct Desk {
     config: NatsConfig,
     intake: Intake,
     shutdown: CancellationToken,
-    /// One permit for each message that may be at hand.
-    room: Arc<Semaphore>,
+    room: Room,
     tasks: TaskTracker,
+}
+
+/// One permit for each message that may be at hand, and one for each byte of them.
+struct Room {
+    messages: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+}
+
+/// What messages at hand take of the room.
+struct Taken {
+    messages: OwnedSemaphorePermit,
+    bytes: OwnedSemaphorePermit,
+}
+
+impl Taken {
+    /// What these messages take of it. More than it has is never taken: more than was asked for may come where a request
+    /// was thought to be over, and a message may be larger than all the room.
+    fn split(&mut self, messages: &[Message]) -> Self {
+        let bytes = messages.iter().map(|message| message.length).sum::<usize>().min(self.bytes.num_permits());
+        let messages = messages.len().min(self.messages.num_permits());
+        let split = |permit: &mut OwnedSemaphorePermit, count| permit.split(count).expect("there are so many");
+        Self { messages: split(&mut self.messages, messages), bytes: split(&mut self.bytes, bytes) }
+    }
 }
 
 impl Desk {
@@ -121,9 +151,10 @@ impl Desk {
                 } => found,
             };
             let taken = match found {
-                Ok((consumer, dead_letters)) => {
+                Ok(dead_letters) => {
                     health.ready();
-                    self.take_from(&consumer, &dead_letters, &mut connection).await
+                    let taken = self.take_all(&dead_letters, &mut connection).await;
+                    taken.map_err(|error| format!("cannot take messages from the consumer: {error}"))
                 }
                 Err(Missing::ForGood(reason)) => return Err(SourceError(reason)),
                 Err(Missing::Yet(reason)) => Err(reason),
@@ -139,13 +170,15 @@ impl Desk {
     ///
     /// # Errors
     /// Why the consumer gives nothing any more.
-    async fn take_from(
+    async fn take_all(
         self: &Arc<Self>,
-        consumer: &PullConsumer,
         dead_letters: &Keeper,
         connection: &mut watch::Receiver<bool>,
     ) -> Result<(), String> {
-        let cannot = |error| format!("cannot take messages from the consumer: {error}");
+        let inbox = self.client.new_inbox();
+        let messages = self.client.subscribe(inbox.clone()).await.map_err(|error| error.to_string())?;
+        let mut messages = messages.ready_chunks(MAX_GROUP_MESSAGES);
+        let address = Address { stream: &self.config.stream, consumer: &self.config.durable, inbox: &inbox };
         loop {
             let mut room = tokio::select! {
                 biased;
@@ -153,63 +186,109 @@ impl Desk {
                 room = self.some_room() => room,
             };
             // Whatever comes has a place: nothing waits here while its time runs at the server.
-            let pull = consumer.batch().max_messages(room.num_permits()).expires(PULL_EXPIRES);
-            let mut messages = pull.messages().await.map_err(|error| cannot(error.to_string()))?;
-            loop {
-                let message = tokio::select! {
+            let (count, bytes) = (room.messages.num_permits(), room.bytes.num_permits());
+            let bytes = bytes.max(self.client.max_payload() + SUBJECTS_BYTES);
+            let mut asked = Some(Request::ask(&self.client, address, count, bytes, false).await?);
+            while let Some(request) = asked {
+                let ready = tokio::select! {
                     biased;
-                    () = self.shutdown.cancelled() => {
-                        while let Some(Some(Ok(message))) = messages.next().now_or_never() {
-                            let _ = timeout(SEND_TIMEOUT, message.ack_with(AckKind::Nak(None))).await;
-                        }
-                        return Ok(());
-                    }
+                    () = self.shutdown.cancelled() => return self.leave(messages).await,
                     _ = connection.changed() => return Ok(()),
-                    message = messages.next() => message,
+                    ready = messages.next() => ready.ok_or("the NATS client has given up")?,
+                    () = sleep_until(request.until) => break,
                 };
-                let Some(message) = message else { break };
-                let message = message.map_err(|error| cannot(error.to_string()))?;
-                let place = room.split(1).expect("no more come than were asked for");
-                let (desk, dead_letters) = (self.clone(), dead_letters.clone());
-                self.tasks.spawn(async move { desk.take(message, &dead_letters, place).await });
+                let (ready, words): (Vec<_>, Vec<_>) = ready.into_iter().partition(|message| message.status.is_none());
+                asked = request.less(ready.len());
+                self.hand_on(ready, &mut room, dead_letters);
+                for word in words {
+                    is_over(&word)?;
+                    asked = None;
+                }
             }
         }
     }
 
+    /// What is there already goes back at once.
+    async fn leave(&self, mut messages: ReadyChunks<Subscriber>) -> Result<(), String> {
+        while let Some(Some(ready)) = messages.next().now_or_never() {
+            let _ = timeout(SEND_TIMEOUT, self.say(&ready, AckKind::Nak(None))).await;
+        }
+        Ok(())
+    }
+
     /// Waits until half of the room is free, so that messages are not asked for one by one, and takes what is there.
-    async fn some_room(&self) -> OwnedSemaphorePermit {
-        let half = self.config.max_in_flight.div_ceil(2);
-        let mut room = self.room.clone().acquire_many_owned(half).await.expect("the semaphore is never closed");
-        if let Ok(rest) = self.room.clone().try_acquire_many_owned(self.room.available_permits() as u32) {
-            room.merge(rest);
-        }
-        room
+    async fn some_room(&self) -> Taken {
+        let half_of = async |room: &Arc<Semaphore>, size: u32| {
+            let half = room.clone().acquire_many_owned(size.div_ceil(2)).await;
+            let mut taken = half.expect("the semaphore is never closed");
+            if let Ok(rest) = room.clone().try_acquire_many_owned(room.available_permits() as u32) {
+                taken.merge(rest);
+            }
+            taken
+        };
+        let messages = half_of(&self.room.messages, self.config.max_in_flight).await;
+        Taken { messages, bytes: half_of(&self.room.bytes, self.config.max_pending_bytes).await }
     }
 
-    async fn take(&self, message: Message, dead_letters: &Keeper, place: OwnedSemaphorePermit) {
-        let id = message_id(&message).or_else(|| id_in_stream(&message));
-        let new_ids = id.map_or(NewIds::Minted, NewIds::From);
-        let Handled { answer, refused } = self.at_work(&message, self.intake.take(&message, new_ids, ())).await;
-        match answer.status() {
-            StatusCode::CREATED => self.tell(&message, AckKind::Ack).await,
-            status if status.is_server_error() => self.hand_back(&message).await,
-            _ => match self.at_work(&message, self.keep(&message, new_ids, refused, dead_letters)).await {
-                Ok(()) => {
-                    self.intake.handover.outlet.refusals().note([KEPT]);
-                    self.tell(&message, AckKind::Term).await;
-                }
-                Err(error) => {
-                    tracing::debug!(error, "a dead letter is not kept");
-                    self.intake.handover.outlet.refusals().note([NOT_KEPT]);
-                    self.hand_back(&message).await;
-                }
-            },
+    /// Messages that are there at once go on together.
+    fn hand_on(self: &Arc<Self>, ready: Vec<Message>, room: &mut Taken, dead_letters: &Keeper) {
+        let mut ready = ready.into_iter().peekable();
+        while let Some(first) = ready.next() {
+            let mut bytes = first.payload.len();
+            let mut group = vec![first];
+            while let Some(next) = ready.next_if(|next| bytes + next.payload.len() <= MAX_GROUP_BYTES) {
+                bytes += next.payload.len();
+                group.push(next);
+            }
+            let (desk, dead_letters, taken) = (self.clone(), dead_letters.clone(), room.split(&group));
+            self.tasks.spawn(async move { desk.take(group, taken, &dead_letters).await });
         }
-        drop(place);
     }
 
-    /// Tells the server again and again, until it is done, that the message is being worked on.
-    async fn at_work<T>(&self, message: &Message, work: impl Future<Output = T>) -> T {
+    async fn take(self: &Arc<Self>, messages: Vec<Message>, mut room: Taken, dead_letters: &Keeper) {
+        let body = |message: &Message| Body {
+            payload: message.payload.clone(),
+            framing: framing(message.headers.as_ref()),
+            new_ids: new_ids(message),
+        };
+        let bodies = messages.iter().map(body).collect();
+        let handled = self.at_work(&messages, self.intake.take(bodies, ())).await;
+        let (mut stored, mut failed) = (Vec::new(), Vec::new());
+        for (message, Handled { answer, refused }) in messages.into_iter().zip(handled) {
+            match answer.status() {
+                StatusCode::CREATED => stored.push(message),
+                status if status.is_server_error() => failed.push(message),
+                _ => {
+                    let taken = room.split(slice::from_ref(&message));
+                    let (desk, dead_letters) = (self.clone(), dead_letters.clone());
+                    self.tasks.spawn(async move { desk.set_aside(message, refused, taken, &dead_letters).await });
+                }
+            }
+        }
+        self.tell(&stored, AckKind::Ack).await;
+        drop(room.split(&stored));
+        self.hand_back(&failed).await;
+    }
+
+    /// Something in the message is refused for good.
+    async fn set_aside(&self, message: Message, refused: Vec<Rejection>, room: Taken, dead_letters: &Keeper) {
+        let messages = slice::from_ref(&message);
+        match self.at_work(messages, self.keep(&message, refused, dead_letters)).await {
+            Ok(()) => {
+                self.intake.handover.outlet.refusals().note([KEPT]);
+                self.tell(messages, AckKind::Term).await;
+            }
+            Err(error) => {
+                tracing::debug!(error, "a dead letter is not kept");
+                self.intake.handover.outlet.refusals().note([NOT_KEPT]);
+                self.hand_back(messages).await;
+            }
+        }
+        drop(room);
+    }
+
+    /// Tells the server again and again, until it is done, that the messages are being worked on.
+    async fn at_work<T>(&self, messages: &[Message], work: impl Future<Output = T>) -> T {
         let progress_interval = Duration::from_millis(self.config.ack_wait_ms.div_ceil(3));
         let mut work = pin!(work);
         loop {
@@ -217,34 +296,30 @@ impl Desk {
                 biased;
                 done = &mut work => return done,
                 () = sleep(progress_interval) => {
-                    let _ = timeout(SEND_TIMEOUT, message.ack_with(AckKind::Progress)).await;
+                    let _ = timeout(SEND_TIMEOUT, self.say(messages, AckKind::Progress)).await;
                 }
             }
         }
     }
 
-    /// The message comes again. It keeps its place until then: while the store is away, not the whole stream is tried.
-    async fn hand_back(&self, message: &Message) {
-        self.tell(message, AckKind::Nak(Some(NAK_DELAY))).await;
-        let _ = timeout(NAK_DELAY, self.shutdown.cancelled()).await;
+    /// The messages come again. They keep their room until then: while the store is away, not the whole stream is tried.
+    async fn hand_back(&self, messages: &[Message]) {
+        if !messages.is_empty() {
+            self.tell(messages, AckKind::Nak(Some(NAK_DELAY))).await;
+            let _ = timeout(NAK_DELAY, self.shutdown.cancelled()).await;
+        }
     }
 
     /// Keeps what of the message was refused for good.
-    async fn keep(
-        &self,
-        message: &Message,
-        new_ids: NewIds,
-        refused: Vec<Rejection>,
-        dead_letters: &Keeper,
-    ) -> Result<(), String> {
-        let info = message.info().map_err(|error| error.to_string())?;
-        let place = format!("{}:{}:{}", info.consumer, info.published.unix_timestamp_nanos(), info.stream_sequence);
+    async fn keep(&self, message: &Message, refused: Vec<Rejection>, dead_letters: &Keeper) -> Result<(), String> {
+        let Place { consumer, number, published_ns } = place(message).ok_or("it has no place in the stream")?;
+        let place = format!("{consumer}:{published_ns}:{number}");
         let from = Sifted {
             payload: message.payload.clone(),
             framing: framing(message.headers.as_ref()),
             max_body_bytes: self.intake.max_body_bytes,
             limits: self.intake.handover.limits(),
-            new_ids,
+            new_ids: new_ids(message),
             refused,
             max_payload: self.client.max_payload(),
         };
@@ -260,18 +335,30 @@ impl Desk {
         Ok(())
     }
 
-    /// Waits until the server says that it has heard. A word that it has not heard does no harm: the message comes again
-    /// with the same ids for its events.
-    async fn tell(&self, message: &Message, word: AckKind) {
-        let Some(reply) = message.reply.clone() else { return };
+    /// Tells the server what became of the messages, and waits until it says that it has heard: of the last one, since it
+    /// listens to one after the other. A word that it has not heard does no harm: the message comes again with the same
+    /// ids for its events.
+    async fn tell(&self, messages: &[Message], word: AckKind) {
+        let Some((last, others)) = messages.split_last() else { return };
+        let Some(reply) = last.reply.clone() else { return };
+        let _ = timeout(SEND_TIMEOUT, self.say(others, word)).await;
         if let Err(error) = self.client.request(reply, word.into()).await {
-            tracing::debug!(%error, "the NATS server did not hear what became of a message");
+            tracing::debug!(%error, "the NATS server did not hear what became of messages");
+        }
+    }
+
+    /// Tells the server what becomes of the messages.
+    async fn say(&self, messages: &[Message], word: AckKind) {
+        let word = Bytes::from(word);
+        for reply in messages.iter().filter_map(|message| message.reply.clone()) {
+            // Where that is not possible, the message comes again.
+            let _ = self.client.publish(reply, word.clone()).await;
         }
     }
 }
 
-/// The consumer as it must be, and where dead letters are kept; they are made where there are none.
-async fn find(client: &Client, config: &NatsConfig) -> Result<(PullConsumer, Keeper), Missing> {
+/// Where dead letters are kept, once the consumer is as it must be; both are made where there are none.
+async fn find(client: &Client, config: &NatsConfig) -> Result<Keeper, Missing> {
     let NatsConfig { stream, durable, subjects, .. } = config;
     let wanted = pull::Config {
         durable_name: Some(durable.clone()),
@@ -284,19 +371,26 @@ async fn find(client: &Client, config: &NatsConfig) -> Result<(PullConsumer, Kee
     };
     let way_out = "delete it, or name another one as `durable`";
     let context = jetstream::new(client.clone());
-    let consumer = consumer::find(&context, stream, durable, &wanted, way_out).await?;
+    consumer::find(&context, stream, durable, &wanted, way_out).await?;
     let yet = |error: GetStreamError| Missing::Yet(format!("stream `{stream}`: {error}"));
     let replicas = context.get_stream(stream).await.map_err(yet)?.cached_info().config.num_replicas;
     let dead_letters = Keeper::new(client.clone(), stream, replicas);
     dead_letters.find().await?;
-    Ok((consumer, dead_letters))
+    Ok(dead_letters)
 }
 
-/// An id from the message's place in its stream, the same whenever it is delivered: a UUIDv8 of the time when it was
-/// published, in nanoseconds, and its number.
-fn id_in_stream(message: &Message) -> Option<EventId> {
-    let info = message.info().ok()?;
-    let published = info.published.unix_timestamp_nanos() as u64;
-    let id = Builder::from_u128(u128::from(published) << 64 | u128::from(info.stream_sequence));
-    Some(id.with_version(Version::Custom).with_variant(Variant::RFC4122).into_uuid())
+fn place(message: &Message) -> Option<Place<'_>> {
+    message.reply.as_ref().and_then(|reply| Place::of(reply))
+}
+
+/// From the message's own id, else from its place in the stream: the same whenever it is delivered.
+fn new_ids(message: &Message) -> NewIds {
+    let id = message_id(message.headers.as_ref()).or_else(|| place(message).map(id_in_stream));
+    id.map_or(NewIds::Minted, NewIds::From)
+}
+
+/// A UUIDv8 of the time when a message was published, in nanoseconds, and its number.
+fn id_in_stream(place: Place<'_>) -> EventId {
+    let id = Builder::from_u128(u128::from(place.published_ns) << 64 | u128::from(place.number));
+    id.with_version(Version::Custom).with_variant(Variant::RFC4122).into_uuid()
 }

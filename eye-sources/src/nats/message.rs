@@ -1,16 +1,31 @@
-//! From a message to its answer.
+//! From messages to their answers. Those that are there at once go on together: a publish, a receipt and a task for each
+//! would cost more than reading them.
 
-use async_nats::{HeaderMap, Message};
+use async_nats::HeaderMap;
 use axum::http::StatusCode;
 use bytes::Bytes;
-use eye_core::event::EventId;
+use eye_core::event::{EventId, EventLimits};
 use eye_core::refusals::Refusal;
 use eye_core::timestamp::Timestamp;
 use uuid::Uuid;
 
 use crate::answer::Answer;
-use crate::decode::{Framing, INLINE_MAX_BYTES, NewIds, decode};
+use crate::decode::{Decoded, Framing, INLINE_MAX_BYTES, NewIds, decode};
 use crate::handover::{Handled, Handover};
+
+/// Messages that go on together: at most so many, and bytes of them, unless it is one. Fewer than half a batch of a sink,
+/// so that one is written while the next is read.
+pub(super) const MAX_GROUP_MESSAGES: usize = 512;
+pub(super) const MAX_GROUP_BYTES: usize = INLINE_MAX_BYTES;
+
+/// What a message holds.
+#[derive(Debug)]
+pub(super) struct Body {
+    pub(super) payload: Bytes,
+    /// `None` where its content type is not one of events.
+    pub(super) framing: Option<Framing>,
+    pub(super) new_ids: NewIds,
+}
 
 /// What all messages share.
 pub(super) struct Intake {
@@ -19,39 +34,53 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    /// The same answer as that to a POST of the message's payload. `room` is given back once the transport has the
-    /// events.
-    pub(super) async fn take(&self, message: &Message, new_ids: NewIds, room: impl Send) -> Handled {
-        match self.decode_and_publish(message, new_ids, room).await {
-            Ok(handled) => handled,
-            Err(refusal) => {
-                let problem = refusal.status().canonical_reason().unwrap_or("refused");
-                self.handover.outlet.refusals().note([Refusal { part: "message", problem }]);
-                refusal.into()
+    /// For each message the same answer as that to a POST of its payload. `room` is given back once the transport has
+    /// the events.
+    pub(super) async fn take(&self, bodies: Vec<Body>, room: impl Send) -> Vec<Handled> {
+        let (mut decoded, mut refused) = (Vec::with_capacity(bodies.len()), Vec::new());
+        for (index, body) in self.read(bodies).await.into_iter().enumerate() {
+            match body {
+                Ok(body) => decoded.push(body),
+                Err(answer) => {
+                    let problem = answer.status().canonical_reason().unwrap_or("refused");
+                    self.handover.outlet.refusals().note([Refusal { part: "message", problem }]);
+                    refused.push((index, answer));
+                }
             }
         }
+        let mut handled = self.handover.publish_together(decoded, room).await;
+        for (index, answer) in refused {
+            handled.insert(index, answer.into());
+        }
+        handled
     }
 
-    /// `Err` where nothing was taken of the whole message.
-    async fn decode_and_publish(&self, message: &Message, new_ids: NewIds, room: impl Send) -> Result<Handled, Answer> {
-        let framing = framing(message.headers.as_ref()).ok_or_else(unsupported_content_type)?;
-        if message.payload.len() > self.max_body_bytes as usize {
-            let detail = format!("A message may have at most {} bytes (`max_body_bytes`).", self.max_body_bytes);
-            return Err(Answer::failure(StatusCode::PAYLOAD_TOO_LARGE, &detail));
-        }
-        let limits = self.handover.limits();
-        let parse = move |payload: Bytes| decode(&payload, framing, Timestamp::now(), &limits, new_ids);
-        let payload = message.payload.clone();
-        let decoded = match payload.len() {
-            ..=INLINE_MAX_BYTES => parse(payload),
-            _ => {
-                let parsing = tokio::task::spawn_blocking(move || parse(payload));
-                parsing.await.expect("parsing does not panic, and is not cancelled")
-            }
+    /// `Err` where nothing can be taken of the whole message.
+    async fn read(&self, bodies: Vec<Body>) -> Vec<Result<Decoded, Answer>> {
+        let (max_body_bytes, limits) = (self.max_body_bytes, self.handover.limits());
+        let bytes: usize = bodies.iter().map(|body| body.payload.len()).sum();
+        let read_all = move || {
+            let received_at = Timestamp::now();
+            bodies.into_iter().map(|body| read(&body, max_body_bytes, &limits, received_at)).collect()
         };
-        let decoded = decoded.map_err(|error| Answer::failure(StatusCode::BAD_REQUEST, &error.to_string()))?;
-        Ok(self.handover.publish(decoded, room).await)
+        match bytes {
+            ..=MAX_GROUP_BYTES => read_all(),
+            _ => {
+                let reading = tokio::task::spawn_blocking(read_all);
+                reading.await.expect("parsing does not panic, and is not cancelled")
+            }
+        }
     }
+}
+
+fn read(body: &Body, max_body_bytes: u32, limits: &EventLimits, received_at: Timestamp) -> Result<Decoded, Answer> {
+    let framing = body.framing.ok_or_else(unsupported_content_type)?;
+    if body.payload.len() > max_body_bytes as usize {
+        let detail = format!("A message may have at most {max_body_bytes} bytes (`max_body_bytes`).");
+        return Err(Answer::failure(StatusCode::PAYLOAD_TOO_LARGE, &detail));
+    }
+    let decoded = decode(&body.payload, framing, received_at, limits, body.new_ids);
+    decoded.map_err(|error| Answer::failure(StatusCode::BAD_REQUEST, &error.to_string()))
 }
 
 /// By the media type of the header `Content-Type`; without one, it is JSON.
@@ -68,7 +97,7 @@ fn unsupported_content_type() -> Answer {
 }
 
 /// The UUID in the header `Nats-Msg-Id`, where it is one.
-pub(super) fn message_id(message: &Message) -> Option<EventId> {
-    let id = message.headers.as_ref()?.get(async_nats::header::NATS_MESSAGE_ID)?;
+pub(super) fn message_id(headers: Option<&HeaderMap>) -> Option<EventId> {
+    let id = headers?.get(async_nats::header::NATS_MESSAGE_ID)?;
     Uuid::try_parse(id.as_str()).ok()
 }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use async_nats::{Client, ConnectOptions, HeaderMap, Message, RequestErrorKind};
-use eye_core::ack::Outcome;
+use eye_core::ack::{Outcome, Rejection};
 use eye_core::health::{Component, HealthBoard, State};
 use eye_core::transport::PublishError;
 use eye_harness::{NatsServer, eventually};
@@ -10,7 +10,9 @@ use tokio::task::JoinHandle;
 
 mod jetstream;
 
+use super::message::Body;
 use super::*;
+use crate::decode::{Framing, NewIds};
 use crate::fake::{FakeTransport, Told};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -128,7 +130,7 @@ async fn a_message_is_what_a_body_is() {
     fixture.publish(format!("{b}\n{a}")).await;
     fixture.publish_with(&ndjson, format!("{b}\n{{\n{b}")).await;
     fixture.publish_with(&[("Content-Type", "application/json")], &a).await;
-    // Each message has a task of its own: only the order within a message is certain.
+    // They go on in groups, each with a task of its own: only the order within a group is certain.
     eventually("all are published", DEADLINE, async || fixture.transport.published_names().len() == 8).await;
     let mut names = fixture.transport.published_names();
     names.sort();
@@ -219,6 +221,38 @@ async fn the_message_id_is_that_of_an_event_without_one() {
 }
 
 #[tokio::test]
+async fn of_messages_that_go_on_together_each_has_its_own_answer() {
+    let refused = Rejection { index: 2, reason: "by the store".into() };
+    let transport = FakeTransport::new(Told::Settle(Outcome::Rejected(vec![refused])));
+    let outlet = Outlet::new(transport.clone(), HealthBoard::default().component("sources.bus"));
+    let handover = Handover { outlet, max_event_bytes: 1 << 20, receipt_timeout: DEADLINE };
+    let intake = Intake { handover, max_body_bytes: 1000 };
+    let body = |text: &str, framing| Body { payload: text.to_owned().into(), framing, new_ids: NewIds::Minted };
+    let json = Some(Framing::Json);
+    let bodies = vec![
+        body("{", json),
+        body(&event("a"), json),
+        body(INVALID, json),
+        body(&event("b"), None),
+        body(&format!("{}{}", event("c"), event("d")), json),
+        body(&" ".repeat(1001), json),
+        body(&event("e"), json),
+    ];
+    let handled = intake.take(bodies, ()).await;
+    assert_eq!(transport.published_names(), ["a", "c", "d", "e"]);
+    let answers = handled.iter().map(|handled| (handled.answer.status().as_u16(), handled.refused.len()));
+    assert_eq!(answers.collect::<Vec<_>>(), [(400, 0), (201, 0), (400, 0), (415, 0), (200, 1), (413, 0), (201, 0)]);
+    assert_eq!(handled[4].refused[0].index, 1, "in its own message");
+
+    for told in [Told::Settle(Outcome::failed("away")), Told::Refuse(PublishError::Closed)] {
+        transport.tell(told);
+        let handled = intake.take(vec![body(&event("a"), json), body(INVALID, json)], ()).await;
+        let statuses = handled.iter().map(|handled| handled.answer.status().as_u16());
+        assert_eq!(statuses.collect::<Vec<_>>(), [503, 400], "what nobody was asked about has not failed");
+    }
+}
+
+#[tokio::test]
 async fn beyond_the_bound_messages_are_dropped_and_requesters_told() {
     let server = NatsServer::start();
     let mut keys = core(&server);
@@ -226,9 +260,10 @@ async fn beyond_the_bound_messages_are_dropped_and_requesters_told() {
     keys["max_pending_bytes"] = json!(2500);
     keys["max_body_bytes"] = json!(1000);
     let fixture = Fixture::start(&server, Told::NeverPublish, keys).await;
-    fixture.publish(event("a")).await;
-    fixture.publish(event("b")).await;
-    eventually("two are on their way", DEADLINE, async || fixture.transport.waiting() == 2).await;
+    for (name, waiting) in [("a", 1), ("b", 2)] {
+        fixture.publish(event(name)).await;
+        eventually("it is on its way", DEADLINE, async || fixture.transport.waiting() == waiting).await;
+    }
     fixture.publish(event("c")).await;
     let reply = fixture.request(event("d")).await;
     assert_eq!(error_code(&reply), Some("503"));

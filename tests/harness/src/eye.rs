@@ -106,6 +106,17 @@ impl Eye {
         self.process.pid()
     }
 
+    /// The most memory that the program has had at once.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn peak_bytes(&self) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let peak = peak.and_then(|peak| peak.trim().strip_suffix(" kB")?.parse::<usize>().ok());
+        peak.expect("Linux says it in kB") * 1024
+    }
+
     /// Everything the program has logged, over all starts.
     pub fn logs(&self) -> String {
         self.process.log()

@@ -4,7 +4,6 @@ use async_nats::Subscriber;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, Info, pull};
 use async_nats::jetstream::stream::Stream;
-use eye_core::ack::Rejection;
 use eye_core::dead_letter::DeadLetter;
 use futures_util::StreamExt;
 
@@ -50,10 +49,6 @@ fn settle_all(fixture: &Fixture) {
     for ack in std::mem::take(&mut *fixture.transport.held.lock().unwrap()) {
         ack.settle(Outcome::Delivered);
     }
-}
-
-fn held(fixture: &Fixture) -> usize {
-    fixture.transport.held.lock().unwrap().len()
 }
 
 /// The numbers in the stream of the messages that are terminated.
@@ -224,12 +219,13 @@ async fn no_more_are_at_hand_than_the_bound() {
         publish(&fixture, &n.to_string()).await;
     }
     for taken in [3, 6, 9] {
-        eventually("three are at hand", DEADLINE, async || held(&fixture) == 3).await;
+        let published = async || fixture.transport.published_names().len() == taken;
+        eventually("three are at hand", DEADLINE, published).await;
         let info = consumer(&stream).await;
-        assert_eq!((info.num_ack_pending, info.num_pending), (3, 10 - taken));
+        assert_eq!((info.num_ack_pending, info.num_pending), (3, 10 - taken as u64));
         settle_all(&fixture);
     }
-    eventually("the last is at hand", DEADLINE, async || held(&fixture) == 1).await;
+    eventually("the last is at hand", DEADLINE, async || fixture.transport.published_names().len() == 10).await;
     settle_all(&fixture);
     wait_settled(&stream, 10).await;
     fixture.stop().await;

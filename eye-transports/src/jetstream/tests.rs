@@ -587,7 +587,11 @@ async fn a_server_that_is_killed_forgets_nothing_that_is_to_come_again() {
     }
     let all = async || delivered.lock().unwrap().len() == EVENTS as usize;
     eventually(&format!("all are delivered, seed {seed}"), DEADLINE, all).await;
-    let context = jetstream::new(async_nats::connect(server.url()).await.unwrap());
-    let is_empty = async || context.get_stream(STREAM).await.unwrap().cached_info().state.messages == 0;
-    eventually(&format!("the stream is empty, seed {seed}"), DEADLINE, is_empty).await;
+    // Not that the stream is empty: nats-server 2.9 that is killed may keep a message whose ack it has heard.
+    let stream = jetstream::new(async_nats::connect(server.url()).await.unwrap()).get_stream(STREAM).await.unwrap();
+    let is_done = async || {
+        let consumer = stream.consumer_info("store").await.unwrap();
+        consumer.num_pending == 0 && consumer.num_ack_pending == 0
+    };
+    eventually(&format!("nothing is pending, seed {seed}"), DEADLINE, is_done).await;
 }

@@ -1,21 +1,27 @@
 //! MySQL and MariaDB.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use chrono::NaiveDateTime;
 use eye_core::event::Event;
 use eye_core::registry::BuildError;
-use eye_core::sink::{Sink, SinkConfig, Written};
+use eye_core::sink::{Sink, SinkConfig};
+use eye_core::store::EventKey;
+use eye_core::timestamp::Timestamp;
 use sea_orm::{DatabaseConnection, SqlxMySqlConnector};
 use serde::Deserialize;
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlPoolOptions};
 use sqlx::{ConnectOptions, Connection, Executor};
+use uuid::Uuid;
 
+use super::counts::{FOLD_DELTAS, deltas};
 use super::url::{self, MaxReadConnections};
-use super::write::{InsertStatements, Step};
-use super::{CONNECT_TIMEOUT, Driver, SqlSink};
+use super::write::{Expected, STATEMENTS, Shapes, without};
+use super::{CONNECT_TIMEOUT, Driver, SqlSink, error};
 
 /// Stores events in a MySQL (8.0.17 or newer) or MariaDB database, which has to exist; the table is made in it.
 #[derive(Clone, Debug, Deserialize)]
@@ -42,6 +48,20 @@ const SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,NO
 /// each skips the other's comment.
 const READ_SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES' \
     /*M! , max_statement_time = 30 */ /*!50708 , max_execution_time = 30000 */";
+
+/// How often a batch is tried while others store the same events.
+const INSERT_TRIES: usize = 5;
+
+/// Deltas that no other node adds up now.
+const TAKE_DELTAS: &str =
+    "SELECT id, category, name, hour, count FROM event_count_delta ORDER BY id LIMIT ? FOR UPDATE SKIP LOCKED";
+
+static ADD_COUNTS: LazyLock<Shapes> = LazyLock::new(|| {
+    let head = "INSERT INTO event_count (category, name, hour, count) VALUES ";
+    Shapes::new(head, "(?,?,?,?)", ",", " ON DUPLICATE KEY UPDATE count = count + VALUES(count)")
+});
+static DELETE_DELTAS: LazyLock<Shapes> =
+    LazyLock::new(|| Shapes::new("DELETE FROM event_count_delta WHERE id IN (", "?", ",", ")"));
 
 #[derive(Clone, Deserialize)]
 #[serde(try_from = "String")]
@@ -123,28 +143,45 @@ impl Driver for MysqlDriver {
         Ok(connection)
     }
 
-    /// What was there already it cannot tell: sqlx asks for the rows that were found, be they new or not.
-    async fn insert(&self, connection: &mut MySqlConnection, batch: &[Event]) -> Result<Written, sqlx::Error> {
-        // `INSERT IGNORE` would also swallow what does not fit.
-        static STATEMENTS: LazyLock<InsertStatements> =
-            LazyLock::new(|| InsertStatements::new("ON DUPLICATE KEY UPDATE id = id"));
-        let max_packet_bytes = self.max_packet_bytes.load(Ordering::Relaxed);
-        let max_bytes = MAX_STATEMENT_BYTES.min(max_packet_bytes / 2);
-        let steps: Vec<Step<'_>> = STATEMENTS.steps(batch, max_bytes).collect();
-        if let [step] = steps.as_slice() {
-            // One statement is a transaction already.
-            insert_step(connection, step, max_packet_bytes).await?;
-            return Ok(Written::default());
-        }
-        let mut transaction = connection.begin().await?;
-        for step in &steps {
-            if let Err(error) = insert_step(&mut transaction, step, max_packet_bytes).await {
-                transaction.rollback().await?;
-                return Err(error);
+    async fn insert(&self, connection: &mut MySqlConnection, batch: &[Event]) -> Result<usize, sqlx::Error> {
+        // Neither `INSERT IGNORE`, which would also swallow what does not fit, nor `ON DUPLICATE KEY`: sqlx asks for the
+        // rows that were found, be they new or not.
+        let mut expected = Expected::AllNew;
+        for _ in 1..INSERT_TRIES {
+            match self.insert_once(connection, batch, expected).await {
+                // Another node may store some of the rest meanwhile; in the end all are known.
+                Err(error) if error::is_duplicate(&error) => expected = Expected::SomeKnown,
+                inserted => return inserted,
             }
         }
+        self.insert_once(connection, batch, expected).await
+    }
+
+    async fn fold(&self, connection: &mut MySqlConnection) -> Result<u64, sqlx::Error> {
+        // So that no gap is locked that another node inserts into.
+        connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
+        let mut transaction = connection.begin().await?;
+        let taken: Vec<(i64, String, String, i32, i64)> =
+            sqlx::query_as(TAKE_DELTAS).bind(FOLD_DELTAS).fetch_all(&mut *transaction).await?;
+        let mut counts = BTreeMap::new();
+        for (_, category, name, hour, count) in &taken {
+            for (category, name) in [(category.as_str(), name.as_str()), (category, ""), ("", name), ("", "")] {
+                *counts.entry((category, name, *hour)).or_insert(0) += count;
+            }
+        }
+        let counts: Vec<_> = counts.into_iter().collect();
+        for step in ADD_COUNTS.steps(&counts) {
+            let query = step.rows.iter().fold(sqlx::query(step.sql), |query, ((category, name, hour), count)| {
+                query.bind(*category).bind(*name).bind(*hour).bind(*count)
+            });
+            query.execute(&mut *transaction).await?;
+        }
+        for step in DELETE_DELTAS.steps(&taken) {
+            let query = step.rows.iter().fold(sqlx::query(step.sql), |query, (id, ..)| query.bind(id));
+            query.execute(&mut *transaction).await?;
+        }
         transaction.commit().await?;
-        Ok(Written::default())
+        Ok(taken.len() as u64)
     }
 
     fn migration_pool(&self) -> DatabaseConnection {
@@ -156,26 +193,75 @@ impl Driver for MysqlDriver {
     }
 }
 
-async fn insert_step(
-    connection: &mut MySqlConnection,
-    step: &Step<'_>,
-    max_packet_bytes: usize,
-) -> Result<(), sqlx::Error> {
-    if let [event] = step.events {
-        check_packet(event, max_packet_bytes)?;
+impl MysqlDriver {
+    /// All events, or none; how many were new.
+    async fn insert_once(
+        &self,
+        connection: &mut MySqlConnection,
+        batch: &[Event],
+        expected: Expected,
+    ) -> Result<usize, sqlx::Error> {
+        let mut transaction = connection.begin().await?;
+        let stored = async {
+            let known = match expected {
+                Expected::AllNew => Vec::new(),
+                Expected::SomeKnown => find(&mut transaction, batch).await?,
+            };
+            let new = without(batch, known);
+            self.insert_new(&mut transaction, &new).await?;
+            Ok(new.len())
+        };
+        match stored.await {
+            Ok(count) => transaction.commit().await.map(|()| count),
+            Err(error) => {
+                transaction.rollback().await?;
+                Err(error)
+            }
+        }
     }
-    // Instants go without a time zone, because a value with one is sent as a TIMESTAMP, which ends in 2038.
-    let query = step.events.iter().fold(sqlx::query(step.sql), |query, event| {
-        query
-            .bind(event.timestamp().to_chrono().naive_utc())
-            .bind(event.id())
-            .bind(event.session_id())
-            .bind(event.category())
-            .bind(event.name())
-            .bind(event.data())
-            .bind(event.received_at().to_chrono().naive_utc())
-    });
-    query.execute(connection).await.map(drop)
+
+    async fn insert_new(&self, connection: &mut MySqlConnection, events: &[Event]) -> Result<(), sqlx::Error> {
+        let max_packet_bytes = self.max_packet_bytes.load(Ordering::Relaxed);
+        let max_bytes = MAX_STATEMENT_BYTES.min(max_packet_bytes / 2);
+        for step in STATEMENTS.insert.steps_within(events, max_bytes) {
+            if let [event] = step.rows {
+                check_packet(event, max_packet_bytes)?;
+            }
+            // Instants go without a time zone, because a value with one is sent as a TIMESTAMP, which ends in 2038.
+            let query = step.rows.iter().fold(sqlx::query(step.sql), |query, event| {
+                query
+                    .bind(event.timestamp().to_chrono().naive_utc())
+                    .bind(event.id())
+                    .bind(event.session_id())
+                    .bind(event.category())
+                    .bind(event.name())
+                    .bind(event.data())
+                    .bind(event.received_at().to_chrono().naive_utc())
+            });
+            query.execute(&mut *connection).await?;
+        }
+        for step in STATEMENTS.count.steps(&deltas(events)) {
+            let query = step.rows.iter().fold(sqlx::query(step.sql), |query, delta| {
+                query.bind(delta.category).bind(delta.name).bind(delta.hour).bind(delta.count)
+            });
+            query.execute(&mut *connection).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn find(connection: &mut MySqlConnection, events: &[Event]) -> Result<Vec<EventKey>, sqlx::Error> {
+    let mut found = Vec::new();
+    for step in STATEMENTS.find.steps(events) {
+        let query = step.rows.iter().fold(sqlx::query_as(step.sql), |query, event| {
+            query.bind(event.timestamp().to_chrono().naive_utc()).bind(event.id())
+        });
+        let keys: Vec<(NaiveDateTime, Uuid)> = query.fetch_all(&mut *connection).await?;
+        found.extend(keys.into_iter().filter_map(|(timestamp, id)| {
+            Some(EventKey { timestamp: Timestamp::from_micros(timestamp.and_utc().timestamp_micros())?, id })
+        }));
+    }
+    Ok(found)
 }
 
 /// A server closes the connection on a packet that is too large for it, which would look like a network that fails.

@@ -6,13 +6,14 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 use eye_core::event::Event;
 use eye_core::registry::BuildError;
-use eye_core::sink::{Sink, SinkConfig, Written};
+use eye_core::sink::{Sink, SinkConfig};
 use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
 use serde::Deserialize;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{ConnectOptions, Executor};
 use uuid::Uuid;
 
+use super::counts::FOLD_DELTAS;
 use super::url::{self, MaxReadConnections};
 use super::{CONNECT_TIMEOUT, Driver, QUERY_TIMEOUT, SqlSink};
 
@@ -97,11 +98,34 @@ impl fmt::Display for PostgresDriver {
 }
 
 /// One parameter a column, so that one statement fits every batch. A batch is one statement, and so one transaction.
-const INSERT: &str = "INSERT INTO event (timestamp, id, session_id, category, name, data, received_at)
-    SELECT timestamp, id, session_id, category, name, data::json, received_at
-    FROM UNNEST($1::timestamptz[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[])
-        AS batch (timestamp, id, session_id, category, name, data, received_at)
-    ON CONFLICT (timestamp, id) DO NOTHING";
+/// Only what is new is counted.
+const INSERT: &str = "WITH inserted AS (
+        INSERT INTO event (timestamp, id, session_id, category, name, data, received_at)
+        SELECT timestamp, id, session_id, category, name, data::json, received_at
+        FROM UNNEST($1::timestamptz[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[])
+            AS batch (timestamp, id, session_id, category, name, data, received_at)
+        ON CONFLICT (timestamp, id) DO NOTHING
+        RETURNING category, name, FLOOR(EXTRACT(EPOCH FROM timestamp) / 3600)::integer AS hour
+    ), counted AS (
+        INSERT INTO event_count_delta (category, name, hour, count)
+        SELECT category, name, hour, COUNT(*) FROM inserted GROUP BY category, name, hour
+        RETURNING count
+    )
+    SELECT COALESCE(SUM(count), 0)::bigint FROM counted";
+
+/// Takes deltas that no other node adds up now. Each counts for its category and name, for each of the two alone, and
+/// for all. In the order of the key, so that two nodes wait for each other, not in a circle.
+const FOLD: &str = "WITH taken AS (
+        DELETE FROM event_count_delta
+        WHERE id = ANY (ARRAY(SELECT id FROM event_count_delta ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED))
+        RETURNING category, name, hour, count
+    ), added AS (
+        INSERT INTO event_count AS counted (category, name, hour, count)
+        SELECT COALESCE(category, ''), COALESCE(name, ''), hour, SUM(count)::bigint
+        FROM taken GROUP BY CUBE (category, name), hour ORDER BY 1, 2, 3
+        ON CONFLICT (category, name, hour) DO UPDATE SET count = counted.count + EXCLUDED.count
+    )
+    SELECT COUNT(*) FROM taken";
 
 impl Driver for PostgresDriver {
     type Connection = PgConnection;
@@ -112,9 +136,9 @@ impl Driver for PostgresDriver {
         self.url.0.connect().await
     }
 
-    async fn insert(&self, connection: &mut PgConnection, batch: &[Event]) -> Result<Written, sqlx::Error> {
+    async fn insert(&self, connection: &mut PgConnection, batch: &[Event]) -> Result<usize, sqlx::Error> {
         let instants = |get: fn(&Event) -> DateTime<Utc>| batch.iter().map(get).collect::<Vec<_>>();
-        let query = sqlx::query(INSERT)
+        let query = sqlx::query_scalar(INSERT)
             .bind(instants(|event| event.timestamp().to_chrono()))
             .bind(batch.iter().map(Event::id).collect::<Vec<Uuid>>())
             .bind(batch.iter().map(Event::session_id).collect::<Vec<&str>>())
@@ -122,8 +146,13 @@ impl Driver for PostgresDriver {
             .bind(batch.iter().map(Event::name).collect::<Vec<&str>>())
             .bind(batch.iter().map(Event::data).collect::<Vec<&str>>())
             .bind(instants(|event| event.received_at().to_chrono()));
-        let inserted = query.execute(connection).await?.rows_affected();
-        Ok(Written { duplicates: batch.len().saturating_sub(inserted as usize) })
+        let inserted: i64 = query.fetch_one(connection).await?;
+        Ok(usize::try_from(inserted).unwrap_or(0))
+    }
+
+    async fn fold(&self, connection: &mut PgConnection) -> Result<u64, sqlx::Error> {
+        let taken: i64 = sqlx::query_scalar(FOLD).bind(FOLD_DELTAS as i64).fetch_one(connection).await?;
+        Ok(u64::try_from(taken).unwrap_or(0))
     }
 
     fn migration_pool(&self) -> DatabaseConnection {

@@ -5,19 +5,23 @@ use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use eye_core::event::Event;
 use eye_core::registry::BuildError;
-use eye_core::sink::{Sink, SinkConfig, Written};
+use eye_core::sink::{Sink, SinkConfig};
+use eye_core::store::EventKey;
+use eye_core::timestamp::Timestamp;
 use sea_orm::{DatabaseConnection, SqlxSqliteConnector};
 use serde::Deserialize;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection};
+use uuid::Uuid;
 
 use super::url::{self, MaxReadConnections};
-use super::write::{InsertStatements, Step};
+use super::counts::deltas;
+use super::write::{Expected, STATEMENTS, without};
 use super::{CONNECT_TIMEOUT, Driver, QUERY_TIMEOUT, SqlSink, error};
 
 /// Stores events in one SQLite file, which is created with its folder where it is not there yet.
@@ -233,23 +237,21 @@ impl Driver for SqliteDriver {
         Ok(connection)
     }
 
-    async fn insert(&self, connection: &mut SqliteConnection, batch: &[Event]) -> Result<Written, sqlx::Error> {
-        static STATEMENTS: LazyLock<InsertStatements> =
-            LazyLock::new(|| InsertStatements::new("ON CONFLICT (timestamp, id) DO NOTHING"));
+    async fn insert(&self, connection: &mut SqliteConnection, batch: &[Event]) -> Result<usize, sqlx::Error> {
+        self.check_file()?;
+        match insert(connection, batch, Expected::AllNew).await {
+            Err(error) if error::is_duplicate(&error) => insert(connection, batch, Expected::SomeKnown).await,
+            inserted => inserted,
+        }
+    }
+
+    async fn fold(&self, connection: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
         self.check_file()?;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-        let mut duplicates = batch.len();
-        for step in STATEMENTS.steps(batch, usize::MAX) {
-            match insert_step(&mut transaction, &step).await {
-                Ok(inserted) => duplicates = duplicates.saturating_sub(inserted as usize),
-                Err(error) => {
-                    transaction.rollback().await?;
-                    return Err(error);
-                }
-            }
-        }
+        sqlx::query(ADD_DELTAS).execute(&mut *transaction).await?;
+        let folded = sqlx::query("DELETE FROM event_count_delta").execute(&mut *transaction).await?;
         transaction.commit().await?;
-        Ok(Written { duplicates })
+        Ok(folded.rows_affected())
     }
 
     fn migration_pool(&self) -> DatabaseConnection {
@@ -261,19 +263,76 @@ impl Driver for SqliteDriver {
     }
 }
 
-/// How many of the step's events are new.
-async fn insert_step(connection: &mut SqliteConnection, step: &Step<'_>) -> Result<u64, sqlx::Error> {
-    let query = step.events.iter().fold(sqlx::query(step.sql), |query, event| {
-        query
-            .bind(event.timestamp().as_micros())
-            .bind(event.id())
-            .bind(event.session_id())
-            .bind(event.category())
-            .bind(event.name())
-            .bind(event.data())
-            .bind(event.received_at().as_micros())
-    });
-    Ok(query.execute(connection).await?.rows_affected())
+/// Each delta counts for its category and name, for each of the two alone, and for all.
+const ADD_DELTAS: &str = "INSERT INTO event_count (category, name, hour, count)
+    SELECT category, name, hour, SUM(count) FROM (
+        SELECT category, name, hour, count FROM event_count_delta
+        UNION ALL SELECT category, '', hour, count FROM event_count_delta
+        UNION ALL SELECT '', name, hour, count FROM event_count_delta
+        UNION ALL SELECT '', '', hour, count FROM event_count_delta
+    ) WHERE TRUE GROUP BY 1, 2, 3
+    ON CONFLICT (category, name, hour) DO UPDATE SET count = count + excluded.count";
+
+/// All events, or none; how many were new.
+async fn insert(
+    connection: &mut SqliteConnection,
+    batch: &[Event],
+    expected: Expected,
+) -> Result<usize, sqlx::Error> {
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    let stored = async {
+        let known = match expected {
+            Expected::AllNew => Vec::new(),
+            Expected::SomeKnown => find(&mut transaction, batch).await?,
+        };
+        let new = without(batch, known);
+        insert_new(&mut transaction, &new).await?;
+        Ok(new.len())
+    };
+    match stored.await {
+        Ok(count) => transaction.commit().await.map(|()| count),
+        Err(error) => {
+            transaction.rollback().await?;
+            Err(error)
+        }
+    }
+}
+
+async fn insert_new(connection: &mut SqliteConnection, events: &[Event]) -> Result<(), sqlx::Error> {
+    for step in STATEMENTS.insert.steps(events) {
+        let query = step.rows.iter().fold(sqlx::query(step.sql), |query, event| {
+            query
+                .bind(event.timestamp().as_micros())
+                .bind(event.id())
+                .bind(event.session_id())
+                .bind(event.category())
+                .bind(event.name())
+                .bind(event.data())
+                .bind(event.received_at().as_micros())
+        });
+        query.execute(&mut *connection).await?;
+    }
+    for step in STATEMENTS.count.steps(&deltas(events)) {
+        let query = step.rows.iter().fold(sqlx::query(step.sql), |query, delta| {
+            query.bind(delta.category).bind(delta.name).bind(delta.hour).bind(delta.count)
+        });
+        query.execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+async fn find(connection: &mut SqliteConnection, events: &[Event]) -> Result<Vec<EventKey>, sqlx::Error> {
+    let mut found = Vec::new();
+    for step in STATEMENTS.find.steps(events) {
+        let query = step.rows.iter().fold(sqlx::query_as(step.sql), |query, event| {
+            query.bind(event.timestamp().as_micros()).bind(event.id())
+        });
+        let keys: Vec<(i64, Uuid)> = query.fetch_all(&mut *connection).await?;
+        found.extend(keys.into_iter().filter_map(|(micros, id)| {
+            Some(EventKey { timestamp: Timestamp::from_micros(micros)?, id })
+        }));
+    }
+    Ok(found)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use eye_core::event::Event;
 use eye_core::store::{EventFilter, EventKey, EventPage, EventQuery, MAX_PAGE_BYTES, MAX_PAGE_EVENTS, PageStart};
 use sea_orm::sea_query::extension::mysql::{IndexHintScope, MySqlSelectStatementExt};
-use sea_orm::sea_query::{Asterisk, BinOper, Expr, ExprTrait};
+use sea_orm::sea_query::{Asterisk, BinOper, Expr, ExprTrait, Query, UnionType};
 use sea_orm::{
     AccessMode, ColumnTrait, Condition, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr,
     EntityTrait, IdenStatic, IsolationLevel, Order, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select,
@@ -11,6 +11,7 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
+use super::counts::Counted;
 use super::entity::{Column, Entity, StoredEvent, instant};
 
 /// Events of the first step of a page. The usual page of 100, and the one more that tells whether it is the last, fit in.
@@ -25,6 +26,7 @@ pub(super) async fn read(db: &DatabaseConnection, query: &EventQuery) -> Result<
     let snapshot = begin(db).await?;
     let backend = db.get_database_backend();
     let reader = Reader {
+        filter: &query.filter,
         matching: matching(backend, &query.filter),
         index: if backend == DbBackend::MySql { index(&query.filter) } else { None },
         snapshot: &snapshot,
@@ -56,18 +58,20 @@ fn matching(backend: DbBackend, filter: &EventFilter) -> Condition {
         .add_option(filter.timestamp_before.map(|before| Expr::col(Column::Timestamp).lte(instant(backend, before))))
 }
 
-/// The index that has the events of one text in the order of a page. MariaDB, left to itself, would read all events of
-/// that text down to where the page starts, and fetch each.
+/// The index that has the events of these texts in the order of a page. MariaDB, left to itself, would read all events
+/// of a text down to where the page starts, and fetch each.
 fn index(filter: &EventFilter) -> Option<&'static str> {
     match (&filter.session_id, &filter.category, &filter.name) {
-        (Some(_), None, None) => Some("event_session_id"),
+        (Some(_), ..) => Some("event_session_id"),
         (None, Some(_), None) => Some("event_category"),
         (None, None, Some(_)) => Some("event_name"),
-        _ => None,
+        (None, Some(_), Some(_)) => Some("event_category_name"),
+        (None, None, None) => None,
     }
 }
 
 struct Reader<'a> {
+    filter: &'a EventFilter,
     matching: Condition,
     index: Option<&'static str>,
     snapshot: &'a DatabaseTransaction,
@@ -103,10 +107,45 @@ impl Reader<'_> {
         })
     }
 
+    /// Of the hours that the filter has as a whole it is known; the rest is counted.
     async fn count(&self) -> Result<u64, DbErr> {
+        let Some(counted) = Counted::of(self.filter) else { return self.count_one_by_one(Condition::all()).await };
+        let mut count = self.sum(&counted).await?;
+        for &(first, last) in &counted.edges {
+            let [first, last] = [first, last].map(|timestamp| instant(self.snapshot.get_database_backend(), timestamp));
+            count += self.count_one_by_one(Column::Timestamp.into_expr().between(first, last).into()).await?;
+        }
+        Ok(count)
+    }
+
+    async fn count_one_by_one(&self, condition: Condition) -> Result<u64, DbErr> {
         let select = Entity::find().select_only().column_as(Expr::col(Asterisk).count(), "count");
-        let count: Option<i64> = select.filter(self.matching.clone()).into_tuple().one(self.snapshot).await?;
+        let select = select.filter(self.matching.clone()).filter(condition);
+        let count: Option<i64> = select.into_tuple().one(self.snapshot).await?;
         Ok(count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0))
+    }
+
+    /// What is known of whole hours: what was added up, and the deltas since.
+    async fn sum(&self, counted: &Counted<'_>) -> Result<u64, DbErr> {
+        let integer = if self.snapshot.get_database_backend() == DbBackend::MySql { "SIGNED" } else { "bigint" };
+        let sum_of = |table: &'static str, category: Option<&str>, name: Option<&str>| {
+            let mut select = Query::select();
+            select
+                .expr_as(Expr::col("count").sum().cast_as(integer), "count")
+                .from(table)
+                .and_where_option(category.map(|text| Expr::col("category").eq(text)))
+                .and_where_option(name.map(|text| Expr::col("name").eq(text)))
+                .and_where(Expr::col("hour").gte(counted.hours.start))
+                .and_where(Expr::col("hour").lt(counted.hours.end));
+            select
+        };
+        let (category, name) = (counted.category, counted.name);
+        let mut select = sum_of("event_count", category.or(Some("")), name.or(Some("")));
+        select.union(UnionType::All, sum_of("event_count_delta", category, name));
+        let rows = self.snapshot.query_all(&select).await?;
+        let sums = rows.iter().map(|row| row.try_get_by_index::<Option<i64>>(0));
+        let sum: i64 = sums.map(|sum| sum.map(Option::unwrap_or_default)).sum::<Result<_, _>>()?;
+        Ok(u64::try_from(sum).unwrap_or(0))
     }
 
     /// The events that match, in the order of all events.

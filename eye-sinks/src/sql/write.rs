@@ -1,42 +1,105 @@
 //! Statements of few fixed shapes for the databases that take many rows as one long list of values.
 
-use eye_core::event::Event;
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
-/// Values bound for one event.
-const COLUMNS: usize = 7;
-/// Rows that a statement may have, largest first. 512 rows have 3,584 values; SQLite takes 32,766, MySQL 65,535.
+use eye_core::event::Event;
+use eye_core::store::EventKey;
+
+/// Rows that a statement may have, largest first. 512 events have 3,584 values; SQLite takes 32,766, MySQL 65,535.
 const SHAPES: [usize; 4] = [512, 64, 8, 1];
 /// Bytes besides its texts that an event may need in a statement.
 const EVENT_OVERHEAD_BYTES: usize = 128;
 
-/// `INSERT` statements, one for each number of rows, prepared once a connection.
-pub(super) struct InsertStatements([String; SHAPES.len()]);
+/// The statements that writing takes, beside the one that folds counts. Plain `INSERT`s: what is there already is an
+/// error, and rare.
+pub(super) struct Statements {
+    /// Stores events.
+    pub(super) insert: Shapes,
+    /// Finds the keys of events that are there.
+    pub(super) find: Shapes,
+    /// Says how many events were stored.
+    pub(super) count: Shapes,
+}
 
-impl InsertStatements {
-    /// `tail` says what becomes of an event that is there already.
-    pub(super) fn new(tail: &str) -> Self {
-        let head = "INSERT INTO event (timestamp, id, session_id, category, name, data, received_at) VALUES ";
-        let row = format!("({})", ["?"; COLUMNS].join(","));
-        Self(SHAPES.map(|rows| format!("{head}{} {tail}", vec![row.as_str(); rows].join(","))))
+pub(super) static STATEMENTS: LazyLock<Statements> = LazyLock::new(Statements::new);
+
+impl Statements {
+    fn new() -> Self {
+        let values = |columns: usize| format!("({})", vec!["?"; columns].join(","));
+        Self {
+            insert: Shapes::new(
+                "INSERT INTO event (timestamp, id, session_id, category, name, data, received_at) VALUES ",
+                &values(7),
+                ",",
+                "",
+            ),
+            find: Shapes::new("SELECT timestamp, id FROM event WHERE ", "(timestamp = ? AND id = ?)", " OR ", ""),
+            count: Shapes::new("INSERT INTO event_count_delta (category, name, hour, count) VALUES ", &values(4), ",", ""),
+        }
+    }
+}
+
+/// One statement for each number of rows, prepared once a connection.
+pub(super) struct Shapes([String; SHAPES.len()]);
+
+impl Shapes {
+    pub(super) fn new(head: &str, row: &str, separator: &str, tail: &str) -> Self {
+        Self(SHAPES.map(|rows| format!("{head}{}{tail}", vec![row; rows].join(separator))))
     }
 
-    /// The statement and the events for each step of writing the batch: as many at once as a shape has rows and
-    /// `max_bytes` allow, but never less than one.
-    pub(super) fn steps<'a>(&'static self, mut rest: &'a [Event], max_bytes: usize) -> impl Iterator<Item = Step<'a>> {
+    /// The statement and the rows for each step: as many at once as a shape has.
+    pub(super) fn steps<'a, T>(&'static self, rows: &'a [T]) -> impl Iterator<Item = Step<'a, T>> {
+        self.steps_of(rows, <[T]>::len)
+    }
+
+    /// As [`steps`](Self::steps), of events that have at most `max_bytes` together, but never less than one.
+    pub(super) fn steps_within<'a>(
+        &'static self,
+        events: &'a [Event],
+        max_bytes: usize,
+    ) -> impl Iterator<Item = Step<'a, Event>> {
+        self.steps_of(events, move |rest| count_within(rest, max_bytes).max(1))
+    }
+
+    fn steps_of<'a, T>(
+        &'static self,
+        mut rest: &'a [T],
+        fitting: impl Fn(&[T]) -> usize,
+    ) -> impl Iterator<Item = Step<'a, T>> {
         std::iter::from_fn(move || {
-            let fitting = rest.len().min(count_within(rest, max_bytes).max(1));
+            let fitting = rest.len().min(fitting(rest));
             let shape = SHAPES.iter().position(|&rows| rows <= fitting)?;
-            let (events, others) = rest.split_at(SHAPES[shape]);
+            let (rows, others) = rest.split_at(SHAPES[shape]);
             rest = others;
-            Some(Step { sql: &self.0[shape], events })
+            Some(Step { sql: &self.0[shape], rows })
         })
     }
 }
 
-/// One statement and its events.
-pub(super) struct Step<'a> {
+/// One statement and its rows.
+pub(super) struct Step<'a, T> {
     pub(super) sql: &'static str,
-    pub(super) events: &'a [Event],
+    pub(super) rows: &'a [T],
+}
+
+/// What a batch is taken for.
+#[derive(Clone, Copy)]
+pub(super) enum Expected {
+    /// The usual case.
+    AllNew,
+    /// It turned out that one is there already: which ones has to be asked.
+    SomeKnown,
+}
+
+/// The events whose keys are not among these.
+pub(super) fn without(events: &[Event], known: Vec<EventKey>) -> Cow<'_, [Event]> {
+    if known.is_empty() {
+        return events.into();
+    }
+    let known: BTreeSet<EventKey> = known.into_iter().collect();
+    events.iter().filter(|event| !known.contains(&event.key())).cloned().collect()
 }
 
 /// How many of the first events have at most `max_bytes` together.
@@ -61,8 +124,8 @@ mod tests {
     }
 
     fn lengths(events: &[Event], max_bytes: usize) -> Vec<usize> {
-        let statements: &'static _ = Box::leak(Box::new(InsertStatements::new("")));
-        statements.steps(events, max_bytes).map(|step| step.events.len()).collect()
+        let shapes: &'static _ = Box::leak(Box::new(Statements::new().insert));
+        shapes.steps_within(events, max_bytes).map(|step| step.rows.len()).collect()
     }
 
     #[test]
@@ -78,11 +141,12 @@ mod tests {
     }
 
     #[test]
-    fn a_statement_has_seven_values_a_row() {
-        let statements = InsertStatements::new("TAIL");
-        for (sql, rows) in statements.0.iter().zip(SHAPES) {
-            assert_eq!(sql.matches('?').count(), rows * COLUMNS);
-            assert!(sql.ends_with(") TAIL"));
+    fn a_statement_has_a_value_for_each_place() {
+        let statements = Statements::new();
+        for (shapes, values) in [(statements.insert, 7), (statements.find, 2), (statements.count, 4)] {
+            for (sql, rows) in shapes.0.iter().zip(SHAPES) {
+                assert_eq!(sql.matches('?').count(), rows * values, "{sql}");
+            }
         }
     }
 }

@@ -155,9 +155,10 @@ mod tests {
                     continue;
                 };
                 for &instant in &instants {
-                    let in_edges = counted.edges.iter().filter(|(first, last)| {
-                        (first.as_micros()..=last.as_micros()).contains(&instant)
-                    });
+                    let in_edges = counted
+                        .edges
+                        .iter()
+                        .filter(|(first, last)| (first.as_micros()..=last.as_micros()).contains(&instant));
                     let places = in_edges.count() + usize::from(counted.hours.contains(&hour(instant)));
                     assert_eq!(places, usize::from((after..=before).contains(&instant)), "{after} {instant} {before}");
                 }

@@ -18,10 +18,10 @@ use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlPoolOptions};
 use sqlx::{ConnectOptions, Connection, Executor};
 use uuid::Uuid;
 
-use super::counts::{FOLD_DELTAS, deltas};
+use super::counts::{Delta, FOLD_DELTAS};
 use super::url::{self, MaxReadConnections};
-use super::write::{Expected, STATEMENTS, Shapes, without};
-use super::{CONNECT_TIMEOUT, Driver, SqlSink, error};
+use super::write::{self, Shapes, Step, Table};
+use super::{CONNECT_TIMEOUT, Driver, SqlSink};
 
 /// Stores events in a MySQL (8.0.17 or newer) or MariaDB database, which has to exist; the table is made in it.
 #[derive(Clone, Debug, Deserialize)]
@@ -48,9 +48,6 @@ const SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,NO
 /// each skips the other's comment.
 const READ_SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES' \
     /*M! , max_statement_time = 30 */ /*!50708 , max_execution_time = 30000 */";
-
-/// How often a batch is tried while others store the same events.
-const INSERT_TRIES: usize = 5;
 
 /// Deltas that no other node adds up now.
 const TAKE_DELTAS: &str =
@@ -134,9 +131,12 @@ impl Driver for MysqlDriver {
 
     const MAX_WRITE_CONNECTIONS: usize = 4;
 
+    /// Reads what is committed: so a batch finds what another node stores meanwhile, and no gap is locked that another
+    /// node inserts into.
     async fn connect(&self) -> Result<MySqlConnection, sqlx::Error> {
         let mut connection = self.url.0.connect().await?;
         connection.execute(SESSION).await?;
+        connection.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
         let bytes: u64 =
             sqlx::query_scalar("SELECT CAST(@@max_allowed_packet AS UNSIGNED)").fetch_one(&mut connection).await?;
         self.max_packet_bytes.store(usize::try_from(bytes).unwrap_or(usize::MAX), Ordering::Relaxed);
@@ -144,22 +144,21 @@ impl Driver for MysqlDriver {
     }
 
     async fn insert(&self, connection: &mut MySqlConnection, batch: &[Event]) -> Result<usize, sqlx::Error> {
-        // Neither `INSERT IGNORE`, which would also swallow what does not fit, nor `ON DUPLICATE KEY`: sqlx asks for the
-        // rows that were found, be they new or not.
-        let mut expected = Expected::AllNew;
-        for _ in 1..INSERT_TRIES {
-            match self.insert_once(connection, batch, expected).await {
-                // Another node may store some of the rest meanwhile; in the end all are known.
-                Err(error) if error::is_duplicate(&error) => expected = Expected::SomeKnown,
-                inserted => return inserted,
+        let max_packet_bytes = self.max_packet_bytes.load(Ordering::Relaxed);
+        for event in batch {
+            check_packet(event, max_packet_bytes)?;
+        }
+        let mut transaction = connection.begin().await?;
+        match write::insert(&mut *transaction, batch, MAX_STATEMENT_BYTES.min(max_packet_bytes / 2)).await {
+            Ok(new) => transaction.commit().await.map(|()| new),
+            Err(error) => {
+                transaction.rollback().await?;
+                Err(error)
             }
         }
-        self.insert_once(connection, batch, expected).await
     }
 
     async fn fold(&self, connection: &mut MySqlConnection) -> Result<u64, sqlx::Error> {
-        // So that no gap is locked that another node inserts into.
-        connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
         let mut transaction = connection.begin().await?;
         let taken: Vec<(i64, String, String, i32, i64)> =
             sqlx::query_as(TAKE_DELTAS).bind(FOLD_DELTAS).fetch_all(&mut *transaction).await?;
@@ -193,75 +192,41 @@ impl Driver for MysqlDriver {
     }
 }
 
-impl MysqlDriver {
-    /// All events, or none; how many were new.
-    async fn insert_once(
-        &self,
-        connection: &mut MySqlConnection,
-        batch: &[Event],
-        expected: Expected,
-    ) -> Result<usize, sqlx::Error> {
-        let mut transaction = connection.begin().await?;
-        let stored = async {
-            let known = match expected {
-                Expected::AllNew => Vec::new(),
-                Expected::SomeKnown => find(&mut transaction, batch).await?,
-            };
-            let new = without(batch, known);
-            self.insert_new(&mut transaction, &new).await?;
-            Ok(new.len())
-        };
-        match stored.await {
-            Ok(count) => transaction.commit().await.map(|()| count),
-            Err(error) => {
-                transaction.rollback().await?;
-                Err(error)
-            }
-        }
+/// Neither `INSERT IGNORE`, which would also swallow what does not fit, nor `ON DUPLICATE KEY`: sqlx asks for the rows
+/// that were found, be they new or not.
+impl Table for MySqlConnection {
+    async fn insert(&mut self, step: Step<'_, Event>) -> Result<(), sqlx::Error> {
+        // Instants go without a time zone, because a value with one is sent as a TIMESTAMP, which ends in 2038.
+        let query = step.rows.iter().fold(sqlx::query(step.sql), |query, event| {
+            query
+                .bind(event.timestamp().to_chrono().naive_utc())
+                .bind(event.id())
+                .bind(event.session_id())
+                .bind(event.category())
+                .bind(event.name())
+                .bind(event.data())
+                .bind(event.received_at().to_chrono().naive_utc())
+        });
+        query.execute(self).await.map(drop)
     }
 
-    async fn insert_new(&self, connection: &mut MySqlConnection, events: &[Event]) -> Result<(), sqlx::Error> {
-        let max_packet_bytes = self.max_packet_bytes.load(Ordering::Relaxed);
-        let max_bytes = MAX_STATEMENT_BYTES.min(max_packet_bytes / 2);
-        for step in STATEMENTS.insert.steps_within(events, max_bytes) {
-            if let [event] = step.rows {
-                check_packet(event, max_packet_bytes)?;
-            }
-            // Instants go without a time zone, because a value with one is sent as a TIMESTAMP, which ends in 2038.
-            let query = step.rows.iter().fold(sqlx::query(step.sql), |query, event| {
-                query
-                    .bind(event.timestamp().to_chrono().naive_utc())
-                    .bind(event.id())
-                    .bind(event.session_id())
-                    .bind(event.category())
-                    .bind(event.name())
-                    .bind(event.data())
-                    .bind(event.received_at().to_chrono().naive_utc())
-            });
-            query.execute(&mut *connection).await?;
-        }
-        for step in STATEMENTS.count.steps(&deltas(events)) {
-            let query = step.rows.iter().fold(sqlx::query(step.sql), |query, delta| {
-                query.bind(delta.category).bind(delta.name).bind(delta.hour).bind(delta.count)
-            });
-            query.execute(&mut *connection).await?;
-        }
-        Ok(())
-    }
-}
-
-async fn find(connection: &mut MySqlConnection, events: &[Event]) -> Result<Vec<EventKey>, sqlx::Error> {
-    let mut found = Vec::new();
-    for step in STATEMENTS.find.steps(events) {
+    async fn find(&mut self, step: Step<'_, Event>) -> Result<Vec<EventKey>, sqlx::Error> {
         let query = step.rows.iter().fold(sqlx::query_as(step.sql), |query, event| {
             query.bind(event.timestamp().to_chrono().naive_utc()).bind(event.id())
         });
-        let keys: Vec<(NaiveDateTime, Uuid)> = query.fetch_all(&mut *connection).await?;
-        found.extend(keys.into_iter().filter_map(|(timestamp, id)| {
+        let keys: Vec<(NaiveDateTime, Uuid)> = query.fetch_all(self).await?;
+        let key = |(timestamp, id): (NaiveDateTime, _)| {
             Some(EventKey { timestamp: Timestamp::from_micros(timestamp.and_utc().timestamp_micros())?, id })
-        }));
+        };
+        Ok(keys.into_iter().filter_map(key).collect())
     }
-    Ok(found)
+
+    async fn count(&mut self, step: Step<'_, Delta<'_>>) -> Result<(), sqlx::Error> {
+        let query = step.rows.iter().fold(sqlx::query(step.sql), |query, delta| {
+            query.bind(delta.category).bind(delta.name).bind(delta.hour).bind(delta.count)
+        });
+        query.execute(self).await.map(drop)
+    }
 }
 
 /// A server closes the connection on a packet that is too large for it, which would look like a network that fails.

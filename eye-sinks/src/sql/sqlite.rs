@@ -19,9 +19,9 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use sqlx::{ConnectOptions, Connection};
 use uuid::Uuid;
 
+use super::counts::Delta;
 use super::url::{self, MaxReadConnections};
-use super::counts::deltas;
-use super::write::{Expected, STATEMENTS, without};
+use super::write::{self, Step, Table};
 use super::{CONNECT_TIMEOUT, Driver, QUERY_TIMEOUT, SqlSink, error};
 
 /// Stores events in one SQLite file, which is created with its folder where it is not there yet.
@@ -239,9 +239,13 @@ impl Driver for SqliteDriver {
 
     async fn insert(&self, connection: &mut SqliteConnection, batch: &[Event]) -> Result<usize, sqlx::Error> {
         self.check_file()?;
-        match insert(connection, batch, Expected::AllNew).await {
-            Err(error) if error::is_duplicate(&error) => insert(connection, batch, Expected::SomeKnown).await,
-            inserted => inserted,
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        match write::insert(&mut *transaction, batch, usize::MAX).await {
+            Ok(new) => transaction.commit().await.map(|()| new),
+            Err(error) => {
+                transaction.rollback().await?;
+                Err(error)
+            }
         }
     }
 
@@ -273,33 +277,8 @@ const ADD_DELTAS: &str = "INSERT INTO event_count (category, name, hour, count)
     ) WHERE TRUE GROUP BY 1, 2, 3
     ON CONFLICT (category, name, hour) DO UPDATE SET count = count + excluded.count";
 
-/// All events, or none; how many were new.
-async fn insert(
-    connection: &mut SqliteConnection,
-    batch: &[Event],
-    expected: Expected,
-) -> Result<usize, sqlx::Error> {
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-    let stored = async {
-        let known = match expected {
-            Expected::AllNew => Vec::new(),
-            Expected::SomeKnown => find(&mut transaction, batch).await?,
-        };
-        let new = without(batch, known);
-        insert_new(&mut transaction, &new).await?;
-        Ok(new.len())
-    };
-    match stored.await {
-        Ok(count) => transaction.commit().await.map(|()| count),
-        Err(error) => {
-            transaction.rollback().await?;
-            Err(error)
-        }
-    }
-}
-
-async fn insert_new(connection: &mut SqliteConnection, events: &[Event]) -> Result<(), sqlx::Error> {
-    for step in STATEMENTS.insert.steps(events) {
+impl Table for SqliteConnection {
+    async fn insert(&mut self, step: Step<'_, Event>) -> Result<(), sqlx::Error> {
         let query = step.rows.iter().fold(sqlx::query(step.sql), |query, event| {
             query
                 .bind(event.timestamp().as_micros())
@@ -310,29 +289,25 @@ async fn insert_new(connection: &mut SqliteConnection, events: &[Event]) -> Resu
                 .bind(event.data())
                 .bind(event.received_at().as_micros())
         });
-        query.execute(&mut *connection).await?;
+        query.execute(self).await.map(drop)
     }
-    for step in STATEMENTS.count.steps(&deltas(events)) {
+
+    async fn find(&mut self, step: Step<'_, Event>) -> Result<Vec<EventKey>, sqlx::Error> {
+        let query = step
+            .rows
+            .iter()
+            .fold(sqlx::query_as(step.sql), |query, event| query.bind(event.timestamp().as_micros()).bind(event.id()));
+        let keys: Vec<(i64, Uuid)> = query.fetch_all(self).await?;
+        let key = |(micros, id)| Some(EventKey { timestamp: Timestamp::from_micros(micros)?, id });
+        Ok(keys.into_iter().filter_map(key).collect())
+    }
+
+    async fn count(&mut self, step: Step<'_, Delta<'_>>) -> Result<(), sqlx::Error> {
         let query = step.rows.iter().fold(sqlx::query(step.sql), |query, delta| {
             query.bind(delta.category).bind(delta.name).bind(delta.hour).bind(delta.count)
         });
-        query.execute(&mut *connection).await?;
+        query.execute(self).await.map(drop)
     }
-    Ok(())
-}
-
-async fn find(connection: &mut SqliteConnection, events: &[Event]) -> Result<Vec<EventKey>, sqlx::Error> {
-    let mut found = Vec::new();
-    for step in STATEMENTS.find.steps(events) {
-        let query = step.rows.iter().fold(sqlx::query_as(step.sql), |query, event| {
-            query.bind(event.timestamp().as_micros()).bind(event.id())
-        });
-        let keys: Vec<(i64, Uuid)> = query.fetch_all(&mut *connection).await?;
-        found.extend(keys.into_iter().filter_map(|(micros, id)| {
-            Some(EventKey { timestamp: Timestamp::from_micros(micros)?, id })
-        }));
-    }
-    Ok(found)
 }
 
 #[cfg(test)]

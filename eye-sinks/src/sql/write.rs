@@ -7,6 +7,9 @@ use std::sync::LazyLock;
 use eye_core::event::Event;
 use eye_core::store::EventKey;
 
+use super::counts::{Delta, deltas};
+use super::error;
+
 /// Rows that a statement may have, largest first. 512 events have 3,584 values; SQLite takes 32,766, MySQL 65,535.
 const SHAPES: [usize; 4] = [512, 64, 8, 1];
 /// Bytes besides its texts that an event may need in a statement.
@@ -14,16 +17,16 @@ const EVENT_OVERHEAD_BYTES: usize = 128;
 
 /// The statements that writing takes, beside the one that folds counts. Plain `INSERT`s: what is there already is an
 /// error, and rare.
-pub(super) struct Statements {
+struct Statements {
     /// Stores events.
-    pub(super) insert: Shapes,
+    insert: Shapes,
     /// Finds the keys of events that are there.
-    pub(super) find: Shapes,
+    find: Shapes,
     /// Says how many events were stored.
-    pub(super) count: Shapes,
+    count: Shapes,
 }
 
-pub(super) static STATEMENTS: LazyLock<Statements> = LazyLock::new(Statements::new);
+static STATEMENTS: LazyLock<Statements> = LazyLock::new(Statements::new);
 
 impl Statements {
     fn new() -> Self {
@@ -36,7 +39,12 @@ impl Statements {
                 "",
             ),
             find: Shapes::new("SELECT timestamp, id FROM event WHERE ", "(timestamp = ? AND id = ?)", " OR ", ""),
-            count: Shapes::new("INSERT INTO event_count_delta (category, name, hour, count) VALUES ", &values(4), ",", ""),
+            count: Shapes::new(
+                "INSERT INTO event_count_delta (category, name, hour, count) VALUES ",
+                &values(4),
+                ",",
+                "",
+            ),
         }
     }
 }
@@ -50,31 +58,18 @@ impl Shapes {
     }
 
     /// The statement and the rows for each step: as many at once as a shape has.
-    pub(super) fn steps<'a, T>(&'static self, rows: &'a [T]) -> impl Iterator<Item = Step<'a, T>> {
-        self.steps_of(rows, <[T]>::len)
-    }
-
-    /// As [`steps`](Self::steps), of events that have at most `max_bytes` together, but never less than one.
-    pub(super) fn steps_within<'a>(
-        &'static self,
-        events: &'a [Event],
-        max_bytes: usize,
-    ) -> impl Iterator<Item = Step<'a, Event>> {
-        self.steps_of(events, move |rest| count_within(rest, max_bytes).max(1))
-    }
-
-    fn steps_of<'a, T>(
-        &'static self,
-        mut rest: &'a [T],
-        fitting: impl Fn(&[T]) -> usize,
-    ) -> impl Iterator<Item = Step<'a, T>> {
+    pub(super) fn steps<'a, T>(&'static self, mut rows: &'a [T]) -> impl Iterator<Item = Step<'a, T>> {
         std::iter::from_fn(move || {
-            let fitting = rest.len().min(fitting(rest));
-            let shape = SHAPES.iter().position(|&rows| rows <= fitting)?;
-            let (rows, others) = rest.split_at(SHAPES[shape]);
-            rest = others;
-            Some(Step { sql: &self.0[shape], rows })
+            let step = self.step(rows, rows.len())?;
+            rows = &rows[step.rows.len()..];
+            Some(step)
         })
+    }
+
+    /// The first step of these rows, with at most so many of them. None when there are none.
+    fn step<'a, T>(&'static self, rows: &'a [T], at_most: usize) -> Option<Step<'a, T>> {
+        let shape = SHAPES.iter().position(|&shape| shape <= rows.len().min(at_most))?;
+        Some(Step { sql: &self.0[shape], rows: &rows[..SHAPES[shape]] })
     }
 }
 
@@ -84,21 +79,56 @@ pub(super) struct Step<'a, T> {
     pub(super) rows: &'a [T],
 }
 
-/// What a batch is taken for.
-#[derive(Clone, Copy)]
-pub(super) enum Expected {
-    /// The usual case.
-    AllNew,
-    /// It turned out that one is there already: which ones has to be asked.
-    SomeKnown,
+/// A connection within a transaction that survives a statement that failed.
+pub(super) trait Table {
+    /// Stores events; none of them when one is there already, which is an error.
+    fn insert(&mut self, step: Step<'_, Event>) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// The keys of those events that are there, whoever committed them.
+    fn find(&mut self, step: Step<'_, Event>) -> impl Future<Output = Result<Vec<EventKey>, sqlx::Error>> + Send;
+
+    /// Says how many events were stored.
+    fn count(&mut self, step: Step<'_, Delta<'_>>) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 }
 
-/// The events whose keys are not among these.
-pub(super) fn without(events: &[Event], known: Vec<EventKey>) -> Cow<'_, [Event]> {
-    if known.is_empty() {
-        return events.into();
+/// Stores those events that are not there yet, `max_bytes` of them in a statement, and counts them. Says how many.
+pub(super) async fn insert(table: &mut impl Table, batch: &[Event], max_bytes: usize) -> Result<usize, sqlx::Error> {
+    let mut known = BTreeSet::new();
+    let mut rest = Cow::Borrowed(batch);
+    while let Some(step) = STATEMENTS.insert.step(&rest, count_within(&rest, max_bytes).max(1)) {
+        let events = step.rows.len();
+        match table.insert(step).await {
+            Ok(()) => rest = after(rest, events),
+            // Another node may be storing the same events: what it has not committed yet is found the next time.
+            Err(error) if error::is_duplicate(&error) => {
+                let known_before = known.len();
+                for step in STATEMENTS.find.steps(&rest[..events]) {
+                    known.extend(table.find(step).await?);
+                }
+                if known.len() == known_before {
+                    // Not the key, but a constraint that the operator made.
+                    return Err(error);
+                }
+                rest = Cow::Owned(without(&rest, &known));
+            }
+            Err(error) => return Err(error),
+        }
     }
-    let known: BTreeSet<EventKey> = known.into_iter().collect();
+    let new = if known.is_empty() { Cow::Borrowed(batch) } else { Cow::Owned(without(batch, &known)) };
+    for step in STATEMENTS.count.steps(&deltas(&new)) {
+        table.count(step).await?;
+    }
+    Ok(new.len())
+}
+
+fn after(events: Cow<'_, [Event]>, done: usize) -> Cow<'_, [Event]> {
+    match events {
+        Cow::Borrowed(events) => Cow::Borrowed(&events[done..]),
+        Cow::Owned(mut events) => Cow::Owned(events.split_off(done)),
+    }
+}
+
+fn without(events: &[Event], known: &BTreeSet<EventKey>) -> Vec<Event> {
     events.iter().filter(|event| !known.contains(&event.key())).cloned().collect()
 }
 
@@ -124,8 +154,13 @@ mod tests {
     }
 
     fn lengths(events: &[Event], max_bytes: usize) -> Vec<usize> {
-        let shapes: &'static _ = Box::leak(Box::new(Statements::new().insert));
-        shapes.steps_within(events, max_bytes).map(|step| step.rows.len()).collect()
+        let mut rest = events;
+        let step = || {
+            let step = STATEMENTS.insert.step(rest, count_within(rest, max_bytes).max(1))?;
+            rest = &rest[step.rows.len()..];
+            Some(step.rows.len())
+        };
+        std::iter::from_fn(step).collect()
     }
 
     #[test]

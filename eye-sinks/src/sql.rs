@@ -28,8 +28,8 @@ use self::counts::{FOLD_DELTAS, FoldClock};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long bringing the schema up to date may take: a new index on a large table needs minutes.
-const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long bringing the schema up to date may take: counting a table of a hundred million events needs many minutes.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How long one write may take, waiting for a connection included. Only a server that hangs needs so long.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long adding up counts may take; the writer waits meanwhile.

@@ -2,6 +2,7 @@
 
 use eye_core::event::Event;
 use eye_core::store::{EventFilter, EventKey, EventPage, EventQuery, MAX_PAGE_BYTES, MAX_PAGE_EVENTS, PageStart};
+use eye_core::timestamp::Timestamp;
 use sea_orm::sea_query::extension::mysql::{IndexHintScope, MySqlSelectStatementExt};
 use sea_orm::sea_query::{Asterisk, BinOper, Expr, ExprTrait, Query, UnionType};
 use sea_orm::{
@@ -27,7 +28,6 @@ pub(super) async fn read(db: &DatabaseConnection, query: &EventQuery) -> Result<
     let backend = db.get_database_backend();
     let reader = Reader {
         filter: &query.filter,
-        matching: matching(backend, &query.filter),
         index: if backend == DbBackend::MySql { index(&query.filter) } else { None },
         snapshot: &snapshot,
     };
@@ -48,16 +48,6 @@ fn has_nul(filter: &EventFilter) -> bool {
     [&filter.session_id, &filter.category, &filter.name].into_iter().flatten().any(|text| text.contains('\0'))
 }
 
-/// What all events of the answer fulfil, on whatever page.
-fn matching(backend: DbBackend, filter: &EventFilter) -> Condition {
-    Condition::all()
-        .add_option(filter.session_id.as_ref().map(|text| Column::SessionId.eq(text)))
-        .add_option(filter.category.as_ref().map(|text| Column::Category.eq(text)))
-        .add_option(filter.name.as_ref().map(|text| Column::Name.eq(text)))
-        .add_option(filter.timestamp_after.map(|after| Expr::col(Column::Timestamp).gte(instant(backend, after))))
-        .add_option(filter.timestamp_before.map(|before| Expr::col(Column::Timestamp).lte(instant(backend, before))))
-}
-
 /// The index that has the events of these texts in the order of a page. MariaDB, left to itself, would read all events
 /// of a text down to where the page starts, and fetch each.
 fn index(filter: &EventFilter) -> Option<&'static str> {
@@ -72,7 +62,6 @@ fn index(filter: &EventFilter) -> Option<&'static str> {
 
 struct Reader<'a> {
     filter: &'a EventFilter,
-    matching: Condition,
     index: Option<&'static str>,
     snapshot: &'a DatabaseTransaction,
 }
@@ -81,7 +70,9 @@ impl Reader<'_> {
     async fn page(&self, start: &PageStart, limit: u32) -> Result<EventPage, DbErr> {
         let limit = u64::from(limit);
         let count = self.count().await?;
-        let newest_first = self.events(Order::Desc);
+        let filter = self.filter;
+        let newest_first =
+            self.events(Order::Desc).filter(self.matching(filter.timestamp_after, filter.timestamp_before));
         Ok(match start {
             PageStart::Newest => {
                 let (events, has_older) = self.fetch(newest_first, Than::Older, limit).await?;
@@ -94,12 +85,12 @@ impl Reader<'_> {
                 EventPage { count, events, has_older, has_newer: Ord::min(offset, count) > 0 }
             }
             PageStart::OlderThan(key) => {
-                let older = newest_first.filter(self.stands(Than::Older, key));
+                let older = self.events_beside(Than::Older, key);
                 let (events, has_older) = self.fetch(older, Than::Older, limit).await?;
                 EventPage { count, events, has_older, has_newer: self.any(Than::NewerOrSame, key).await? }
             }
             PageStart::NewerThan(key) => {
-                let newer = self.events(Order::Asc).filter(self.stands(Than::Newer, key));
+                let newer = self.events_beside(Than::Newer, key);
                 let (mut events, has_newer) = self.fetch(newer, Than::Newer, limit).await?;
                 events.reverse();
                 EventPage { count, events, has_older: self.any(Than::OlderOrSame, key).await?, has_newer }
@@ -109,19 +100,19 @@ impl Reader<'_> {
 
     /// Of the hours that the filter has as a whole it is known; the rest is counted.
     async fn count(&self) -> Result<u64, DbErr> {
-        let Some(counted) = Counted::of(self.filter) else { return self.count_one_by_one(Condition::all()).await };
+        let Some(counted) = Counted::of(self.filter) else {
+            return self.count_one_by_one(self.filter.timestamp_after, self.filter.timestamp_before).await;
+        };
         let mut count = self.sum(&counted).await?;
         for &(first, last) in &counted.edges {
-            let [first, last] = [first, last].map(|timestamp| instant(self.snapshot.get_database_backend(), timestamp));
-            count += self.count_one_by_one(Column::Timestamp.into_expr().between(first, last).into()).await?;
+            count += self.count_one_by_one(Some(first), Some(last)).await?;
         }
         Ok(count)
     }
 
-    async fn count_one_by_one(&self, condition: Condition) -> Result<u64, DbErr> {
+    async fn count_one_by_one(&self, after: Option<Timestamp>, before: Option<Timestamp>) -> Result<u64, DbErr> {
         let select = Entity::find().select_only().column_as(Expr::col(Asterisk).count(), "count");
-        let select = select.filter(self.matching.clone()).filter(condition);
-        let count: Option<i64> = select.into_tuple().one(self.snapshot).await?;
+        let count: Option<i64> = select.filter(self.matching(after, before)).into_tuple().one(self.snapshot).await?;
         Ok(count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0))
     }
 
@@ -148,7 +139,35 @@ impl Reader<'_> {
         Ok(u64::try_from(sum).unwrap_or(0))
     }
 
-    /// The events that match, in the order of all events.
+    /// What the filter says of the texts, within these bounds, which are its own or closer.
+    ///
+    /// A session's events are few, whatever else is asked for: a sign that changes nothing keeps SQLite, which knows
+    /// nothing of numbers, from looking for the other texts in their indexes.
+    fn matching(&self, after: Option<Timestamp>, before: Option<Timestamp>) -> Condition {
+        let (filter, backend) = (self.filter, self.snapshot.get_database_backend());
+        let in_session = filter.session_id.is_some() && backend == DbBackend::Sqlite;
+        let column = |column: Column, plain| if in_session { Expr::cust(plain) } else { Expr::col(column) };
+        let timestamp = || Expr::col(Column::Timestamp);
+        Condition::all()
+            .add_option(filter.session_id.as_ref().map(|text| Column::SessionId.eq(text)))
+            .add_option(filter.category.as_ref().map(|text| column(Column::Category, "+category").eq(text)))
+            .add_option(filter.name.as_ref().map(|text| column(Column::Name, "+name").eq(text)))
+            .add_option(after.map(|after| timestamp().gte(instant(backend, after))))
+            .add_option(before.map(|before| timestamp().lte(instant(backend, before))))
+    }
+
+    /// The events that match and stand so to the key, those next to it first.
+    fn events_beside(&self, than: Than, key: &EventKey) -> Select<Entity> {
+        let EventFilter { timestamp_after: after, timestamp_before: before, .. } = *self.filter;
+        // The key is a bound itself. With another one on its side the database might start from that one.
+        let matching = match than.strict() {
+            Than::Older => self.matching(after, before.filter(|before| *before < key.timestamp)),
+            _ => self.matching(after.filter(|after| *after > key.timestamp), before),
+        };
+        self.events(than.order()).filter(matching).filter(self.stands(than, key))
+    }
+
+    /// All events, in their order.
     fn events(&self, order: Order) -> Select<Entity> {
         let data = match self.snapshot.get_database_backend() {
             DbBackend::Postgres => Expr::col(Column::Data).cast_as("text"),
@@ -163,7 +182,6 @@ impl Reader<'_> {
             .columns([Column::Timestamp, Column::Id, Column::SessionId, Column::Category, Column::Name])
             .column_as(data, Column::Data.as_str())
             .column(Column::ReceivedAt)
-            .filter(self.matching.clone())
             .order_by(Column::Timestamp, order.clone())
             .order_by(Column::Id, order)
     }
@@ -189,14 +207,14 @@ impl Reader<'_> {
             let Some(last) = events.last().filter(|_| !is_last_step) else { return Ok((events, false)) };
             let average = bytes / events.len() + 1;
             step = MAX_PAGE_BYTES.saturating_sub(bytes) / average + 1;
-            select = self.events(than.order()).filter(self.stands(than, &last.key()));
+            select = self.events_beside(than, &last.key());
         }
     }
 
     /// Whether an event matches that stands so to the key.
     async fn any(&self, than: Than, key: &EventKey) -> Result<bool, DbErr> {
-        let events = self.events(than.order()).select_only().column(Column::Id);
-        let found: Option<Uuid> = events.filter(self.stands(than, key)).into_tuple().one(self.snapshot).await?;
+        let events = self.events_beside(than, key).select_only().column(Column::Id);
+        let found: Option<Uuid> = events.into_tuple().one(self.snapshot).await?;
         Ok(found.is_some())
     }
 
@@ -249,3 +267,7 @@ impl Than {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod plans;

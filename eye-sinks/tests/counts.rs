@@ -55,6 +55,16 @@ on_all! {
     counts_that_cannot_be_added_up_are_exact
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_postgres_has_the_counts_of_its_events() {
+    a_killed_server_has_the_counts_of_its_events::<PostgresConfig>(Postgres::start()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_mariadb_has_the_counts_of_its_events() {
+    a_killed_server_has_the_counts_of_its_events::<MysqlConfig>(MariaDb::start()).await;
+}
+
 /// An empty database, and a way to it besides the sink.
 enum Store {
     File(TempDir),
@@ -299,6 +309,35 @@ async fn a_write_that_is_cut_short_counts_as_a_whole_or_not_at_all<C: SinkConfig
     }
     assert_counts_equal_events(&store);
     assert_eq!(newest(&*node, 1).await.count, written.len() as u64);
+}
+
+/// It dies with the test, as all servers do.
+async fn a_killed_server_has_the_counts_of_its_events<C: SinkConfig>(server: Server) {
+    let server: &'static Server = Box::leak(Box::new(server));
+    let (mut rng, store) = (rng(), Store::on(server));
+    let mut nodes: Vec<Arc<dyn Sink>> = Vec::new();
+    for _ in 0..2 {
+        nodes.push(open::<C>(&store.url()).await.into());
+    }
+    for _ in 0..4 {
+        let mut writers = JoinSet::new();
+        for node in &nodes {
+            let (node, mut rng) = (Arc::clone(node), rng.fork());
+            // Writes, and adds up whenever it is time, until the server is gone.
+            writers.spawn(async move { while node.write(&random_batch(&mut rng)).await.is_ok() {} });
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(rng.u64(100..1500))).await;
+        block_in_place(|| server.kill());
+        writers.join_all().await;
+        block_in_place(|| server.restart());
+        for node in &nodes {
+            node.prepare().await.unwrap();
+        }
+        assert_counts_equal_events(&store);
+    }
+    store.fold(&*nodes[0]).await;
+    assert_counts_equal_events(&store);
+    assert_eq!(newest(&*nodes[0], 1).await.count, store.sql("SELECT COUNT(*) FROM event") as u64);
 }
 
 async fn what_was_refused_is_not_counted<C: SinkConfig>(store: Store) {

@@ -131,6 +131,8 @@ impl FoldClock {
 
 #[cfg(test)]
 mod tests {
+    use eye_core::testkit::event_with;
+
     use super::*;
 
     fn filter(after: Option<i64>, before: Option<i64>) -> EventFilter {
@@ -178,5 +180,34 @@ mod tests {
     fn a_session_is_not_counted() {
         let filter = EventFilter { session_id: Some("s".to_owned()), ..EventFilter::default() };
         assert_eq!(Counted::of(&filter), None);
+    }
+
+    #[test]
+    fn deltas_are_added_up_in_time() {
+        let clock = FoldClock::new();
+        assert!(clock.is_due(), "others may have left some");
+        clock.stored(1);
+        assert!(!clock.is_due(), "a second has not passed");
+        clock.stored(FOLD_EVENTS);
+        assert!(clock.is_due(), "they are many");
+        clock.more();
+        assert!(clock.is_due(), "there are more");
+        assert!(!clock.is_due(), "there are none");
+        clock.failed();
+        clock.stored(FOLD_EVENTS);
+        assert!(!clock.is_due(), "it failed just now");
+    }
+
+    #[test]
+    fn a_batch_adds_a_row_for_each_hour_category_and_name() {
+        // One each millisecond, in three categories; the last is hours later.
+        let events =
+            [(0, "a"), (3, "a"), (3, "b"), (4, "a"), (30_000_000, "a")].map(|(n, name)| event_with(n, name, "1"));
+        let deltas =
+            deltas(&events).into_iter().map(|delta| format!("{} {}: {}", delta.category, delta.name, delta.count));
+        assert_eq!(
+            deltas.collect::<Vec<_>>(),
+            ["category 0 a: 2", "category 0 a: 1", "category 0 b: 1", "category 1 a: 1"]
+        );
     }
 }

@@ -140,7 +140,10 @@ async fn postgres() {
 async fn mariadb() {
     let line = |row: &QueryResult| {
         let column = |name| row.try_get::<Option<String>>("", name).unwrap().unwrap_or_default();
-        ["table", "type", "key", "key_len", "Extra"].map(column).join(" | ")
+        // Of what else it says, only this is the same each time, and matters.
+        let extra = column("Extra");
+        let sorts = ["filesort", "temporary"].into_iter().filter(|word| extra.contains(word)).collect::<String>();
+        format!("{} | {} | {} | {} | {sorts}", column("table"), column("type"), column("key"), column("key_len"))
     };
     let plans = server_plans::<MysqlConfig>(MariaDb::shared(), "ANALYZE TABLE", "EXPLAIN ", line).await;
     insta::assert_snapshot!(plans);

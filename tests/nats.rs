@@ -253,8 +253,10 @@ async fn a_message_that_can_never_be_stored_holds_up_nothing() {
     wait_settled(&stream, 100).await;
     assert_eq!(count(&eye).await, 90);
     assert_eq!(stream.consumer_info("eye").await.unwrap().delivered.consumer_sequence, 100);
+    let dead_letters = jetstream::new(client).get_stream("EVENTS_dead_letters").await.unwrap();
+    assert_eq!(dead_letters.cached_info().state.messages, 10);
     let logs = eye.logs();
-    assert!(logs.contains("not to be delivered again") && !logs.contains("confidential"), "{logs}");
+    assert!(logs.contains("kept in the stream's `_dead_letters`") && !logs.contains("confidential"), "{logs}");
 }
 
 #[tokio::test]

@@ -1,7 +1,6 @@
 //! Whether everything is accounted for: `GET /audit` of the running program, and `eye audit`, which asks it.
 
 use std::fmt::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,16 +14,14 @@ use eye_core::accounts::{Accounts, Books};
 use serde::Serialize;
 
 use crate::metrics;
-use crate::server::json_response;
+use crate::running::Running;
+use crate::server::{ServerConfig, json_response};
 
 /// How long books that do not balance are asked for again: while events move, two counters are never read at once.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The pause between two looks at them.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// How long the program may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What `GET /audit` answers.
 #[derive(Serialize)]
@@ -54,14 +51,11 @@ async fn show_metrics(State(accounts): State<Accounts>) -> Response {
 ///
 /// # Errors
 /// When nobody answers, or the books do not balance.
-pub(crate) fn run(url: Option<String>, listen: &str) -> anyhow::Result<()> {
-    let url = match url {
-        Some(url) => url.trim_end_matches('/').to_owned(),
-        None => url_of(listen)?,
-    };
+pub(crate) fn run(url: Option<&str>, server: &ServerConfig) -> anyhow::Result<()> {
+    let running = Running::new(url, server)?;
     let asked = Instant::now();
     loop {
-        let books = ask(&url)?;
+        let books = ask(&running)?;
         let imbalances = books.imbalances();
         if !imbalances.is_empty() && asked.elapsed() < PATIENCE {
             thread::sleep(PAUSE);
@@ -69,52 +63,21 @@ pub(crate) fn run(url: Option<String>, listen: &str) -> anyhow::Result<()> {
         }
         crate::say(&tables(&books))?;
         if !imbalances.is_empty() {
-            bail!("the books of {url} do not balance: {}", imbalances.join("; "));
+            bail!("the books of {} do not balance: {}", running.url("/"), imbalances.join("; "));
         }
         return crate::say("Balanced: every event is accounted for.");
     }
 }
 
-/// Where the program that listens so is found on its own machine.
-fn url_of(listen: &str) -> anyhow::Result<String> {
-    let address = match listen.parse::<SocketAddr>() {
-        Ok(mut address) => {
-            if address.ip().is_unspecified() {
-                address.set_ip(match address.ip() {
-                    IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-                    IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-                });
-            }
-            address.to_string()
-        }
-        // A name.
-        Err(_) => listen.to_owned(),
-    };
-    if address.ends_with(":0") {
-        bail!("server.listen is `{listen}`, which takes any free port: say where to ask with --url http://HOST:PORT");
-    }
-    Ok(format!("http://{address}"))
-}
-
-fn ask(url: &str) -> anyhow::Result<Books> {
-    let agent = ureq::Agent::config_builder()
-        .timeout_global(Some(ANSWER_TIMEOUT))
-        .http_status_as_error(false)
-        .proxy(None)
-        .build()
-        .new_agent();
-    let mut answer = agent.get(format!("{url}/audit")).call().with_context(|| {
-        format!(
-            "{url}/audit does not answer: start The Eye with this configuration, or say where it listens with --url \
-             http://HOST:PORT"
-        )
+fn ask(running: &Running) -> anyhow::Result<Books> {
+    let url = running.url("/audit");
+    let mut answer = running.agent().get(&url).call().with_context(|| {
+        format!("{url} does not answer: start The Eye with this configuration, or say with --url where it listens")
     })?;
     let (status, body) = (answer.status(), answer.body_mut().read_to_string());
     let books = body.ok().filter(|_| status == StatusCode::OK).and_then(|body| serde_json::from_str(&body).ok());
     books.with_context(|| {
-        format!(
-            "{url}/audit answers {status} without any books: ask The Eye itself, of the same version as this program"
-        )
+        format!("{url} answers {status} without any books: ask The Eye itself, of the same version as this program")
     })
 }
 
@@ -171,20 +134,6 @@ fn table(text: &mut String, head: &[&str], rows: Vec<(&str, Vec<u64>)>) {
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_program_is_asked_where_it_listens() {
-        for (listen, url) in [
-            ("127.0.0.1:8000", "http://127.0.0.1:8000"),
-            ("0.0.0.0:8080", "http://127.0.0.1:8080"),
-            ("[::]:80", "http://[::1]:80"),
-            ("localhost:8000", "http://localhost:8000"),
-        ] {
-            assert_eq!(url_of(listen).unwrap(), url);
-        }
-        let error = url_of("127.0.0.1:0").unwrap_err().to_string();
-        assert!(error.contains("--url"), "{error}");
-    }
 
     #[test]
     fn the_tables_are_aligned() {

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
+use crate::running;
 use crate::telemetry::LogFormat;
 
 /// Exit code for a configuration that cannot be used, as in BSD's `sysexits.h`.
@@ -34,6 +35,8 @@ Examples:
   eye check --config eye.toml              say what is wrong with it, and start nothing
   eye migrate --config eye.toml            bring the databases' schema up to date, then exit
   eye audit --config eye.toml              see that every event is accounted for
+  eye dead-letters list                    what was refused after it was acknowledged, as NDJSON
+  eye dead-letters replay --all            send all of it again to the program that runs
   RUST_LOG=debug eye --log-format json     more log lines, as JSON
 
 Exit codes: 0 success, 1 failure, 2 wrong usage, 78 wrong configuration.";
@@ -49,10 +52,62 @@ pub enum Command {
     Migrate,
     /// Ask the running program what became of every event; exit with 1 when it does not add up
     Audit {
-        /// Where it listens [default: where `[server] listen` of the configuration says]
-        #[arg(long, value_name = "http://HOST:PORT")]
+        /// Where the program runs, such as http://127.0.0.1:8000 [default: where `[server] listen` says]
+        #[arg(long, value_name = "URL", value_parser = running::parse_url)]
         url: Option<String>,
     },
+    /// See, send again or delete the events that were refused after they had been acknowledged
+    #[command(subcommand)]
+    DeadLetters(DeadLettersCommand),
+}
+
+const DEAD_LETTERS_EXAMPLES: &str = "\
+Examples:
+  eye dead-letters list | jq -r .reason | sort | uniq -c    how many for which reason
+  eye dead-letters show transport/123.store                 one of them, with the event
+  eye dead-letters list | jq -r 'select(.refused_by == \"sinks.store\") | .id' | xargs eye dead-letters replay
+
+Run them where the program runs, with its configuration; it need not be stopped.";
+
+/// What to do with dead letters.
+#[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
+#[command(after_help = DEAD_LETTERS_EXAMPLES)]
+pub enum DeadLettersCommand {
+    /// List them on stdout, one JSON object a line: those of the transport, then those of each source, the oldest first
+    List,
+    /// Show them whole on stdout, one JSON object a line
+    Show {
+        /// As `list` shows it, such as transport/123.store
+        #[arg(value_name = "ID", required = true)]
+        ids: Vec<String>,
+    },
+    /// Send them to the running program as events; each is removed once it was taken, and stays where it was not
+    Replay {
+        /// Which of them.
+        #[command(flatten)]
+        which: Which,
+        /// Where the program runs, such as http://127.0.0.1:8000 [default: where `[server] listen` says]
+        #[arg(long, value_name = "URL", value_parser = running::parse_url)]
+        url: Option<String>,
+    },
+    /// Remove them for good
+    Delete {
+        /// Which of them.
+        #[command(flatten)]
+        which: Which,
+    },
+}
+
+/// Some dead letters, or all.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+#[group(required = true, multiple = false)]
+pub struct Which {
+    /// As `list` shows it, such as transport/123.store
+    #[arg(value_name = "ID")]
+    pub ids: Vec<String>,
+    /// All that are there when the command starts
+    #[arg(long)]
+    pub all: bool,
 }
 
 impl Cli {
@@ -99,6 +154,18 @@ mod tests {
     fn wrong_usage_exits_with_2_and_help_with_0() {
         for arguments in [&["rnu"][..], &["--conf", "x"], &["--config"], &["run", "x"], &["--log-format", "xml"]] {
             assert_eq!(parse(arguments).unwrap_err().exit_code(), 2, "{arguments:?}");
+        }
+        for arguments in [
+            &[][..],
+            &["show"],
+            &["replay"],
+            &["delete"],
+            &["delete", "transport/1.store", "--all"],
+            &["list", "--all"],
+            &["replay", "--all", "--url", "127.0.0.1:8000"],
+        ] {
+            let error = parse(&[&["dead-letters"], arguments].concat()).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{arguments:?}");
         }
         let help = parse(&["--help"]).unwrap_err();
         assert_eq!((help.kind(), help.exit_code()), (ErrorKind::DisplayHelp, 0));

@@ -4,8 +4,10 @@ pub mod api;
 mod audit;
 pub mod cli;
 pub mod config;
+mod dead_letters;
 mod metrics;
 mod run;
+mod running;
 pub mod server;
 pub mod telemetry;
 
@@ -19,6 +21,7 @@ use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
 use eye_sources::http::HttpConfig;
 use eye_sources::nats::NatsConfig;
 use eye_transports::disk::DiskConfig;
+use eye_transports::jetstream::JetStreamConfig;
 use eye_transports::memory::MemoryConfig;
 
 use cli::{Cli, Command, EXIT_CONFIG};
@@ -31,6 +34,7 @@ pub fn built_in() -> Registry {
         .source::<NatsConfig>()
         .transport::<MemoryConfig>()
         .transport::<DiskConfig>()
+        .transport::<JetStreamConfig>()
         .sink::<SqliteConfig>()
         .sink::<PostgresConfig>()
         .sink::<MysqlConfig>()
@@ -59,7 +63,8 @@ pub fn run(registry: &Registry) -> ExitCode {
         Command::Check => say(&format!("{}: ok: {config}", config.file)),
         Command::Run => run::block_on(run::run(config)),
         Command::Migrate => run::block_on(run::migrate(config)),
-        Command::Audit { url } => audit::run(url, &config.server.listen),
+        Command::Audit { url } => audit::run(url.as_deref(), &config.server),
+        Command::DeadLetters(command) => run::block_on(dead_letters::run(config, command)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

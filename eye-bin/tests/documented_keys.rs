@@ -11,12 +11,14 @@ use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
 use eye_sources::http::HttpConfig;
 use eye_sources::nats::NatsConfig;
 use eye_transports::disk::DiskConfig;
+use eye_transports::jetstream::JetStreamConfig;
 use eye_transports::memory::MemoryConfig;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-/// What `[transport]` is called here where its `type` is `disk`.
+/// What `[transport]` is called here where its `type` is `disk` or `jetstream`.
 const DISK: &str = "transport_on_disk";
+const JETSTREAM: &str = "transport_over_jetstream";
 
 /// The file, with the choices that are not taken (`#key = …`, `#[…]`) taken as well.
 fn documented() -> Table {
@@ -24,9 +26,12 @@ fn documented() -> Table {
     let is_choice = |line: &str| line.starts_with(|c: char| c == '[' || c.is_ascii_lowercase());
     let lines = text.lines().map(|line| line.strip_prefix('#').filter(|rest| is_choice(rest)).unwrap_or(line));
     let text = lines.collect::<Vec<_>>().join("\n");
-    // There is one transport: the other choice stands here under a name of its own.
-    let (before, other_transport) = text.rsplit_once("[transport]").expect("it names two transports");
-    format!("{before}[{DISK}]{other_transport}").parse().expect("it is TOML with every choice taken, too")
+    // There is one transport: the other choices stand here under names of their own.
+    let [before, memory, disk, jetstream] = text.split("[transport]").collect::<Vec<_>>()[..] else {
+        panic!("it names three transports")
+    };
+    let text = format!("{before}[transport]{memory}[{DISK}]{disk}[{JETSTREAM}]{jetstream}");
+    text.parse().expect("it is TOML with every choice taken, too")
 }
 
 /// The documented keys below `path`, less `type`.
@@ -72,6 +77,7 @@ fn every_key_is_documented() {
     assert_every_key::<NatsConfig>(&["sources", "bus"]);
     assert_every_key::<MemoryConfig>(&["transport"]);
     assert_every_key::<DiskConfig>(&[DISK]);
+    assert_every_key::<JetStreamConfig>(&[JETSTREAM]);
     assert_every_key::<SqliteConfig>(&["sinks", "store"]);
     assert_every_key::<PostgresConfig>(&["sinks", "postgres"]);
     assert_every_key::<MysqlConfig>(&["sinks", "mysql"]);
@@ -88,6 +94,7 @@ fn every_documented_value_is_the_default() {
     assert_defaults::<NatsConfig>(&["sources", "bus"], &nats);
     assert_defaults::<MemoryConfig>(&["transport"], &[]);
     assert_defaults::<DiskConfig>(&[DISK], &[]);
+    assert_defaults::<JetStreamConfig>(&[JETSTREAM], &[("url", "nats://host".into()), ("stream", "EYE".into())]);
     assert_defaults::<SqliteConfig>(&["sinks", "store"], &[]);
     assert_defaults::<PostgresConfig>(&["sinks", "postgres"], &[("url", "postgres://eye@localhost/eye".into())]);
     assert_defaults::<MysqlConfig>(&["sinks", "mysql"], &[("url", "mysql://eye@localhost/eye".into())]);
@@ -100,6 +107,7 @@ fn nothing_else_is_documented() {
     let documented = documented();
     let mut keys: Vec<&str> = documented.keys().map(String::as_str).collect();
     keys.sort_unstable();
-    let known = ["query", "sentry", "server", "shutdown_timeout_s", "sinks", "sources", "transport", DISK, "writer"];
+    let known =
+        ["query", "sentry", "server", "shutdown_timeout_s", "sinks", "sources", "transport", DISK, JETSTREAM, "writer"];
     assert_eq!(keys, known);
 }

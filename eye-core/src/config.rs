@@ -25,7 +25,7 @@ use std::fmt;
 use serde::de::DeserializeOwned;
 use toml::de::DeTable;
 
-use crate::registry::{Configured, Plugin, Plugins, Registry};
+use crate::registry::{BuildError, Configured, Plugin, Plugins, Registry};
 use crate::sink::Sink;
 use crate::source::Source;
 use crate::transport::Transport;
@@ -320,9 +320,16 @@ pub(crate) struct Section<'d> {
 }
 
 impl Section<'_> {
-    /// The plug-in's struct; `None` once its faults are reported.
-    pub(crate) fn read<T: DeserializeOwned>(&mut self) -> Option<T> {
-        read::read(self.key, &mut self.node, self.faults)
+    /// The plug-in's struct, when `check` finds it good; `None` once its faults are reported.
+    pub(crate) fn read<T: DeserializeOwned>(&mut self, check: fn(&T) -> Result<(), BuildError>) -> Option<T> {
+        let config = read::read(self.key, &mut self.node, self.faults)?;
+        match check(&config) {
+            Ok(()) => Some(config),
+            Err(BuildError(message)) => {
+                self.faults.push(Fault { at: self.node.at, key: self.key.to_owned(), message });
+                None
+            }
+        }
     }
 }
 

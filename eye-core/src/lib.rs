@@ -8,6 +8,7 @@ pub mod dead_letter;
 pub mod event;
 pub mod health;
 pub mod json;
+pub mod mutant;
 pub mod pipeline;
 pub mod refusals;
 pub mod registry;

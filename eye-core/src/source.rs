@@ -98,6 +98,15 @@ pub trait SourceConfig: DeserializeOwned + Send + 'static {
     /// The `type` that picks this plug-in.
     const TYPE: &'static str;
 
+    /// Whether the values go together, where each alone is good: `eye check` asks, and reports it with the component's
+    /// place. Nothing is opened or connected.
+    ///
+    /// # Errors
+    /// What is wrong, beginning with the key.
+    fn check(&self) -> Result<(), BuildError> {
+        Ok(())
+    }
+
     /// Makes the source. A server that is away is not a failure here: [`Source::run`] keeps trying.
     fn build(self) -> impl Future<Output = Result<Box<dyn Source>, BuildError>> + Send;
 

@@ -59,7 +59,8 @@ pub trait Transport: Send + Sync + 'static {
     ///   where the transport is not [shared](Self::is_shared).
     /// * An event leaves `pending` when it is settled for good: by any outcome where the transport is not durable, since
     ///   its producer was told; by `Delivered` or `Rejected` where it is. After `Failed`, a durable transport delivers it
-    ///   again, and it stays.
+    ///   again, and it stays; or, where the transport is shared, it goes back for whoever asks next, and leaves `taken`,
+    ///   too.
     /// * `pending` and `missing` come from what the transport holds, never from what the writer says: the books compare
     ///   the two.
     fn custody(&self, consumer: &str) -> Custody;
@@ -129,6 +130,15 @@ pub struct TransportError(pub String);
 pub trait TransportConfig: DeserializeOwned + Send + 'static {
     /// The `type` that picks this plug-in.
     const TYPE: &'static str;
+
+    /// Whether the values go together, where each alone is good: `eye check` asks, and reports it with the component's
+    /// place. Nothing is opened or connected.
+    ///
+    /// # Errors
+    /// What is wrong, beginning with the key.
+    fn check(&self) -> Result<(), BuildError> {
+        Ok(())
+    }
 
     /// Makes the transport.
     fn build(self) -> impl Future<Output = Result<Box<dyn Transport>, BuildError>> + Send;

@@ -35,6 +35,24 @@ async fn mariadb_conforms() {
     server_conforms::<MysqlConfig>(MariaDb::start(), MARIADB).await;
 }
 
+/// Two events are there already, one of them twice in the batch.
+async fn duplicates(sink: Box<dyn Sink>) -> usize {
+    sink.prepare().await.unwrap();
+    assert_eq!(sink.write(&testkit::events(0, 600)).await.unwrap().duplicates, 0);
+    let batch = [testkit::events(598, 1200), testkit::events(599, 600)].concat();
+    sink.write(&batch).await.unwrap().duplicates
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_there_already_is_told_where_the_database_tells() {
+    let file = SqliteFixture(TempDir::new().unwrap());
+    assert_eq!(duplicates(file.open().await).await, 3, "SQLite");
+    let database = Postgres::shared().create_database();
+    assert_eq!(duplicates(build::<PostgresConfig>(&database.url).await).await, 3, "PostgreSQL");
+    let database = MariaDb::shared().create_database();
+    assert_eq!(duplicates(build::<MysqlConfig>(&database.url).await).await, 0, "MariaDB");
+}
+
 async fn server_conforms<C: SinkConfig + Sync>(server: Server, kind: Kind) {
     let server = Arc::new(server);
     let fixture = async || {

@@ -1,5 +1,7 @@
 //! From a message body to events: the same grammar for every source.
 
+use std::ops::Range;
+
 use eye_core::event::{Event, EventErrors, EventId, EventLimits};
 use eye_core::json::{JsonText, Scanner, SyntaxError};
 use eye_core::timestamp::Timestamp;
@@ -59,6 +61,9 @@ pub struct RejectedEvent {
     pub index: usize,
     /// What is wrong with it.
     pub errors: EventErrors,
+    /// Where its text stands in the body, not counting a byte order mark.
+    #[serde(skip)]
+    pub text: Range<usize>,
 }
 
 /// Where the `id` of an event comes from that has none.
@@ -72,7 +77,8 @@ pub enum NewIds {
 }
 
 impl NewIds {
-    fn of(self, index: usize) -> EventId {
+    /// The id of the event at this place.
+    pub fn of(self, index: usize) -> EventId {
         match self {
             Self::Minted => Uuid::now_v7(),
             Self::From(first) if index == 0 => first,
@@ -154,8 +160,9 @@ impl<'a> Decoder<'a> {
     }
 
     fn event(&mut self) -> Result<(), SyntaxError> {
+        let start = self.scanner.position();
         let event = self.scan()?;
-        self.push(event);
+        self.push(event, start..self.scanner.position());
         Ok(())
     }
 
@@ -173,7 +180,7 @@ impl<'a> Decoder<'a> {
             self.scanner.skip_white_space();
             if self.scanner.peek().is_some() {
                 let event = self.line().unwrap_or_else(|error| Err(EventErrors::syntax(error)));
-                self.push(event);
+                self.push(event, start..end);
             }
             start = end + 1;
         }
@@ -186,7 +193,7 @@ impl<'a> Decoder<'a> {
         if self.scanner.peek().is_some() { Err(self.scanner.unexpected("the end of the line")) } else { Ok(event) }
     }
 
-    fn push(&mut self, event: Result<Event, EventErrors>) {
+    fn push(&mut self, event: Result<Event, EventErrors>, text: Range<usize>) {
         let index = self.next_index();
         match event {
             Ok(event) => {
@@ -194,7 +201,7 @@ impl<'a> Decoder<'a> {
                 self.decoded.indices.push(index);
             }
             Err(errors) if self.decoded.rejected.len() < MAX_LISTED => {
-                self.decoded.rejected.push(RejectedEvent { index, errors });
+                self.decoded.rejected.push(RejectedEvent { index, errors, text });
             }
             Err(_) => self.decoded.unlisted += 1,
         }

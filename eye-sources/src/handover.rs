@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use eye_core::ack::Outcome;
+use eye_core::ack::{Outcome, Rejection};
 use eye_core::event::EventLimits;
 use eye_core::source::Outlet;
 use tokio::time::timeout;
@@ -17,6 +17,20 @@ pub(crate) struct Handover {
     pub(crate) receipt_timeout: Duration,
 }
 
+/// What became of a body.
+pub(crate) struct Handled {
+    pub(crate) answer: Answer,
+    /// Of the events that passed the gate, those that the store refused for good.
+    pub(crate) refused: Vec<Rejection>,
+}
+
+impl From<Answer> for Handled {
+    /// The store refused nothing.
+    fn from(answer: Answer) -> Self {
+        Self { answer, refused: Vec::new() }
+    }
+}
+
 impl Handover {
     pub(crate) fn limits(&self) -> EventLimits {
         EventLimits { max_event_bytes: self.max_event_bytes as usize }
@@ -24,7 +38,7 @@ impl Handover {
 
     /// Publishes the events of a body and waits for their receipt. `room`, what the body took of the source's own
     /// bounds, is given back once the transport has the events: from then on its bounds count them.
-    pub(crate) async fn publish(&self, decoded: Decoded, room: impl Send) -> Answer {
+    pub(crate) async fn publish(&self, decoded: Decoded, room: impl Send) -> Handled {
         if !decoded.rejected.is_empty() {
             let refusals = decoded.rejected.iter().flat_map(|event| event.errors.refusals());
             self.outlet.reject(decoded.rejected.len() + decoded.unlisted, refusals);
@@ -37,16 +51,20 @@ impl Handover {
             max_event_bytes: self.max_event_bytes,
         };
         if decoded.events.is_empty() {
-            return Answer::of_outcome(&sent, &Outcome::Delivered);
+            return Answer::of_outcome(&sent, &Outcome::Delivered).into();
         }
         let receipt = match self.outlet.publish(decoded.events).await {
             Ok(receipt) => receipt,
-            Err(error) => return Answer::not_published(&error),
+            Err(error) => return Answer::not_published(&error).into(),
         };
         drop(room);
         match timeout(self.receipt_timeout, receipt.outcome()).await {
-            Ok(outcome) => Answer::of_outcome(&sent, &outcome),
-            Err(_) => Answer::no_receipt(self.receipt_timeout),
+            Ok(outcome) => {
+                let answer = Answer::of_outcome(&sent, &outcome);
+                let refused = if let Outcome::Rejected(refused) = outcome { refused } else { Vec::new() };
+                Handled { answer, refused }
+            }
+            Err(_) => Answer::no_receipt(self.receipt_timeout).into(),
         }
     }
 }

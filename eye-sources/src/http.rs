@@ -66,7 +66,7 @@ impl Default for HttpConfig {
 impl SourceConfig for HttpConfig {
     const TYPE: &'static str = "http";
 
-    async fn build(self) -> Result<Box<dyn Source>, BuildError> {
+    fn check(&self) -> Result<(), BuildError> {
         // A compressed body and what it decodes to are there at once.
         if self.max_pending_bytes / 2 < self.max_body_bytes {
             return Err(BuildError(format!(
@@ -74,6 +74,10 @@ impl SourceConfig for HttpConfig {
                 self.max_pending_bytes, self.max_body_bytes
             )));
         }
+        Ok(())
+    }
+
+    async fn build(self) -> Result<Box<dyn Source>, BuildError> {
         Ok(Box::new(HttpSource { config: self }))
     }
 }
@@ -151,7 +155,7 @@ impl Intake {
             room.merge(self.reserve(self.config.max_body_bytes).await?);
         }
         let decoded = self.decode(framing, encoding, body).await?;
-        Ok(self.handover.publish(decoded, room).await)
+        Ok(self.handover.publish(decoded, room).await.answer)
     }
 
     /// A body of which nothing was taken, by the producer's fault.

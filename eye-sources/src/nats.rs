@@ -1,21 +1,23 @@
 //! `type = "nats"`: events from a NATS server.
 
-mod connection;
 mod core;
+mod dead_letters;
 mod jetstream;
 mod message;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
+use eye_core::dead_letter::DeadLetters;
 use eye_core::registry::BuildError;
 use eye_core::source::{Outlet, Source, SourceConfig, SourceError};
+use eye_nats::connection::{Login, Secret, Server, ServerUrl};
+use eye_nats::dead_letters::StreamDeadLetters;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::handover::Handover;
 
-use self::connection::{Login, Secret, ServerUrl};
 use self::message::Intake;
 
 /// What operators write below `[sources.NAME]` with `type = "nats"`.
@@ -117,7 +119,7 @@ enum Mode {
 impl SourceConfig for NatsConfig {
     const TYPE: &'static str = "nats";
 
-    async fn build(self) -> Result<Box<dyn Source>, BuildError> {
+    fn check(&self) -> Result<(), BuildError> {
         if self.max_pending_bytes / 2 < self.max_body_bytes {
             return Err(BuildError(format!(
                 "max_pending_bytes is {}, but must be at least twice max_body_bytes, which is {}",
@@ -126,19 +128,34 @@ impl SourceConfig for NatsConfig {
         }
         self.check_mode()?;
         check_subjects(&self.subjects)?;
-        let login = Login {
-            credentials_file: &self.credentials_file,
-            token: &self.token,
-            user: &self.user,
-            password: &self.password,
-            ca_file: &self.ca_file,
-        };
-        let server = connection::Server::new(&self.url, &login).await?;
+        self.login().check()
+    }
+
+    async fn build(self) -> Result<Box<dyn Source>, BuildError> {
+        let server = Server::new(&self.login()).await?;
         Ok(Box::new(NatsSource { server, config: self }))
+    }
+
+    fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
+        match self.mode {
+            Mode::Core => None,
+            Mode::Jetstream => Some(Box::new(StreamDeadLetters::new(self.login(), &self.stream))),
+        }
     }
 }
 
 impl NatsConfig {
+    fn login(&self) -> Login {
+        Login {
+            url: self.url.clone(),
+            credentials_file: self.credentials_file.clone(),
+            token: self.token.clone(),
+            user: self.user.clone(),
+            password: self.password.clone(),
+            ca_file: self.ca_file.clone(),
+        }
+    }
+
     /// What is for the other mode, or missing in this one.
     fn check_mode(&self) -> Result<(), BuildError> {
         let is_name =
@@ -175,7 +192,7 @@ fn check_subjects(subjects: &[String]) -> Result<(), BuildError> {
 }
 
 struct NatsSource {
-    server: connection::Server,
+    server: Server,
     config: NatsConfig,
 }
 

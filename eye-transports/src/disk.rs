@@ -10,7 +10,6 @@ mod dead_letters;
 mod files;
 mod log;
 mod reader;
-mod record;
 mod subscription;
 
 use std::io;
@@ -21,6 +20,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use eye_core::ack::{Outcome, Receipt};
+use eye_core::dead_letter::DeadLetters;
 use eye_core::event::Event;
 use eye_core::health::Health;
 use eye_core::registry::BuildError;
@@ -30,7 +30,10 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
+use crate::record;
+
 use appender::{Appender, Request, Status};
+use dead_letters::DiskDeadLetters;
 use log::Log;
 use subscription::DiskSubscription;
 
@@ -61,16 +64,24 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 impl TransportConfig for DiskConfig {
     const TYPE: &'static str = "disk";
 
-    async fn build(self) -> Result<Box<dyn Transport>, BuildError> {
+    fn check(&self) -> Result<(), BuildError> {
         if self.max_bytes < MIN_MAX_BYTES {
             return Err(BuildError(format!("max_bytes is {}, but must be at least {MIN_MAX_BYTES}", self.max_bytes)));
         }
+        Ok(())
+    }
+
+    async fn build(self) -> Result<Box<dyn Transport>, BuildError> {
         let path = self.path.clone();
         let opened = spawn_blocking(move || DiskTransport::open(&self)).await.expect("it does not panic");
         let transport = opened.map_err(|error| {
             BuildError(format!("cannot open the queue {}: {error}", path_from_root(&path).display()))
         })?;
         Ok(Box::new(transport))
+    }
+
+    fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
+        Some(Box::new(DiskDeadLetters::new(&self.path)))
     }
 }
 

@@ -1,4 +1,6 @@
 //! The transports that come with The Eye.
 
 pub mod disk;
+pub mod jetstream;
 pub mod memory;
+mod record;

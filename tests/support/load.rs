@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use eye_harness::{Eye, eventually};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::store::Store;
-use super::{HANG, event};
+use super::{HANG, event, post};
 
 const CLIENTS: usize = 6;
 const PAUSE: Duration = Duration::from_millis(20);
@@ -25,7 +25,8 @@ pub(crate) struct Load {
 #[derive(Default)]
 struct Shared {
     stop: CancellationToken,
-    url: Mutex<String>,
+    /// The clients take turns.
+    urls: Mutex<Vec<String>>,
     issued: Mutex<BTreeSet<Uuid>>,
     acknowledged: Mutex<BTreeSet<Uuid>>,
     /// How often each answer came, by status and whether it has `Retry-After`; 0: none came.
@@ -33,23 +34,65 @@ struct Shared {
     progress: AtomicUsize,
 }
 
+/// Events by what became of them.
+#[derive(Debug)]
+pub(crate) struct Balance {
+    pub(crate) acknowledged: usize,
+    /// Acknowledged, and not stored.
+    pub(crate) lost: usize,
+    /// Stored once more.
+    pub(crate) twice: usize,
+    /// Stored, and sent by none of the clients.
+    pub(crate) foreign: usize,
+}
+
+impl Balance {
+    /// # Panics
+    /// When something is lost, or stored and should not be.
+    pub(crate) fn assert_true(&self) {
+        assert_eq!((self.lost, self.twice, self.foreign), (0, 0, 0), "{self:?}");
+    }
+}
+
 impl Load {
     /// Half of the clients send one event at a time, the others ten.
     pub(crate) fn start(eye: &Eye) -> Self {
+        Self::start_with(eye, 1)
+    }
+
+    /// As [`start`](Self::start), each event with so many bytes of data.
+    pub(crate) fn start_with(eye: &Eye, data_bytes: usize) -> Self {
         let shared = Arc::new(Shared::default());
         let load = Self { shared, clients: Vec::new() };
         load.retarget(eye);
         let client = reqwest::Client::builder().no_proxy().timeout(HANG).build().expect("the client needs nothing");
         let clients = (0..CLIENTS).map(|number| {
             let events = if number % 2 == 0 { 1 } else { 10 };
-            tokio::spawn(load.shared.clone().run(client.clone(), events))
+            tokio::spawn(load.shared.clone().run(client.clone(), number, events, data_bytes))
         });
         Self { clients: clients.collect(), ..load }
     }
 
     /// Sends to where the program listens now.
     pub(crate) fn retarget(&self, eye: &Eye) {
-        *self.shared.url.lock().unwrap() = eye.url("/api/event/");
+        self.spread(std::slice::from_ref(eye));
+    }
+
+    /// Sends to several programs: each client to one after the other, as long as it is not told that all is well.
+    pub(crate) fn spread(&self, eyes: &[Eye]) {
+        *self.shared.urls.lock().unwrap() = eyes.iter().map(|eye| eye.url("/api/event/")).collect();
+    }
+
+    /// Stops the clients, and waits until what they were told is in the database: a transport that is durable tells them
+    /// before.
+    pub(crate) async fn drained(&mut self, store: &Store) {
+        self.stop().await;
+        let acknowledged = self.shared.acknowledged.lock().unwrap().clone();
+        eventually("all that was acknowledged is stored", HANG * 2, async || {
+            let stored: BTreeSet<Uuid> = store.ids().await.into_iter().collect();
+            acknowledged.is_subset(&stored)
+        })
+        .await;
     }
 
     /// Waits until so many more requests were answered with 201.
@@ -72,34 +115,64 @@ impl Load {
 
     /// Stops the clients. They saw nothing but 201, 503 with `Retry-After`, and lost connections; what they were told is
     /// true of the database.
-    pub(crate) async fn finish(self, store: &Store) {
+    pub(crate) async fn finish(mut self, store: &Store) {
+        self.stop().await;
+        self.balance(store).await.assert_true();
+    }
+
+    /// As [`finish`](Self::finish), for a program that stores what it has acknowledged in its order, but later.
+    pub(crate) async fn settle(mut self, eye: &Eye, store: &Store) -> Balance {
+        self.stop().await;
+        // When this one is stored, nothing is left of those before it.
+        let last = Uuid::new_v4();
+        eventually("a fresh event is taken", HANG, async || post(eye, &event(last, "last")).await.0 == 201).await;
+        eventually("and stored", HANG, async || store.ids().await.contains(&last)).await;
+        let mut balance = self.balance(store).await;
+        balance.foreign -= 1;
+        println!("{balance:?}");
+        balance
+    }
+
+    /// Stops the clients. They saw nothing but 201, 503 with `Retry-After`, and lost connections.
+    async fn stop(&mut self) {
         self.shared.stop.cancel();
-        for client in self.clients {
+        for client in self.clients.drain(..) {
             client.await.expect("a client does not panic");
         }
         let answers = self.shared.answers.lock().unwrap().clone();
         let allowed = [(0, false), (201, false), (503, true)];
-        assert!(answers.keys().all(|answer| allowed.contains(answer)), "{:?}: {answers:?}", store.kind);
-        let issued = self.shared.issued.lock().unwrap().clone();
-        let acknowledged = self.shared.acknowledged.lock().unwrap().clone();
+        assert!(answers.keys().all(|answer| allowed.contains(answer)), "{answers:?}");
+    }
+
+    /// What the clients were told against what is stored.
+    async fn balance(&self, store: &Store) -> Balance {
         let rows = store.ids().await;
         let stored: BTreeSet<Uuid> = rows.iter().copied().collect();
-        assert_eq!(stored.len(), rows.len(), "{:?}: some are stored twice", store.kind);
-        let lost = acknowledged.difference(&stored).count();
-        assert_eq!(lost, 0, "{:?}: lost of {} acknowledged: {answers:?}", store.kind, acknowledged.len());
-        assert!(stored.is_subset(&issued), "{:?}: somebody else's events", store.kind);
-        assert!(!acknowledged.is_empty(), "{:?}: nothing was tried", store.kind);
+        let acknowledged = self.shared.acknowledged.lock().unwrap();
+        let issued = self.shared.issued.lock().unwrap();
+        assert!(!acknowledged.is_empty(), "nothing was tried");
+        Balance {
+            acknowledged: acknowledged.len(),
+            lost: acknowledged.difference(&stored).count(),
+            twice: rows.len() - stored.len(),
+            foreign: stored.difference(&issued).count(),
+        }
     }
 }
 
 impl Shared {
-    async fn run(self: Arc<Self>, client: reqwest::Client, events: usize) {
+    async fn run(self: Arc<Self>, client: reqwest::Client, mut turn: usize, events: usize, data_bytes: usize) {
+        let data = json!("x".repeat(data_bytes));
         while !self.stop.is_cancelled() {
             let ids: Vec<Uuid> = (0..events).map(|_| Uuid::new_v4()).collect();
             self.issued.lock().unwrap().extend(&ids);
-            let body: Value = ids.iter().map(|id| event(*id, "load")).collect();
+            let mut body: Value = ids.iter().map(|id| event(*id, "load")).collect();
+            body.as_array_mut().unwrap().iter_mut().for_each(|event| event["data"] = data.clone());
             while !self.stop.is_cancelled() {
-                let url = self.url.lock().unwrap().clone();
+                let url = {
+                    let urls = self.urls.lock().unwrap();
+                    urls[turn % urls.len()].clone()
+                };
                 let answer = match client.post(url).json(&body).send().await {
                     Ok(answer) => (answer.status().as_u16(), answer.headers().contains_key("retry-after")),
                     Err(_) => (0, false),
@@ -110,6 +183,7 @@ impl Shared {
                     self.progress.fetch_add(1, Ordering::Relaxed);
                     break;
                 }
+                turn += 1;
                 // As a client would, but sooner.
                 tokio::time::sleep(PAUSE).await;
             }

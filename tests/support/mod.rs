@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub(crate) mod load;
+pub(crate) mod small_disk;
 pub(crate) mod store;
 
 use std::path::Path;
@@ -17,6 +18,11 @@ use self::store::Store;
 pub(crate) const HANG: Duration = Duration::from_secs(30);
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_eye");
+
+/// How often a fault happens: `usual` times, or as often as `EYE_TEST_ROUNDS` says.
+pub(crate) fn rounds(usual: usize) -> usize {
+    std::env::var("EYE_TEST_ROUNDS").map_or(usual, |rounds| rounds.parse().expect("EYE_TEST_ROUNDS is a number"))
+}
 
 /// Starts the program with HTTP into `store`; `settings` are further lines, such as `writer.retry_for_ms = 100`.
 pub(crate) fn start(store: &Store, settings: &str) -> Eye {

@@ -1,5 +1,7 @@
 //! A database of each kind, looked at without the program.
 
+use std::path::Path;
+
 use eye_harness::{Database, MariaDb, Postgres, Server};
 use sqlx::mysql::MySqlConnection;
 use sqlx::postgres::PgConnection;
@@ -36,7 +38,8 @@ pub(crate) struct Store {
 }
 
 enum Place {
-    File(TempDir),
+    /// With the folder that is removed at the end.
+    File(Option<TempDir>),
     Shared(&'static Server, Database),
     Own(Box<Server>, Database),
 }
@@ -67,7 +70,12 @@ impl Store {
     fn file() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let url = format!("sqlite://{}/eye.db", folder.path().display());
-        Self { kind: Kind::Sqlite, url, place: Place::File(folder) }
+        Self { kind: Kind::Sqlite, url, place: Place::File(Some(folder)) }
+    }
+
+    /// In this file, which somebody else removes.
+    pub(crate) fn sqlite_at(file: &Path) -> Self {
+        Self { kind: Kind::Sqlite, url: format!("sqlite://{}", file.display()), place: Place::File(None) }
     }
 
     /// The server to stop, kill or pause.
@@ -112,6 +120,15 @@ impl Store {
                  BEGIN SELECT RAISE(ABORT, 'no such name'); END"
             }
             _ => "ALTER TABLE event ADD CONSTRAINT no_such_name CHECK (name <> 'refused')",
+        };
+        self.sql(sql).await;
+    }
+
+    /// Takes back what [`refuse`](Self::refuse) did.
+    pub(crate) async fn refuse_no_more(&self) {
+        let sql = match self.kind {
+            Kind::Sqlite => "DROP TRIGGER refuse",
+            _ => "ALTER TABLE event DROP CONSTRAINT no_such_name",
         };
         self.sql(sql).await;
     }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use eye_core::event::Event;
+use eye_core::mutant;
 use eye_core::registry::BuildError;
 use eye_core::sink::{Sink, SinkConfig};
 use eye_core::store::EventKey;
@@ -114,8 +115,20 @@ fn create(path: &Path) -> io::Result<()> {
     std::os::unix::fs::OpenOptionsExt::mode(&mut options_to_create, 0o600);
     match options_to_create.open(path) {
         // There already: it keeps its rights, and we find out whether they suffice.
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => options.open(path).map(drop),
-        created => created.map(drop),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => drop(options.open(path)?),
+        created => drop(created?),
+    }
+    make_name_durable(path);
+    Ok(())
+}
+
+/// SQLite syncs what it writes, and the names of its logs, but neither the name of the file nor those of its folders: a
+/// power cut would take them, with all that is in them. Not every file system can do it, or lets us; so it does not have
+/// to succeed, as with SQLite's own.
+fn make_name_durable(path: &Path) {
+    #[cfg(unix)]
+    for folder in std::path::absolute(path).iter().flat_map(|path| path.ancestors().skip(1)) {
+        drop(std::fs::File::open(folder).and_then(|folder| folder.sync_all()));
     }
 }
 
@@ -204,7 +217,10 @@ impl SqliteDriver {
     fn new(path: PathBuf) -> Self {
         let options = options(&path)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
+            .synchronous(match mutant::is("sqlite-no-sync") {
+                false => SqliteSynchronous::Full,
+                true => SqliteSynchronous::Off,
+            })
             .pragma("wal_autocheckpoint", "8192")
             .pragma("cache_size", "-65536");
         Self { path, options, file: Mutex::default() }
@@ -279,9 +295,10 @@ const ADD_DELTAS: &str = "INSERT INTO event_count (category, name, hour, count)
 
 impl Table for SqliteConnection {
     async fn insert(&mut self, step: Step<'_, Event>) -> Result<(), sqlx::Error> {
+        let written_at = if mutant::is("no-unique-key") { Timestamp::now().as_micros() } else { 0 };
         let query = step.rows.iter().fold(sqlx::query(step.sql), |query, event| {
             query
-                .bind(event.timestamp().as_micros())
+                .bind(event.timestamp().as_micros() ^ written_at)
                 .bind(event.id())
                 .bind(event.session_id())
                 .bind(event.category())

@@ -480,10 +480,10 @@ async fn a_request_that_waits_for_its_receipt_takes_no_room() {
     }
 }
 
-#[tokio::test]
-async fn pending_bytes_that_can_never_hold_a_body_are_an_error_at_start() {
+#[test]
+fn pending_bytes_that_can_never_hold_a_body_are_an_error() {
     let config = |max_pending_bytes| HttpConfig { max_body_bytes: 1000, max_pending_bytes, ..HttpConfig::default() };
-    assert!(config(2000).build().await.is_ok());
-    let error = config(1999).build().await.err().unwrap().to_string();
+    assert!(config(2000).check().is_ok());
+    let error = config(1999).check().unwrap_err().to_string();
     assert!(error.contains("1999") && error.contains("max_body_bytes"), "{error}");
 }

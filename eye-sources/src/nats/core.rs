@@ -10,6 +10,7 @@ use axum::http::StatusCode;
 use bytes::Bytes;
 use eye_core::refusals::Refusal;
 use eye_core::source::SourceError;
+use eye_nats::connection::{Change, Server, flush, watch};
 use futures_util::stream::{SelectAll, select_all};
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -21,7 +22,6 @@ use crate::answer::Answer;
 use crate::decode::NewIds;
 
 use super::NatsConfig;
-use super::connection::{Change, Server, flush, watch};
 use super::message::{Intake, message_id};
 
 /// What a message takes in memory beside itself, about.
@@ -138,7 +138,7 @@ impl Desk {
 
     async fn take(&self, message: Message, room: OwnedSemaphorePermit) {
         let new_ids = message_id(&message).map_or(NewIds::Minted, NewIds::From);
-        let answer = self.intake.take(&message, new_ids, room).await;
+        let answer = self.intake.take(&message, new_ids, room).await.answer;
         self.answer(message.reply, answer, NOT_STORED).await;
     }
 

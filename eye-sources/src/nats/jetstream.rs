@@ -5,26 +5,33 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Client;
-use async_nats::jetstream::consumer::{self, AckPolicy, IntoConsumerConfig, PullConsumer, pull};
-use async_nats::jetstream::context::ConsumerInfoErrorKind;
+use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::context::GetStreamError;
 use async_nats::jetstream::{self, AckKind, Message};
 use axum::http::StatusCode;
+use eye_core::ack::Rejection;
 use eye_core::event::EventId;
 use eye_core::health::Health;
 use eye_core::refusals::Refusal;
 use eye_core::source::SourceError;
+use eye_nats::connection::{self, Change, Server, flush};
+use eye_nats::consumer;
+use eye_nats::dead_letters::{Keeper, Refused};
+use eye_nats::settings::Missing;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use uuid::{Builder, Variant, Version};
 
 use crate::decode::NewIds;
+use crate::handover::Handled;
 
 use super::NatsConfig;
-use super::connection::{self, Change, Server, flush};
-use super::message::{Intake, message_id};
+use super::dead_letters::{By, Sifted};
+use super::message::{Intake, framing, message_id};
 
 /// How many messages all programs on one consumer may have at hand. The same for all of them, whatever `max_in_flight`
 /// each has: it is a setting of the consumer.
@@ -42,7 +49,9 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// How long a word to the server may wait to be sent; it has to when the connection is lost.
 const SEND_TIMEOUT: Duration = Duration::from_secs(2);
 
-const TERMINATED: Refusal = Refusal { part: "message", problem: "refused for good, not to be delivered again" };
+const KEPT: Refusal = Refusal { part: "message", problem: "refused for good, kept in the stream's `_dead_letters`" };
+const NOT_KEPT: Refusal =
+    Refusal { part: "message", problem: "refused for good, but cannot be kept as a dead letter; delivered again" };
 
 /// Takes messages until `shutdown`, then waits for the receipts of those it has, and acknowledges them.
 ///
@@ -112,9 +121,9 @@ impl Desk {
                 } => found,
             };
             let taken = match found {
-                Ok(consumer) => {
+                Ok((consumer, dead_letters)) => {
                     health.ready();
-                    self.take_from(&consumer, &mut connection).await
+                    self.take_from(&consumer, &dead_letters, &mut connection).await
                 }
                 Err(Missing::ForGood(reason)) => return Err(SourceError(reason)),
                 Err(Missing::Yet(reason)) => Err(reason),
@@ -133,6 +142,7 @@ impl Desk {
     async fn take_from(
         self: &Arc<Self>,
         consumer: &PullConsumer,
+        dead_letters: &Keeper,
         connection: &mut watch::Receiver<bool>,
     ) -> Result<(), String> {
         let cannot = |error| format!("cannot take messages from the consumer: {error}");
@@ -160,8 +170,8 @@ impl Desk {
                 let Some(message) = message else { break };
                 let message = message.map_err(|error| cannot(error.to_string()))?;
                 let place = room.split(1).expect("no more come than were asked for");
-                let desk = self.clone();
-                self.tasks.spawn(async move { desk.take(message, place).await });
+                let (desk, dead_letters) = (self.clone(), dead_letters.clone());
+                self.tasks.spawn(async move { desk.take(message, &dead_letters, place).await });
             }
         }
     }
@@ -176,32 +186,78 @@ impl Desk {
         room
     }
 
-    async fn take(&self, message: Message, place: OwnedSemaphorePermit) {
+    async fn take(&self, message: Message, dead_letters: &Keeper, place: OwnedSemaphorePermit) {
         let id = message_id(&message).or_else(|| id_in_stream(&message));
+        let new_ids = id.map_or(NewIds::Minted, NewIds::From);
+        let Handled { answer, refused } = self.at_work(&message, self.intake.take(&message, new_ids, ())).await;
+        match answer.status() {
+            StatusCode::CREATED => self.tell(&message, AckKind::Ack).await,
+            status if status.is_server_error() => self.hand_back(&message).await,
+            _ => match self.at_work(&message, self.keep(&message, new_ids, refused, dead_letters)).await {
+                Ok(()) => {
+                    self.intake.handover.outlet.refusals().note([KEPT]);
+                    self.tell(&message, AckKind::Term).await;
+                }
+                Err(error) => {
+                    tracing::debug!(error, "a dead letter is not kept");
+                    self.intake.handover.outlet.refusals().note([NOT_KEPT]);
+                    self.hand_back(&message).await;
+                }
+            },
+        }
+        drop(place);
+    }
+
+    /// Tells the server again and again, until it is done, that the message is being worked on.
+    async fn at_work<T>(&self, message: &Message, work: impl Future<Output = T>) -> T {
         let progress_interval = Duration::from_millis(self.config.ack_wait_ms.div_ceil(3));
-        let mut answer = pin!(self.intake.take(&message, id.map_or(NewIds::Minted, NewIds::From), ()));
-        let answer = loop {
+        let mut work = pin!(work);
+        loop {
             tokio::select! {
                 biased;
-                answer = &mut answer => break answer,
+                done = &mut work => return done,
                 () = sleep(progress_interval) => {
                     let _ = timeout(SEND_TIMEOUT, message.ack_with(AckKind::Progress)).await;
                 }
             }
-        };
-        match answer.status() {
-            StatusCode::CREATED => self.tell(&message, AckKind::Ack).await,
-            status if status.is_server_error() => {
-                self.tell(&message, AckKind::Nak(Some(NAK_DELAY))).await;
-                // It keeps its place: while the store is away, not the whole stream is tried.
-                let _ = timeout(NAK_DELAY, self.shutdown.cancelled()).await;
-            }
-            _ => {
-                self.intake.handover.outlet.refusals().note([TERMINATED]);
-                self.tell(&message, AckKind::Term).await;
-            }
         }
-        drop(place);
+    }
+
+    /// The message comes again. It keeps its place until then: while the store is away, not the whole stream is tried.
+    async fn hand_back(&self, message: &Message) {
+        self.tell(message, AckKind::Nak(Some(NAK_DELAY))).await;
+        let _ = timeout(NAK_DELAY, self.shutdown.cancelled()).await;
+    }
+
+    /// Keeps what of the message was refused for good.
+    async fn keep(
+        &self,
+        message: &Message,
+        new_ids: NewIds,
+        refused: Vec<Rejection>,
+        dead_letters: &Keeper,
+    ) -> Result<(), String> {
+        let info = message.info().map_err(|error| error.to_string())?;
+        let place = format!("{}:{}:{}", info.consumer, info.published.unix_timestamp_nanos(), info.stream_sequence);
+        let from = Sifted {
+            payload: message.payload.clone(),
+            framing: framing(message.headers.as_ref()),
+            max_body_bytes: self.intake.max_body_bytes,
+            limits: self.intake.handover.limits(),
+            new_ids,
+            refused,
+            max_payload: self.client.max_payload(),
+        };
+        let letters = spawn_blocking(move || from.letters()).await.expect("it does not panic, and is not cancelled");
+        for (index, letter) in letters.into_iter().enumerate() {
+            let refused_by = match letter.by {
+                By::Gate => self.intake.handover.outlet.health().name(),
+                By::Store => "transport",
+            };
+            let (reason, key) = (&letter.reason, format!("{place}:{index}"));
+            dead_letters.keep(&Refused { refused_by, reason, payload: letter.payload, key }).await?;
+        }
+        Ok(())
     }
 
     /// Waits until the server says that it has heard. A word that it has not heard does no harm: the message comes again
@@ -214,16 +270,9 @@ impl Desk {
     }
 }
 
-/// Why there is no consumer to take from.
-enum Missing {
-    Yet(String),
-    ForGood(String),
-}
-
-/// The consumer as it must be; it is made where there is none.
-async fn find(client: &Client, config: &NatsConfig) -> Result<PullConsumer, Missing> {
-    let NatsConfig { stream: stream_name, durable, subjects, .. } = config;
-    let yet = |error: String| Missing::Yet(format!("stream `{stream_name}`, consumer `{durable}`: {error}"));
+/// The consumer as it must be, and where dead letters are kept; they are made where there are none.
+async fn find(client: &Client, config: &NatsConfig) -> Result<(PullConsumer, Keeper), Missing> {
+    let NatsConfig { stream, durable, subjects, .. } = config;
     let wanted = pull::Config {
         durable_name: Some(durable.clone()),
         ack_policy: AckPolicy::Explicit,
@@ -233,52 +282,14 @@ async fn find(client: &Client, config: &NatsConfig) -> Result<PullConsumer, Miss
         filter_subject: subjects.first().cloned().unwrap_or_default(),
         ..pull::Config::default()
     };
+    let way_out = "delete it, or name another one as `durable`";
     let context = jetstream::new(client.clone());
-    let stream = context.get_stream_no_info(stream_name).await.map_err(|error| yet(error.to_string()))?;
-    let info = match stream.consumer_info(durable).await {
-        Ok(info) => info,
-        Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {
-            let created = stream.create_consumer(wanted.clone()).await.map_err(|error| yet(error.to_string()))?;
-            created.cached_info().clone()
-        }
-        Err(error) if error.kind() == ConsumerInfoErrorKind::StreamNotFound => {
-            return Err(yet("there is no such stream; create it".to_owned()));
-        }
-        Err(error) => return Err(yet(error.to_string())),
-    };
-    let differences = differences(&info.config, &wanted.clone().into_consumer_config());
-    if differences.is_empty() {
-        return Ok(PullConsumer::new(wanted, info, context));
-    }
-    Err(Missing::ForGood(format!(
-        "the consumer `{durable}` of the stream `{stream_name}` has other settings: {}; delete it, or name another one as \
-         `durable`",
-        differences.join(", ")
-    )))
-}
-
-/// The settings that say which messages come, and when, as `found` has them where they are not as `wanted`.
-fn differences(found: &consumer::Config, wanted: &consumer::Config) -> Vec<String> {
-    let settings = |config: &consumer::Config| {
-        [
-            ("deliver_subject", format!("{:?}", config.deliver_subject)),
-            ("deliver_policy", format!("{:?}", config.deliver_policy)),
-            ("ack_policy", format!("{:?}", config.ack_policy)),
-            ("ack_wait", format!("{:?}", config.ack_wait)),
-            ("max_deliver", config.max_deliver.to_string()),
-            ("max_ack_pending", config.max_ack_pending.to_string()),
-            ("filter_subject", format!("{:?}", config.filter_subject)),
-            ("filter_subjects", format!("{:?}", config.filter_subjects)),
-            ("headers_only", config.headers_only.to_string()),
-            ("backoff", format!("{:?}", config.backoff)),
-            ("max_batch", config.max_batch.to_string()),
-            ("max_bytes", config.max_bytes.to_string()),
-            ("max_expires", format!("{:?}", config.max_expires)),
-        ]
-    };
-    let pairs = settings(found).into_iter().zip(settings(wanted));
-    let different = pairs.filter(|(found, wanted)| found != wanted);
-    different.map(|((name, found), (_, wanted))| format!("{name} is {found}, not {wanted}")).collect()
+    let consumer = consumer::find(&context, stream, durable, &wanted, way_out).await?;
+    let yet = |error: GetStreamError| Missing::Yet(format!("stream `{stream}`: {error}"));
+    let replicas = context.get_stream(stream).await.map_err(yet)?.cached_info().config.num_replicas;
+    let dead_letters = Keeper::new(client.clone(), stream, replicas);
+    dead_letters.find().await?;
+    Ok((consumer, dead_letters))
 }
 
 /// An id from the message's place in its stream, the same whenever it is delivered: a UUIDv8 of the time when it was

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::answer::Answer;
 use crate::decode::{Framing, INLINE_MAX_BYTES, NewIds, decode};
-use crate::handover::Handover;
+use crate::handover::{Handled, Handover};
 
 /// What all messages share.
 pub(super) struct Intake {
@@ -21,19 +21,19 @@ pub(super) struct Intake {
 impl Intake {
     /// The same answer as that to a POST of the message's payload. `room` is given back once the transport has the
     /// events.
-    pub(super) async fn take(&self, message: &Message, new_ids: NewIds, room: impl Send) -> Answer {
+    pub(super) async fn take(&self, message: &Message, new_ids: NewIds, room: impl Send) -> Handled {
         match self.decode_and_publish(message, new_ids, room).await {
-            Ok(answer) => answer,
+            Ok(handled) => handled,
             Err(refusal) => {
                 let problem = refusal.status().canonical_reason().unwrap_or("refused");
                 self.handover.outlet.refusals().note([Refusal { part: "message", problem }]);
-                refusal
+                refusal.into()
             }
         }
     }
 
     /// `Err` where nothing was taken of the whole message.
-    async fn decode_and_publish(&self, message: &Message, new_ids: NewIds, room: impl Send) -> Result<Answer, Answer> {
+    async fn decode_and_publish(&self, message: &Message, new_ids: NewIds, room: impl Send) -> Result<Handled, Answer> {
         let framing = framing(message.headers.as_ref()).ok_or_else(unsupported_content_type)?;
         if message.payload.len() > self.max_body_bytes as usize {
             let detail = format!("A message may have at most {} bytes (`max_body_bytes`).", self.max_body_bytes);
@@ -55,7 +55,7 @@ impl Intake {
 }
 
 /// By the media type of the header `Content-Type`; without one, it is JSON.
-fn framing(headers: Option<&HeaderMap>) -> Option<Framing> {
+pub(super) fn framing(headers: Option<&HeaderMap>) -> Option<Framing> {
     match headers.and_then(|headers| headers.get("Content-Type")) {
         Some(content_type) => Framing::of_content_type(content_type.as_str()),
         None => Some(Framing::Json),

@@ -416,7 +416,11 @@ async fn what_cannot_be_is_an_error_at_the_start() {
         let mut keys = json!({"url": "nats://host", "mode": "core", "subjects": ["events.>"]});
         assert!(config(keys.clone()).unwrap().build().await.is_ok());
         keys.as_object_mut().unwrap().extend(wrong.as_object().unwrap().clone());
-        let error = config(keys).unwrap().build().await.err().expect(expected).to_string();
+        let config = config(keys).unwrap();
+        let error = match config.check() {
+            Ok(()) => config.build().await.err().expect(expected).to_string(),
+            Err(error) => error.to_string(),
+        };
         assert!(error.contains(expected) && !error.contains("hush"), "{error}");
     }
 }

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use eye_core::transport::Custody;
+use serde::{Deserialize, Serialize};
 
 use super::files;
-use super::record::{self, MAGIC, Parsed};
+use crate::record::{self, MAGIC, Parsed};
 
 /// Bytes that may wait for the disk.
 const MAX_WAITING_BYTES: u64 = 64 * 1024 * 1024;
@@ -38,6 +39,7 @@ pub(super) struct State {
     pub(super) next: u64,
     /// The number of the first event that a consumer has not acked.
     cursors: BTreeMap<String, u64>,
+    /// Or `next` has, which is saved with them.
     cursors_changed: bool,
     subscribed: BTreeMap<String, Account>,
     /// All have subscribed: what they are done with may go.
@@ -60,6 +62,14 @@ struct Account {
     missing_ahead: Vec<(u64, u64)>,
 }
 
+/// What is written down once a second.
+#[derive(Default, Serialize, Deserialize)]
+struct Saved {
+    /// As in [`State`]: how far the queue went at least, so that damage to its end is known from a write that was cut off.
+    next: u64,
+    cursors: BTreeMap<String, u64>,
+}
+
 impl Log {
     /// Opens the queue in the folder `path`, which is made where it is not there. Blocks.
     pub(super) fn open(path: &Path, max_bytes: u64, min_free_bytes: u64) -> io::Result<Self> {
@@ -72,7 +82,8 @@ impl Log {
             ),
             TryLockError::Error(error) => error,
         })?;
-        let mut state = State { cursors: read_cursors(path)?, ..State::default() };
+        let saved = read_saved(path)?;
+        let mut state = State { cursors: saved.cursors, ..State::default() };
         for entry in fs::read_dir(path)? {
             let entry = entry?;
             if let Some(first) = entry.file_name().to_str().and_then(first_of_segment) {
@@ -81,12 +92,14 @@ impl Log {
         }
         let last = state.segments.last_key_value().map(|(first, bytes)| (*first, *bytes));
         if let Some((first, bytes)) = last {
-            let (end, whole_bytes) = recover(path, first, bytes)?;
+            let (end, whole_bytes) = recover(path, first, bytes, saved.next)?;
             state.next = end;
             state.segments.insert(first, whole_bytes);
         }
-        // A number that a consumer is done with is never given again, whatever the disk has lost.
-        state.next = state.cursors.values().copied().fold(state.next, u64::max);
+        // A number that was given is never given again, whatever the disk has lost: the gap tells how much.
+        state.next = state.cursors.values().copied().fold(state.next.max(saved.next), u64::max);
+        // Nor is one that has a dead letter, or another event's would take its place.
+        state.next = state.next.max(super::dead_letters::next_number(path)?);
         let log = Self {
             path: path.to_owned(),
             max_bytes,
@@ -157,6 +170,7 @@ impl Log {
         state.waiting -= reserved;
         state.free = state.free.saturating_sub(bytes);
         state.next += u64::from(events);
+        state.cursors_changed = true;
         *state.segments.entry(segment).or_default() += bytes;
         state.next
     }
@@ -209,8 +223,8 @@ impl Log {
     /// A consumer is done with every event before `cursor`.
     pub(super) fn ack(&self, consumer: &str, cursor: u64) {
         let mut state = self.lock();
-        state.cursors.insert(consumer.to_owned(), cursor);
-        state.cursors_changed = true;
+        let before = state.cursors.insert(consumer.to_owned(), cursor);
+        state.cursors_changed |= before != Some(cursor);
         if let Some(account) = state.subscribed.get_mut(consumer) {
             account.missing_ahead.retain(|(end, _)| *end > cursor);
         }
@@ -224,19 +238,20 @@ impl Log {
         }
     }
 
-    /// Writes down how far the consumers are, when that has changed. Blocks. After a crash they are where they were at
+    /// Writes down how far the queue and the consumers are, when that has changed. Blocks. After a crash they are where they were at
     /// the last time, and get again what sinks store once.
     pub(super) fn save_cursors(&self) -> io::Result<()> {
         let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        let cursors = {
+        let saved = {
             let mut state = self.lock();
             if !std::mem::take(&mut state.cursors_changed) {
                 return Ok(());
             }
-            serde_json::to_string(&state.cursors).expect("texts and numbers are JSON")
+            let saved = Saved { next: state.next, cursors: state.cursors.clone() };
+            serde_json::to_string(&saved).expect("texts and numbers are JSON")
         };
-        let content = format!("{:08x} {cursors}\n", crc32fast::hash(cursors.as_bytes()));
-        files::write(&self.path, CURSORS, content.as_bytes()).inspect_err(|_| self.lock().cursors_changed = true)
+        files::write(&self.path, CURSORS, files::seal(&saved).as_bytes())
+            .inspect_err(|_| self.lock().cursors_changed = true)
     }
 
     /// The first event that some consumer is not done with.
@@ -305,8 +320,8 @@ fn set_aside(path: &Path, segment: u64, offset: u64, bytes: &[u8]) -> io::Result
 }
 
 /// Where the segment that was written to last ends: the number of the event after its last, and its whole bytes. What
-/// lies behind them is cut off and set aside.
-fn recover(path: &Path, segment: u64, bytes: u64) -> io::Result<(u64, u64)> {
+/// lies behind them is cut off and set aside. What comes before the event `committed` was whole once.
+fn recover(path: &Path, segment: u64, bytes: u64, committed: u64) -> io::Result<(u64, u64)> {
     let content = fs::read(segment_path(path, segment))?;
     let (mut end, mut whole) = (segment, 0);
     while let Some((at, record)) = find_record(&content[whole..], end) {
@@ -320,11 +335,16 @@ fn recover(path: &Path, segment: u64, bytes: u64) -> io::Result<(u64, u64)> {
             // On a full disk it stays where it is: the reader comes to it, and says so.
             Err(_) => return Ok((end, bytes)),
         };
-        tracing::warn!(
-            bytes = rest.len(),
-            kept = %kept.display(),
-            "the end of the queue was not whole, as it is when a crash cut off what was not acknowledged yet; set aside"
-        );
+        let (bytes, kept) = (rest.len(), kept.display());
+        if end < committed {
+            tracing::error!(bytes, %kept, "the end of the queue is damaged on the disk; set aside");
+        } else {
+            tracing::warn!(
+                bytes,
+                %kept,
+                "the end of the queue was not whole, as it is when a crash cut off what was not acknowledged yet; set aside"
+            );
+        }
     }
     if bytes != whole as u64 {
         let file = files::options().open(segment_path(path, segment))?;
@@ -346,23 +366,19 @@ pub(super) fn find_record(bytes: &[u8], expected: u64) -> Option<(usize, record:
     }
 }
 
-/// The consumers and how far they are. A file that is damaged is as good as none: they get again what they have.
-fn read_cursors(path: &Path) -> io::Result<BTreeMap<String, u64>> {
+/// How far the queue and the consumers were. A file that is damaged is as good as none: they get again what they have.
+fn read_saved(path: &Path) -> io::Result<Saved> {
     let content = match fs::read(path.join(CURSORS)) {
         Ok(content) => content,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Saved::default()),
         Err(error) => return Err(error),
     };
-    let parsed = std::str::from_utf8(&content).ok().and_then(|content| {
-        let (checksum, cursors) = content.strip_suffix('\n')?.split_once(' ')?;
-        let right = u32::from_str_radix(checksum, 16).ok()? == crc32fast::hash(cursors.as_bytes());
-        serde_json::from_str(cursors).ok().filter(|_| right)
-    });
+    let parsed = files::unseal(&content).and_then(|saved| serde_json::from_str(saved).ok());
     Ok(parsed.unwrap_or_else(|| {
         tracing::error!(
             file = %path.join(CURSORS).display(),
             "damaged: nobody knows what the sinks have; they get again all that is in the queue"
         );
-        BTreeMap::new()
+        Saved::default()
     }))
 }

@@ -13,7 +13,7 @@ use eye_core::batch::BatchLimits;
 use eye_core::event::Event;
 
 use super::log::{Log, find_record};
-use super::record::{self, Parsed};
+use crate::record::{self, Parsed};
 
 /// Bytes read at once, if there are as many; a record that is larger is read whole.
 const CHUNK_BYTES: u64 = 1024 * 1024;
@@ -44,6 +44,11 @@ struct Place {
 impl Reader {
     pub(super) fn new(log: Arc<Log>, consumer: String, next: u64) -> Self {
         Self { log, consumer, next, place: None, file: None, buffer: Vec::new(), used: 0 }
+    }
+
+    /// The number of the next event to be read.
+    pub(super) fn next_number(&self) -> u64 {
+        self.next
     }
 
     /// Adds records to `ahead` until it holds as much as one batch may, or there is no more. Blocks.

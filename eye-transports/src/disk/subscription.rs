@@ -127,7 +127,13 @@ impl DiskSubscription {
             };
             let (reader, ahead, result) = spawn_blocking(work).await.expect("it does not panic, and is not cancelled");
             (self.reader, self.ahead) = (Some(reader), ahead);
-            let Err(error) = result else { return true };
+            let Err(error) = result else {
+                if let (true, Some(reader)) = (self.ahead.is_empty(), &self.reader) {
+                    // Past what is missing at the end, too: it was reported.
+                    self.log.ack(&self.sink, reader.next_number());
+                }
+                return true;
+            };
             tracing::error!(sink = self.sink, %error, "cannot read the queue, trying again");
             if self.wait(MAX_PAUSE).await {
                 return false;

@@ -210,14 +210,13 @@ async fn refused_events_are_dead_letters_and_the_others_are_done() {
     commit(&transport, 5, 6).await;
     assert_eq!(next(&mut *subscription, Outcome::Delivered).await, events(5, 6));
 
-    let file = config.path.join("dead-letters/00000000000000000001.store.ndjson");
-    let lines = fs::read_to_string(&file).unwrap();
-    let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(lines.len(), 2);
-    for (line, n) in lines.iter().zip([1, 3]) {
-        assert_eq!((&line["sink"], &line["reason"], &line["number"]), (&"store".into(), &"too big".into(), &n.into()));
-        assert_eq!(line["event"], serde_json::to_value(testkit::event(n)).unwrap());
+    let letters = config.dead_letters().unwrap().page(None).await.unwrap();
+    assert_eq!(letters.iter().map(|letter| &*letter.id).collect::<Vec<_>>(), ["1.store", "3.store"]);
+    for (letter, n) in letters.iter().zip([1, 3]) {
+        assert_eq!((&*letter.refused_by, &*letter.reason), ("sinks.store", "too big"));
+        assert_eq!(letter.payload, serde_json::to_vec(&testkit::event(n)).unwrap());
     }
+    let file = config.path.join("dead-letters/00000000000000000001.store.letter");
     assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
@@ -228,22 +227,25 @@ async fn dead_letters_that_cannot_be_kept_are_tried_again_until_they_are_or_come
     let transport = open(&config).await;
     let mut subscription = transport.subscribe("store").await.unwrap();
     commit(&transport, 0, 1).await;
-    fs::write(config.path.join("dead-letters"), "in the way").unwrap();
+    let in_the_way = config.path.join("dead-letters");
+    fs::write(&in_the_way, "").unwrap();
     let refused = Outcome::Rejected(vec![Rejection { index: 0, reason: "too big".into() }]);
     next(&mut *subscription, refused.clone()).await;
     stop(transport, subscription).await;
+    fs::remove_file(&in_the_way).unwrap();
 
     let transport = open(&config).await;
     let mut subscription = transport.subscribe("store").await.unwrap();
+    fs::write(&in_the_way, "").unwrap();
     assert_eq!(next(&mut *subscription, refused).await, events(0, 1));
     commit(&transport, 1, 2).await;
     let (received, ()) = tokio::join!(next(&mut *subscription, Outcome::Delivered), async {
         tokio::task::yield_now().await;
         assert_eq!(transport.custody("store").pending, 2);
-        fs::remove_file(config.path.join("dead-letters")).unwrap();
+        fs::remove_file(&in_the_way).unwrap();
     });
     assert_eq!(received, events(1, 2));
-    assert_eq!(fs::read_dir(config.path.join("dead-letters")).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(in_the_way).unwrap().count(), 1);
 }
 
 #[tokio::test]
@@ -483,10 +485,33 @@ async fn damaged_cursors_deliver_again_rather_than_lose() {
     assert_eq!(drain(&config).await, events(0, 6));
 }
 
+#[test]
+fn a_quota_too_small_for_a_few_requests_is_an_error() {
+    let check = |max_bytes| DiskConfig { max_bytes, ..DiskConfig::default() }.check();
+    assert!(check(MIN_MAX_BYTES - 1).unwrap_err().to_string().contains("max_bytes"));
+    assert!(check(MIN_MAX_BYTES).is_ok());
+}
+
 #[tokio::test]
-async fn a_quota_too_small_for_a_few_requests_is_an_error() {
+async fn a_number_that_has_a_dead_letter_is_never_given_again() {
     let folder = folder();
-    let build = async |max_bytes| DiskConfig { max_bytes, ..config(&folder) }.build().await;
-    assert!(build(MIN_MAX_BYTES - 1).await.err().unwrap().to_string().contains("max_bytes"));
-    assert!(build(MIN_MAX_BYTES).await.is_ok());
+    let config = config(&folder);
+    let transport = open(&config).await;
+    let mut subscription = transport.subscribe("store").await.unwrap();
+    commit(&transport, 0, 3).await;
+    next(&mut *subscription, Outcome::Rejected(vec![Rejection { index: 2, reason: "bad".into() }])).await;
+    stop(transport, subscription).await;
+    // All that else tells how far the numbers were is lost.
+    segments(&config).into_iter().for_each(|segment| fs::remove_file(segment).unwrap());
+    fs::remove_file(config.path.join("cursors")).unwrap();
+
+    let transport = open(&config).await;
+    let mut subscription = transport.subscribe("store").await.unwrap();
+    commit(&transport, 3, 4).await;
+    next(&mut *subscription, Outcome::Rejected(vec![Rejection { index: 0, reason: "bad".into() }])).await;
+    commit(&transport, 4, 5).await;
+    next(&mut *subscription, Outcome::Delivered).await;
+    let letters = config.dead_letters().unwrap().page(None).await.unwrap();
+    let payloads: Vec<_> = letters.into_iter().map(|letter| letter.payload).collect();
+    assert_eq!(payloads, [2, 3].map(|n| serde_json::to_vec(&testkit::event(n)).unwrap()));
 }

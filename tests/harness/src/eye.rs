@@ -34,9 +34,17 @@ impl Eye {
     /// # Panics
     /// With the log when the program ends or does not listen.
     pub fn start(program: impl AsRef<Path>, config: &str) -> Self {
+        Self::start_with_environment(program, &[], config)
+    }
+
+    /// As [`start`](Self::start), with environment variables, each as `NAME=value`.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_with_environment(program: impl AsRef<Path>, environment: &[&str], config: &str) -> Self {
         let folder = temporary_folder("program");
         let config_file = folder.join("eye.toml").display().to_string();
-        let mut eye = Self::new(program.as_ref(), &folder, &["run", "--config", &config_file]);
+        let mut eye = Self::new(program.as_ref(), environment, &folder, &["run", "--config", &config_file]);
         fs::write(&config_file, config).expect("the folder is ours");
         eye.restart();
         eye
@@ -48,15 +56,15 @@ impl Eye {
     /// # Panics
     /// As [`start`](Self::start).
     pub fn start_without_config(program: impl AsRef<Path>) -> Self {
-        let mut eye = Self::new(program.as_ref(), &temporary_folder("program"), &[]);
+        let mut eye = Self::new(program.as_ref(), &[], &temporary_folder("program"), &[]);
         eye.restart();
         eye
     }
 
-    fn new(program: &Path, folder: &Path, arguments: &[&str]) -> Self {
+    fn new(program: &Path, environment: &[&str], folder: &Path, arguments: &[&str]) -> Self {
         let program = program.display().to_string();
-        let environment = ["env", "-u", "RUST_LOG", "-u", "EYE_CONFIG", &program];
-        let command = [&environment, arguments, &["--log-format", "json"]].concat();
+        let cleared = ["env", "-u", "RUST_LOG", "-u", "EYE_CONFIG"];
+        let command = [&cleared, environment, &[&program], arguments, &["--log-format", "json"]].concat();
         Self {
             process: Kept::new(folder, None, &command.into_iter().map(str::to_owned).collect::<Vec<_>>()),
             address: String::new(),

@@ -18,7 +18,7 @@ const SCRIPT: &str = include_str!("keeper.sh");
 
 /// A server process, with its folder.
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub struct Kept {
     keeper: Child,
     orders: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
@@ -28,8 +28,11 @@ pub(crate) struct Kept {
 
 impl Kept {
     /// Makes `folder`, which must not exist yet, as the user `user` when root; `command` is what [`start`](Self::start)
-    /// will run in it.
-    pub(crate) fn new(folder: &Path, user: Option<&str>, command: &[String]) -> Self {
+    /// will run in it. What is mounted at `disk` in it is unmounted at the end.
+    ///
+    /// # Panics
+    /// When the folder cannot be made.
+    pub fn new(folder: &Path, user: Option<&str>, command: &[String]) -> Self {
         let mut keeper = as_user(user, Path::new("sh"))
             .args(["-c", SCRIPT, "keeper"])
             .arg(folder)
@@ -48,7 +51,8 @@ impl Kept {
         kept
     }
 
-    pub(crate) fn folder(&self) -> &Path {
+    /// What was given to [`new`](Self::new).
+    pub fn folder(&self) -> &Path {
         &self.folder
     }
 
@@ -56,7 +60,7 @@ impl Kept {
     ///
     /// # Panics
     /// When it runs already, or has ended and nobody asked for its exit code.
-    pub(crate) fn start(&mut self) {
+    pub fn start(&mut self) {
         assert!(self.server.is_none(), "it was started already");
         self.server = Some(Pid(self.order("start")));
     }
@@ -65,16 +69,17 @@ impl Kept {
     ///
     /// # Panics
     /// When it was not started.
-    pub(crate) fn pid(&self) -> String {
+    pub fn pid(&self) -> String {
         self.server.as_ref().expect("it was started").0.clone()
     }
 
-    pub(crate) fn has_ended(&self) -> bool {
+    /// Whether it does not run.
+    pub fn has_ended(&self) -> bool {
         self.server.as_ref().is_none_or(Pid::has_ended)
     }
 
     /// Asks the server to end by the signal `signal`; otherwise as [`wait`](Self::wait).
-    pub(crate) fn terminate(&mut self, signal: &str, deadline: Duration) -> Option<i32> {
+    pub fn terminate(&mut self, signal: &str, deadline: Duration) -> Option<i32> {
         if !self.has_ended() {
             self.order(&format!("ask {signal}"));
         }
@@ -86,7 +91,7 @@ impl Kept {
     ///
     /// # Panics
     /// When it was not started, or its exit code was asked for already.
-    pub(crate) fn wait(&mut self, deadline: Duration) -> Option<i32> {
+    pub fn wait(&mut self, deadline: Duration) -> Option<i32> {
         assert!(self.server.is_some(), "it was not started, or is known to have ended");
         holds_within(deadline, || self.has_ended()).then(|| {
             self.server = None;
@@ -98,7 +103,7 @@ impl Kept {
     ///
     /// # Panics
     /// As [`wait`](Self::wait).
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         let deadline = Duration::from_secs(10);
         if !self.has_ended() {
             let processes = self.order("force KILL");
@@ -113,7 +118,7 @@ impl Kept {
     ///
     /// # Panics
     /// When it does not run.
-    pub(crate) fn pause(&mut self) {
+    pub fn pause(&mut self) {
         assert!(!self.has_ended(), "it does not run");
         self.order("force STOP");
     }
@@ -122,13 +127,13 @@ impl Kept {
     ///
     /// # Panics
     /// As `pause`.
-    pub(crate) fn resume(&mut self) {
+    pub fn resume(&mut self) {
         assert!(!self.has_ended(), "it does not run");
         self.order("force CONT");
     }
 
     /// What the server has written to stdout and stderr, over all its starts.
-    pub(crate) fn log(&self) -> String {
+    pub fn log(&self) -> String {
         let bytes = fs::read(self.folder.join("log")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
@@ -156,7 +161,7 @@ impl Drop for Kept {
 
 /// A name for a folder that nothing has had before: not another thread, which the count tells apart, and not a test that
 /// a power cut kept from tidying up.
-pub(crate) fn temporary_folder(kind: &str) -> PathBuf {
+pub fn temporary_folder(kind: &str) -> PathBuf {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let now = SystemTime::UNIX_EPOCH.elapsed().expect("the clock is past 1970");

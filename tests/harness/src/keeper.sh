@@ -45,6 +45,8 @@ done
 # What a killed PostgreSQL leaves outside its folder: a segment of shared memory. The number stands in this file.
 [ -e data/postmaster.pid ] && ipcrm --shmem-id "$(sed -n '7s/.* //p' data/postmaster.pid)"
 cd /
+# What a killed file system leaves.
+umount -l "$folder/disk"
 # A process that is just dying may still add a file.
 for _ in 1 2 3 4 5 6 7 8 9 10; do
     rm -rf "$folder" && exit

@@ -12,6 +12,7 @@ mod wait;
 
 pub use database::{Database, MariaDb, PASSWORD, Postgres, Server, USER};
 pub use eye::Eye;
+pub use keeper::{Kept, temporary_folder};
 pub use nats::NatsServer;
 pub use sentry::{SentryServer, event_text};
-pub use wait::eventually;
+pub use wait::{eventually, holds_within};

@@ -18,7 +18,7 @@ pub async fn eventually(what: &str, deadline: Duration, mut condition: impl Asyn
 }
 
 /// As [`eventually`], blocking, for what happens outside a runtime. False at the deadline.
-pub(crate) fn holds_within(deadline: Duration, mut condition: impl FnMut() -> bool) -> bool {
+pub fn holds_within(deadline: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + deadline;
     loop {
         if condition() {

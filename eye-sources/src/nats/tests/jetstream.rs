@@ -5,6 +5,7 @@ use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, Info, pull};
 use async_nats::jetstream::stream::Stream;
 use eye_core::ack::Rejection;
+use eye_core::dead_letter::DeadLetter;
 use futures_util::StreamExt;
 
 use super::*;
@@ -151,7 +152,65 @@ async fn what_is_refused_for_good_is_terminated_once_and_takes_nothing_along() {
     let mut names = fixture.transport.published_names();
     names.sort();
     assert_eq!(names, ["a", "b", "c", "d"]);
+
+    let mut kept: Vec<(String, String)> = dead_letters(&server)
+        .await
+        .into_iter()
+        .map(|letter| (letter.refused_by, String::from_utf8_lossy(&letter.payload).into_owned()))
+        .collect();
+    kept.sort();
+    assert_eq!(kept.len(), 5, "{kept:?}");
+    assert!(kept[0] == ("sources.bus".to_owned(), String::new()), "{kept:?}");
+    let invalid = &INVALID[1..];
+    assert!(kept[1].1.starts_with("{\"id\":\"") && kept[1].1.ends_with(invalid), "{kept:?}");
+    assert!(kept[2].1.starts_with("{\"id\":\"") && kept[2].1.ends_with(invalid), "{kept:?}");
+    assert_eq!(kept[3].0, "sources.bus");
+    assert!(kept[4].0 == "transport" && kept[4].1.contains("\"name\":\"c\""), "{kept:?}");
     fixture.stop().await;
+}
+
+/// The command line's view.
+async fn dead_letters(server: &NatsServer) -> Vec<DeadLetter> {
+    config(keys(server)).unwrap().dead_letters().unwrap().page(None).await.unwrap()
+}
+
+#[tokio::test]
+async fn what_is_kept_has_the_id_that_the_event_would_have_had() {
+    let server = NatsServer::start();
+    let stream = create_stream(&server).await;
+    let fixture = Fixture::start(&server, Told::Settle(Outcome::Delivered), keys(&server)).await;
+    fixture.publish_with(&[("Nats-Msg-Id", ID)], INVALID).await;
+    wait_settled(&stream, 1).await;
+    let letters = dead_letters(&server).await;
+    assert!(letters[0].payload.starts_with(format!("{{\"id\":\"{ID}\",").as_bytes()), "{letters:?}");
+    assert_eq!(letters[0].reason, "name: This field is required.");
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_kept_is_delivered_again() {
+    let server = NatsServer::start();
+    let stream = create_stream(&server).await;
+    let fixture = Fixture::start(&server, Told::Settle(Outcome::Delivered), keys(&server)).await;
+    let context = jetstream::new(fixture.client.clone());
+    let settings = context.get_stream("EVENTS_dead_letters").await.unwrap().cached_info().config.clone();
+    let full = jetstream::stream::Config { max_bytes: 10, ..settings.clone() };
+    context.update_stream(full).await.unwrap();
+    publish(&fixture, "a").await;
+    fixture.publish(INVALID).await;
+    eventually("it was tried again", DEADLINE, async || consumer(&stream).await.num_redelivered == 1).await;
+    let info = consumer(&stream).await;
+    assert_eq!((info.ack_floor.stream_sequence, dead_letters(&server).await.len()), (1, 0));
+    context.update_stream(settings).await.unwrap();
+    wait_settled(&stream, 2).await;
+    assert_eq!(dead_letters(&server).await.len(), 1);
+    fixture.stop().await;
+}
+
+#[test]
+fn core_keeps_no_dead_letters() {
+    let keys = json!({"url": "nats://host", "mode": "core", "subjects": ["a"]});
+    assert!(config(keys).unwrap().dead_letters().is_none());
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! How events lie in a file: records, each the events of one commit, with a checksum over all of it.
+//! How transports store events: records, each the events of one commit, with a checksum over all of it.
 //!
 //! ```text
 //! magic and version  4 bytes
@@ -16,25 +16,25 @@ use eye_core::timestamp::Timestamp;
 use uuid::Uuid;
 
 /// What a record starts with. UTF-8 has no such byte as the first, so no text looks like it. The last is the version.
-pub(super) const MAGIC: [u8; 4] = [0xFE, b'E', b'y', 1];
+pub(crate) const MAGIC: [u8; 4] = [0xFE, b'E', b'y', 1];
 
 /// Bytes of a record before its payload.
-pub(super) const HEADER_BYTES: usize = 24;
+pub(crate) const HEADER_BYTES: usize = 24;
 
 const EVENT_HEADER_BYTES: usize = 48;
 
 /// A record that is whole: its checksum is right.
 #[derive(Debug)]
-pub(super) struct Record<'a> {
+pub(crate) struct Record<'a> {
     /// The number of its first event.
-    pub(super) first: u64,
-    pub(super) count: u32,
+    pub(crate) first: u64,
+    pub(crate) count: u32,
     payload: &'a [u8],
 }
 
 /// What some bytes begin with.
 #[derive(Debug)]
-pub(super) enum Parsed<'a> {
+pub(crate) enum Parsed<'a> {
     Whole(Record<'a>),
     /// So many bytes would be needed to tell.
     Short(usize),
@@ -43,26 +43,35 @@ pub(super) enum Parsed<'a> {
 }
 
 /// The payload for some events.
-pub(super) fn encode(events: &[Event]) -> Vec<u8> {
-    let bytes = events.iter().map(|event| EVENT_HEADER_BYTES + event.size_bytes()).sum();
-    let mut payload = Vec::with_capacity(bytes);
+pub(crate) fn encode(events: &[Event]) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(events.iter().map(encoded_bytes).sum());
     for event in events {
-        payload.extend_from_slice(event.id().as_bytes());
-        payload.extend_from_slice(&event.timestamp().as_micros().to_le_bytes());
-        payload.extend_from_slice(&event.received_at().as_micros().to_le_bytes());
-        let texts = [event.session_id(), event.category(), event.name(), event.data()];
-        for text in texts {
-            payload.extend_from_slice(&(text.len() as u32).to_le_bytes());
-        }
-        for text in texts {
-            payload.extend_from_slice(text.as_bytes());
-        }
+        encode_event(event, &mut payload);
     }
     payload
 }
 
+/// Bytes of a payload that an event takes.
+pub(crate) fn encoded_bytes(event: &Event) -> usize {
+    EVENT_HEADER_BYTES + event.size_bytes()
+}
+
+/// Adds an event to a payload.
+pub(crate) fn encode_event(event: &Event, payload: &mut Vec<u8>) {
+    payload.extend_from_slice(event.id().as_bytes());
+    payload.extend_from_slice(&event.timestamp().as_micros().to_le_bytes());
+    payload.extend_from_slice(&event.received_at().as_micros().to_le_bytes());
+    let texts = [event.session_id(), event.category(), event.name(), event.data()];
+    for text in texts {
+        payload.extend_from_slice(&(text.len() as u32).to_le_bytes());
+    }
+    for text in texts {
+        payload.extend_from_slice(text.as_bytes());
+    }
+}
+
 /// Completes a record whose payload lies in `record` behind [`HEADER_BYTES`] bytes for the header.
-pub(super) fn seal(record: &mut [u8], first: u64, count: u32) {
+pub(crate) fn seal(record: &mut [u8], first: u64, count: u32) {
     let payload_len = u32::try_from(record.len() - HEADER_BYTES).expect("a commit is bounded far below 4 GiB");
     record[..4].copy_from_slice(&MAGIC);
     record[8..12].copy_from_slice(&payload_len.to_le_bytes());
@@ -73,7 +82,7 @@ pub(super) fn seal(record: &mut [u8], first: u64, count: u32) {
 }
 
 /// The record that `bytes` begin with.
-pub(super) fn parse(bytes: &[u8]) -> Parsed<'_> {
+pub(crate) fn parse(bytes: &[u8]) -> Parsed<'_> {
     let Some((header, rest)) = bytes.split_at_checked(HEADER_BYTES) else { return Parsed::Short(HEADER_BYTES) };
     if header[..4] != MAGIC {
         return Parsed::Damaged;
@@ -93,17 +102,17 @@ pub(super) fn parse(bytes: &[u8]) -> Parsed<'_> {
 
 impl Record<'_> {
     /// Bytes of the whole record.
-    pub(super) fn size_bytes(&self) -> usize {
+    pub(crate) fn size_bytes(&self) -> usize {
         HEADER_BYTES + self.payload.len()
     }
 
     /// The number of the event after its last.
-    pub(super) fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.first + u64::from(self.count)
     }
 
     /// Its events; `None` when the payload is not what it should be, which a right checksum all but excludes.
-    pub(super) fn events(&self) -> Option<Vec<Event>> {
+    pub(crate) fn events(&self) -> Option<Vec<Event>> {
         let mut rest = self.payload;
         let mut events = Vec::new();
         while !rest.is_empty() {

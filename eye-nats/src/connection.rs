@@ -25,7 +25,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// A text that is not shown. Empty: none.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
-pub(super) struct Secret(pub(super) String);
+pub struct Secret(String);
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -36,7 +36,7 @@ impl fmt::Debug for Secret {
 /// The server's URL, apart from what was in it of user, password or token: the client library logs URLs.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub(super) struct ServerUrl {
+pub struct ServerUrl {
     address: ServerAddr,
     user: String,
     secret: Secret,
@@ -68,24 +68,62 @@ impl TryFrom<String> for ServerUrl {
     }
 }
 
-/// Who we are and whom we trust, as the configuration says beside the URL.
-pub(super) struct Login<'a> {
-    pub(super) credentials_file: &'a str,
-    pub(super) token: &'a Secret,
-    pub(super) user: &'a str,
-    pub(super) password: &'a Secret,
-    pub(super) ca_file: &'a str,
+impl ServerUrl {
+    fn user_and_secret(&self) -> (&str, &str) {
+        (&self.user, &self.secret.0)
+    }
+}
+
+/// Where the server is, who we are, and whom we trust: the keys that every configuration of a server has.
+#[derive(Clone, Debug)]
+pub struct Login {
+    /// Where the server is: `nats://HOST:PORT`, or `tls://HOST:PORT`. User and password, or a token, may be in it.
+    pub url: ServerUrl,
+    /// A file with a JWT and its key, as `nsc` makes it. Empty: none.
+    pub credentials_file: String,
+    /// Empty: none.
+    pub token: Secret,
+    /// With `password`, where they are not in the URL. Empty: none.
+    pub user: String,
+    /// Of `user`.
+    pub password: Secret,
+    /// A PEM file with the certificates that the server's must be signed by. Empty: those of the system.
+    pub ca_file: String,
+}
+
+impl Login {
+    /// Whether there is at most one way to log in.
+    ///
+    /// # Errors
+    /// When there is more than one.
+    pub fn check(&self) -> Result<(), BuildError> {
+        let ways = [
+            self.url.user_and_secret() != ("", ""),
+            self.user_and_password() != ("", ""),
+            !self.token.0.is_empty(),
+            !self.credentials_file.is_empty(),
+        ];
+        if ways.iter().filter(|is_taken| **is_taken).count() > 1 {
+            let ways = "in the URL, or `user` and `password`, or `token`, or `credentials_file`";
+            return Err(BuildError(format!("more than one way to log in: choose one of {ways}")));
+        }
+        Ok(())
+    }
+
+    fn user_and_password(&self) -> (&str, &str) {
+        (&self.user, &self.password.0)
+    }
 }
 
 /// A server that can be connected to.
-pub(super) struct Server {
+pub struct Server {
     address: ServerAddr,
     options: ConnectOptions,
 }
 
 /// What happened to a connection.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub enum Change {
     /// It is there, and the server has heard everything that was said before.
     Connected,
     /// It was there, and is not any more.
@@ -97,15 +135,14 @@ pub(super) enum Change {
 }
 
 impl Server {
-    pub(super) async fn new(url: &ServerUrl, login: &Login<'_>) -> Result<Self, BuildError> {
-        let of_url = (url.user.as_str(), url.secret.0.as_str());
-        let of_keys = (login.user, login.password.0.as_str());
+    /// Reads the files that `login` names. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// When a file is of no use.
+    pub async fn new(login: &Login) -> Result<Self, BuildError> {
+        let url = &login.url;
+        let (of_url, of_keys) = (url.user_and_secret(), login.user_and_password());
         let token = login.token.0.as_str();
-        let ways = [of_url != ("", ""), of_keys != ("", ""), !token.is_empty(), !login.credentials_file.is_empty()];
-        if ways.iter().filter(|is_taken| **is_taken).count() > 1 {
-            let ways = "in the URL, or `user` and `password`, or `token`, or `credentials_file`";
-            return Err(BuildError(format!("more than one way to log in: choose one of {ways}")));
-        }
         let mut options = ConnectOptions::new()
             .name("eye")
             .retry_on_initial_connect()
@@ -120,21 +157,24 @@ impl Server {
         }
         if !login.credentials_file.is_empty() {
             // The library's errors might quote the file.
-            let content = read("credentials_file", login.credentials_file).await?;
+            let content = read("credentials_file", &login.credentials_file).await?;
             options = options.credentials(&content).map_err(|_| {
-                let file = login.credentials_file;
+                let file = &login.credentials_file;
                 BuildError(format!("credentials_file: {file} does not hold a JWT and a key as `nsc` writes them"))
             })?;
         }
         if !login.ca_file.is_empty() {
-            read("ca_file", login.ca_file).await?;
-            options = options.add_root_certificates(login.ca_file.into());
+            read("ca_file", &login.ca_file).await?;
+            options = options.add_root_certificates(login.ca_file.as_str().into());
         }
         Ok(Self { address: url.address.clone(), options })
     }
 
     /// Starts to connect, again and again where it must: a client that can be used at once, and what happens to it.
-    pub(super) async fn connect(self) -> Result<(Client, mpsc::Receiver<Event>), ConnectError> {
+    ///
+    /// # Errors
+    /// When the client library refuses the address.
+    pub async fn connect(self) -> Result<(Client, mpsc::Receiver<Event>), ConnectError> {
         // Where events come faster than they are read, the library drops some.
         let (events, received) = mpsc::channel(1);
         let events = Arc::new(events);
@@ -146,7 +186,7 @@ impl Server {
     }
 
     /// Host and port, for messages.
-    pub(super) fn name(&self) -> String {
+    pub fn name(&self) -> String {
         format!("{}:{}", self.address.host(), self.address.port())
     }
 }
@@ -159,7 +199,7 @@ async fn read(key: &str, file: &str) -> Result<String, BuildError> {
 }
 
 /// Tells `on_change` what happens to the connection, for as long as the client lives.
-pub(super) async fn watch(
+pub async fn watch(
     client: Client,
     mut events: mpsc::Receiver<Event>,
     name: String,
@@ -211,7 +251,7 @@ async fn round_trip(client: &Client) {
 }
 
 /// Waits until what was published is on its way, for a short time, and only where that is possible.
-pub(super) async fn flush(client: &Client) {
+pub async fn flush(client: &Client) {
     if client.connection_state() == State::Connected {
         let _ = timeout(ROUND_TRIP_TIMEOUT, client.flush()).await;
     }

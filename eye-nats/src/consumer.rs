@@ -1,0 +1,60 @@
+//! A consumer of a stream: found as it must be, or made.
+
+use async_nats::jetstream::Context;
+use async_nats::jetstream::consumer::{self, IntoConsumerConfig, PullConsumer, pull};
+use async_nats::jetstream::context::ConsumerInfoErrorKind;
+
+use crate::settings::{Missing, Setting, differences};
+
+/// The consumer as it must be; it is made where there is none. `way_out` says what to do about one with other settings.
+///
+/// # Errors
+/// [`Missing::ForGood`] when it has other settings, else [`Missing::Yet`].
+pub async fn find(
+    context: &Context,
+    stream_name: &str,
+    name: &str,
+    wanted: &pull::Config,
+    way_out: &str,
+) -> Result<PullConsumer, Missing> {
+    let yet = |error: String| Missing::Yet(format!("stream `{stream_name}`, consumer `{name}`: {error}"));
+    let stream = context.get_stream_no_info(stream_name).await.map_err(|error| yet(error.to_string()))?;
+    let info = match stream.consumer_info(name).await {
+        Ok(info) => info,
+        Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {
+            let created = stream.create_consumer(wanted.clone()).await.map_err(|error| yet(error.to_string()))?;
+            created.cached_info().clone()
+        }
+        Err(error) if error.kind() == ConsumerInfoErrorKind::StreamNotFound => {
+            return Err(yet("there is no such stream; create it".to_owned()));
+        }
+        Err(error) => return Err(yet(error.to_string())),
+    };
+    let found = settings(&info.config);
+    let different = differences(&found, &settings(&wanted.clone().into_consumer_config()));
+    if different.is_empty() {
+        return Ok(PullConsumer::new(wanted.clone(), info, context.clone()));
+    }
+    Err(Missing::ForGood(format!(
+        "the consumer `{name}` of the stream `{stream_name}` has other settings: {different}; {way_out}"
+    )))
+}
+
+/// The settings that say which messages come, and when.
+fn settings(config: &consumer::Config) -> Vec<Setting> {
+    vec![
+        ("deliver_subject", format!("{:?}", config.deliver_subject)),
+        ("deliver_policy", format!("{:?}", config.deliver_policy)),
+        ("ack_policy", format!("{:?}", config.ack_policy)),
+        ("ack_wait", format!("{:?}", config.ack_wait)),
+        ("max_deliver", config.max_deliver.to_string()),
+        ("max_ack_pending", config.max_ack_pending.to_string()),
+        ("filter_subject", format!("{:?}", config.filter_subject)),
+        ("filter_subjects", format!("{:?}", config.filter_subjects)),
+        ("headers_only", config.headers_only.to_string()),
+        ("backoff", format!("{:?}", config.backoff)),
+        ("max_batch", config.max_batch.to_string()),
+        ("max_bytes", config.max_bytes.to_string()),
+        ("max_expires", format!("{:?}", config.max_expires)),
+    ]
+}

@@ -1,0 +1,7 @@
+//! What the NATS source and the JetStream transport share.
+
+pub mod connection;
+pub mod consumer;
+pub mod dead_letters;
+pub mod settings;
+pub mod stream;

@@ -1,0 +1,316 @@
+//! What is on the server: the stream, and a consumer for each sink, as they must be.
+//!
+//! Each sink has a copy of its own of every event, below a subject of its own, and the stream removes a message when it
+//! is acknowledged (retention `WorkQueue`), never otherwise. With one message for all sinks, somebody would have to know
+//! which messages all of them have acknowledged, and the server does not tell: the ack floor of a consumer passes over
+//! messages that are to be delivered again (seen with nats-server 2.9), so what is removed by it may be lost.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::Client;
+use async_nats::jetstream::Context;
+use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::stream::{Config, RetentionPolicy};
+use eye_core::transport::Custody;
+use eye_nats::connection::Change;
+use eye_nats::dead_letters::Keeper;
+use eye_nats::settings::Missing;
+use eye_nats::{consumer, stream};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::JetStreamConfig;
+
+/// How often the stream is looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How long to wait before what is missing is looked for again.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// How long a stream stays full at least, so that it is not tried with every request.
+const FULL_FOR: Duration = Duration::from_secs(2);
+
+/// How long the server knows what it has: much longer than a publish is tried again.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+
+/// Messages that all programs together may have at hand for one sink.
+const MAX_ACK_PENDING: i64 = 10_000;
+
+/// How it stands between us and the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Why nothing can be published now.
+    Away(String),
+    /// On this connection, the stream and all consumers were seen.
+    Here,
+    /// The same, but the stream takes nothing: why.
+    Full(String),
+    /// It will never work: why.
+    Broken(String),
+}
+
+impl State {
+    fn is_here(&self) -> bool {
+        matches!(self, Self::Here | Self::Full(_))
+    }
+}
+
+/// One consumer's events that came from the server and were not handed back.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) taken: AtomicU64,
+    pub(super) pending: AtomicU64,
+}
+
+/// What all parts of a transport share.
+pub(super) struct Session {
+    context: Context,
+    stream: Config,
+    ack_wait: Duration,
+    dead_letters: Keeper,
+    state: watch::Sender<State>,
+    full_since: Mutex<Option<Instant>>,
+    /// By name; fixed once `started` is cancelled.
+    consumers: Mutex<BTreeMap<String, Arc<Counts>>>,
+    started: CancellationToken,
+    closing: CancellationToken,
+    /// Everything that was taken is published, or has failed.
+    pub(super) published: CancellationToken,
+}
+
+impl Session {
+    pub(super) fn new(context: Context, config: &JetStreamConfig, dead_letters: Keeper) -> Self {
+        let stream = Config {
+            num_replicas: config.replicas.into(),
+            max_bytes: i64::try_from(config.max_bytes).expect("it is checked"),
+            duplicate_window: DUPLICATE_WINDOW,
+            ..stream::config(&config.stream, format!("eye.{}.events.*", config.stream), RetentionPolicy::WorkQueue)
+        };
+        Self {
+            context,
+            stream,
+            ack_wait: Duration::from_millis(config.ack_wait_ms),
+            dead_letters,
+            state: watch::Sender::new(State::Away("not connected yet".to_owned())),
+            full_since: Mutex::default(),
+            consumers: Mutex::default(),
+            started: CancellationToken::new(),
+            closing: CancellationToken::new(),
+            published: CancellationToken::new(),
+        }
+    }
+
+    pub(super) fn context(&self) -> &Context {
+        &self.context
+    }
+
+    pub(super) fn client(&self) -> Client {
+        self.context.client()
+    }
+
+    pub(super) fn stream_name(&self) -> &str {
+        &self.stream.name
+    }
+
+    /// Where a sink's copy of the events is published.
+    pub(super) fn subject(&self, sink: &str) -> String {
+        format!("eye.{}.events.{sink}", self.stream.name)
+    }
+
+    /// The names of the sinks.
+    pub(super) fn sinks(&self) -> Vec<String> {
+        self.consumers().keys().cloned().collect()
+    }
+
+    pub(super) fn ack_wait(&self) -> Duration {
+        self.ack_wait
+    }
+
+    pub(super) fn dead_letters(&self) -> &Keeper {
+        &self.dead_letters
+    }
+
+    pub(super) fn closing(&self) -> &CancellationToken {
+        &self.closing
+    }
+
+    /// All have subscribed.
+    pub(super) fn start(&self) {
+        self.started.cancel();
+    }
+
+    /// `None` when there is one of this name.
+    pub(super) fn add_consumer(&self, name: &str) -> Option<Arc<Counts>> {
+        let mut consumers = self.consumers();
+        let counts = Arc::new(Counts::default());
+        (!consumers.contains_key(name)).then(|| {
+            consumers.insert(name.to_owned(), counts.clone());
+            counts
+        })
+    }
+
+    pub(super) fn custody(&self, consumer: &str) -> Custody {
+        let consumers = self.consumers();
+        let Some(counts) = consumers.get(consumer) else { return Custody::default() };
+        Custody { taken: counts.taken.load(Relaxed), pending: counts.pending.load(Relaxed), missing: 0 }
+    }
+
+    fn consumers(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Counts>>> {
+        self.consumers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    pub(super) fn states(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
+    }
+
+    /// Waits until the stream and the consumers are there.
+    pub(super) async fn here(&self) {
+        let _ = self.state.subscribe().wait_for(State::is_here).await;
+    }
+
+    /// Waits until they are not.
+    pub(super) async fn away(&self) {
+        let _ = self.state.subscribe().wait_for(|state| !state.is_here()).await;
+    }
+
+    /// The server has no room for what was published.
+    pub(super) fn note_full(&self, reason: String) {
+        *self.full_since.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.set(State::Full(reason));
+    }
+
+    /// What is broken stays so.
+    fn set(&self, state: State) {
+        self.state.send_if_modified(|before| {
+            let changed = *before != state && !matches!(before, State::Broken(_));
+            if changed {
+                *before = state;
+            }
+            changed
+        });
+    }
+
+    /// What becomes known of the connection.
+    pub(super) fn note(self: Arc<Self>, is_connected: watch::Sender<bool>) -> impl FnMut(Change) + Send {
+        move |change| match change {
+            Change::Connected => {
+                is_connected.send_replace(true);
+            }
+            Change::Lost => {
+                self.set(State::Away("the connection was lost".to_owned()));
+                is_connected.send_replace(false);
+            }
+            Change::Failed(reason) => self.set(State::Away(reason)),
+            // It was not acknowledged, so it comes again.
+            Change::Dropped => {}
+        }
+    }
+
+    /// Sees to it that all is there, on every connection anew. Ends when somebody must do something about it.
+    pub(super) async fn keep(self: Arc<Self>, mut connection: watch::Receiver<bool>) {
+        self.started.cancelled().await;
+        loop {
+            if connection.wait_for(|is_connected| *is_connected).await.is_err() {
+                return self.set(State::Broken("the NATS client has given up".to_owned()));
+            }
+            connection.mark_unchanged();
+            tokio::select! {
+                biased;
+                _ = connection.changed() => {}
+                missing = self.work() => match missing {
+                    Missing::ForGood(reason) => return self.set(State::Broken(reason)),
+                    Missing::Yet(reason) => {
+                        self.set(State::Away(reason));
+                        sleep(RETRY_DELAY).await;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Until something is missing.
+    async fn work(&self) -> Missing {
+        let made_at = match self.find().await {
+            Ok(made_at) => made_at,
+            Err(missing) => return missing,
+        };
+        loop {
+            match self.tick(made_at).await {
+                Ok(state) => self.set(state),
+                Err(reason) => return Missing::Yet(reason),
+            }
+            sleep(TICK).await;
+        }
+    }
+
+    /// The stream, the consumers, and where dead letters are kept; when the stream was made.
+    async fn find(&self) -> Result<i128, Missing> {
+        let way_out = "change it with `nats stream edit`, or the keys below [transport]";
+        let info = stream::find(&self.context, &self.stream, &[], way_out).await?;
+        self.dead_letters.find().await?;
+        for name in &self.sinks() {
+            let wanted = pull::Config {
+                durable_name: Some(name.clone()),
+                ack_policy: AckPolicy::Explicit,
+                ack_wait: self.ack_wait,
+                max_deliver: -1,
+                max_ack_pending: MAX_ACK_PENDING,
+                filter_subject: self.subject(name),
+                ..pull::Config::default()
+            };
+            let way_out = "change it with `nats consumer edit`, or the keys below [transport]";
+            consumer::find(&self.context, self.stream_name(), name, &wanted, way_out).await?;
+        }
+        Ok(info.created.unix_timestamp_nanos())
+    }
+
+    /// Sees that all is still there, and what room there is.
+    ///
+    /// # Errors
+    /// What is missing.
+    async fn tick(&self, made_at: i128) -> Result<State, String> {
+        let name = self.stream_name();
+        let stream = self.context.get_stream(name).await.map_err(|error| format!("stream `{name}`: {error}"))?;
+        let info = stream.cached_info();
+        if info.created.unix_timestamp_nanos() != made_at {
+            tracing::error!(stream = name, "somebody has deleted the stream and made it again: what it held is lost");
+            return Err(format!("the stream `{name}` is another one"));
+        }
+        for consumer in &self.sinks() {
+            let found = stream.consumer_info(consumer).await;
+            found.map_err(|error| format!("stream `{name}`, consumer `{consumer}`: {error}"))?;
+        }
+        Ok(self.room(info.state.bytes))
+    }
+
+    /// A stream that was full is so until a sixteenth of it is free: it does not flicker.
+    fn room(&self, bytes: u64) -> State {
+        let mut full_since = self.full_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(since) = *full_since else { return State::Here };
+        let max_bytes = self.stream.max_bytes as u64;
+        if since.elapsed() >= FULL_FOR && bytes <= max_bytes - max_bytes / 16 {
+            *full_since = None;
+            return State::Here;
+        }
+        match self.state() {
+            full @ State::Full(_) => full,
+            _ => State::Full(self.full_reason("it was full when the connection was lost")),
+        }
+    }
+
+    pub(super) fn full_reason(&self, error: &str) -> String {
+        format!(
+            "the stream `{}` takes nothing (transport.max_bytes = {}): {error}",
+            self.stream_name(),
+            self.stream.max_bytes
+        )
+    }
+}

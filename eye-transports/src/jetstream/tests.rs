@@ -1,0 +1,593 @@
+use async_nats::Client;
+use async_nats::jetstream::stream::{Config, Stream};
+use async_nats::jetstream::{self, consumer::Info};
+use eye_core::batch::BatchLimits;
+use eye_core::health::{HealthBoard, State as Health};
+use eye_core::testkit::{self, assert_same_events, event, event_with, events};
+use eye_core::transport::Delivery;
+use eye_harness::{NatsServer, eventually};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use super::*;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+const STREAM: &str = "EYE";
+const WIDE: BatchLimits = BatchLimits { max_events: 1000, max_bytes: 1024 * 1024 };
+
+fn config(keys: Value) -> Result<JetStreamConfig, serde_json::Error> {
+    serde_json::from_value(keys)
+}
+
+fn keys(server: &NatsServer) -> Value {
+    json!({"url": server.url(), "stream": STREAM, "max_bytes": MIN_MAX_BYTES, "ack_wait_ms": 1000})
+}
+
+/// A transport with one sink, as the pipeline runs it, and a client beside it.
+struct Fixture {
+    transport: Arc<dyn Transport>,
+    subscription: Box<dyn Subscription>,
+    board: HealthBoard,
+    watch: JoinHandle<TransportError>,
+    client: Client,
+}
+
+impl Fixture {
+    async fn start(server: &NatsServer) -> Self {
+        let fixture = Self::start_unready(server, keys(server)).await;
+        fixture.wait_ready().await;
+        fixture
+    }
+
+    async fn start_unready(server: &NatsServer, keys: Value) -> Self {
+        let transport: Arc<dyn Transport> = Arc::from(config(keys).unwrap().build().await.unwrap());
+        let subscription = transport.subscribe("store").await.unwrap();
+        let board = HealthBoard::default();
+        let (watched, health) = (transport.clone(), board.component("transport"));
+        let watch = tokio::spawn(async move { watched.watch(health).await });
+        let client = async_nats::ConnectOptions::new().retry_on_initial_connect().connect(server.url()).await.unwrap();
+        Self { transport, subscription, board, watch, client }
+    }
+
+    fn health(&self) -> Health {
+        self.board.components().remove(0).state
+    }
+
+    async fn wait_ready(&self) {
+        eventually("it is ready", DEADLINE, async || self.health() == Health::Ready).await;
+    }
+
+    async fn wait_unavailable(&self, why: &str) {
+        let is_away = async || matches!(self.health(), Health::Unavailable { reason } if reason.contains(why));
+        eventually(&format!("it says: {why}"), DEADLINE, is_away).await;
+    }
+
+    async fn stream(&self) -> Stream {
+        jetstream::new(self.client.clone()).get_stream(STREAM).await.unwrap()
+    }
+
+    async fn consumer(&self) -> Info {
+        self.stream().await.consumer_info("store").await.unwrap()
+    }
+
+    /// Publishes, and waits for the receipt.
+    async fn publish(&self, events: Vec<Event>) -> Outcome {
+        self.transport.publish(events).await.unwrap().outcome().await
+    }
+
+    async fn receive(&mut self) -> Vec<Delivery> {
+        tokio::time::timeout(DEADLINE, self.subscription.receive(WIDE)).await.expect("something comes").unwrap()
+    }
+
+    /// Receives once, and says what becomes of it.
+    async fn next(&mut self, outcome: Outcome) -> Vec<Event> {
+        settle(self.receive().await, outcome)
+    }
+
+    /// Waits until the sink has everything, and nothing is kept for it.
+    async fn wait_empty(&self) {
+        let is_empty = async || self.stream().await.cached_info().state.messages == 0;
+        eventually("the stream is empty", DEADLINE, is_empty).await;
+        eventually("nothing is at hand", DEADLINE, async || self.transport.custody("store").pending == 0).await;
+    }
+
+    async fn dead_letters(&self, server: &NatsServer) -> Vec<eye_core::dead_letter::DeadLetter> {
+        config(keys(server)).unwrap().dead_letters().unwrap().page(None).await.unwrap()
+    }
+}
+
+fn settle(deliveries: Vec<Delivery>, outcome: Outcome) -> Vec<Event> {
+    let mut events = Vec::new();
+    for delivery in deliveries {
+        events.extend(delivery.events);
+        delivery.ack.settle(outcome.clone());
+    }
+    events
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conforms() {
+    let server = NatsServer::start();
+    let number = std::sync::atomic::AtomicUsize::new(0);
+    testkit::transport::suite(async || {
+        let mut keys = keys(&server);
+        keys["stream"] = json!(format!("EYE{}", number.fetch_add(1, std::sync::atomic::Ordering::Relaxed)));
+        config(keys).unwrap().build().await.unwrap()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_receipt_settles_without_any_sink_and_what_it_has_is_removed() {
+    let server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    assert_eq!(fixture.publish(events(0, 3)).await, Outcome::Delivered);
+    assert_eq!(fixture.stream().await.cached_info().state.messages, 1);
+    assert_eq!(fixture.next(Outcome::Delivered).await, events(0, 3));
+    fixture.wait_empty().await;
+    let custody = fixture.transport.custody("store");
+    assert_eq!((custody.taken, custody.pending), (3, 0));
+}
+
+#[tokio::test]
+async fn requests_that_wait_are_sent_together() {
+    let server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    let mut receipts = Vec::new();
+    for n in 0..500 {
+        receipts.push(fixture.transport.publish(events(n, n + 1)).await.unwrap());
+    }
+    for receipt in receipts {
+        assert_eq!(receipt.outcome().await, Outcome::Delivered);
+    }
+    let messages = fixture.stream().await.cached_info().state.messages;
+    assert!(messages <= 10, "{messages}");
+    let mut received = Vec::new();
+    while received.len() < 500 {
+        received.extend(fixture.next(Outcome::Delivered).await);
+    }
+    assert_eq!(received, events(0, 500));
+}
+
+#[tokio::test]
+async fn what_failed_comes_again_and_the_whole_stream_is_not_tried_meanwhile() {
+    let server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    for n in 0..2000 {
+        assert_eq!(fixture.publish(events(n, n + 1)).await, Outcome::Delivered);
+    }
+    let failed = Outcome::failed("away");
+    for _ in 0..5 {
+        fixture.next(failed.clone()).await;
+    }
+    let highest = fixture.consumer().await.delivered.stream_sequence;
+    assert!(highest <= 1700, "{highest} of 2000 were tried");
+    let mut received = Vec::new();
+    while received.len() < 2000 {
+        received.extend(fixture.next(Outcome::Delivered).await);
+    }
+    assert_same_events(&received, &events(0, 2000));
+    fixture.wait_empty().await;
+    assert_eq!(fixture.transport.custody("store").taken, 2000);
+}
+
+#[tokio::test]
+async fn refused_events_are_dead_letters_and_the_others_are_done() {
+    let server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    fixture.publish(events(0, 5)).await;
+    let rejections = [1, 3].map(|index| eye_core::ack::Rejection { index, reason: format!("no {index}").into() });
+    fixture.next(Outcome::Rejected(rejections.to_vec())).await;
+    fixture.wait_empty().await;
+    let letters = fixture.dead_letters(&server).await;
+    assert_eq!(letters.len(), 2);
+    for (letter, n) in letters.iter().zip([1, 3]) {
+        assert_eq!((letter.refused_by.as_str(), letter.reason.as_str()), ("sinks.store", format!("no {n}").as_str()));
+        let parsed = Event::parse(&letter.payload, event(n).received_at(), &Default::default()).unwrap();
+        assert_eq!(parsed, event(n));
+    }
+}
+
+#[tokio::test]
+async fn a_refused_event_whose_dead_letter_cannot_be_kept_comes_again() {
+    let server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    let context = jetstream::new(fixture.client.clone());
+    let name = format!("{STREAM}_dead_letters");
+    let config = context.get_stream(&name).await.unwrap().cached_info().config.clone();
+    context.update_stream(Config { max_bytes: 10, ..config.clone() }).await.unwrap();
+    fixture.publish(events(0, 1)).await;
+    let refused = Outcome::Rejected(vec![eye_core::ack::Rejection { index: 0, reason: "no".into() }]);
+    fixture.next(refused.clone()).await;
+    assert_eq!(fixture.next(Outcome::failed("away")).await, events(0, 1), "it is not lost");
+    context.update_stream(config).await.unwrap();
+    fixture.next(refused).await;
+    fixture.wait_empty().await;
+    assert_eq!(fixture.dead_letters(&server).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_message_that_is_not_ours_or_damaged_holds_up_nothing() {
+    let server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    let context = jetstream::new(fixture.client.clone());
+    let mut damaged = vec![0; record::HEADER_BYTES];
+    record::encode_event(&event(0), &mut damaged);
+    record::seal(&mut damaged, 0, 1);
+    damaged[40] ^= 1;
+    for bad in [b"hello".to_vec(), Vec::new(), damaged.clone()] {
+        context.publish(format!("eye.{STREAM}.events.store"), bad.into()).await.unwrap().await.unwrap();
+    }
+    fixture.publish(events(1, 2)).await;
+    assert_eq!(fixture.next(Outcome::Delivered).await, events(1, 2));
+    fixture.wait_empty().await;
+    let mut payloads: Vec<Vec<u8>> =
+        fixture.dead_letters(&server).await.into_iter().map(|letter| letter.payload).collect();
+    payloads.sort();
+    let mut expected = vec![Vec::new(), b"hello".to_vec(), damaged];
+    expected.sort();
+    assert_eq!(payloads, expected);
+    assert_eq!(fixture.consumer().await.num_redelivered, 0);
+}
+
+#[tokio::test]
+async fn messages_at_hand_are_not_delivered_to_others_however_long_it_takes() {
+    let server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    fixture.publish(events(0, 1)).await;
+    let deliveries = fixture.receive().await;
+    let mut progress = fixture.client.subscribe("$JS.ACK.>").await.unwrap();
+    // Longer than ack_wait_ms.
+    for _ in 0..6 {
+        let message = futures_util::StreamExt::next(&mut progress).await.unwrap();
+        assert_eq!(&message.payload[..], b"+WPI");
+    }
+    assert_eq!(fixture.consumer().await.delivered.consumer_sequence, 1);
+    settle(deliveries, Outcome::Delivered);
+    fixture.wait_empty().await;
+}
+
+#[tokio::test]
+async fn what_is_at_hand_at_the_end_goes_back_at_once() {
+    let server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    let mut keys = keys(&server);
+    keys["ack_wait_ms"] = json!(1000);
+    for n in 0..50 {
+        fixture.publish(events(n, n + 1)).await;
+    }
+    // Away: everything is handed back, and the end does not wait for the sink.
+    fixture.next(Outcome::failed("away")).await;
+    fixture.transport.close();
+    assert!(fixture.subscription.receive(WIDE).await.is_none());
+    assert_eq!(fixture.transport.custody("store").pending, 0);
+    assert_eq!(fixture.transport.custody("store").taken, 0);
+
+    let mut second = Fixture::start(&server).await;
+    let mut received = Vec::new();
+    while received.len() < 50 {
+        received.extend(second.next(Outcome::Delivered).await);
+    }
+    assert_same_events(&received, &events(0, 50));
+}
+
+#[tokio::test]
+async fn an_event_larger_than_the_server_lets_through_is_refused() {
+    let server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    let large = |n, bytes: usize| event_with(n, "large", &format!("\"{}\"", "x".repeat(bytes)));
+    let request = vec![large(0, 1_000_000), large(1, 1 << 20), large(2, 1_000_000), event(3)];
+    let Outcome::Rejected(rejections) = fixture.publish(request.clone()).await else { panic!("nothing is refused") };
+    assert_eq!((rejections.len(), rejections[0].index), (1, 1));
+    assert!(rejections[0].reason.contains("lets through 1048576 (`max_payload`)"), "{rejections:?}");
+    let mut received = Vec::new();
+    while received.len() < 3 {
+        received.extend(fixture.next(Outcome::Delivered).await);
+    }
+    assert_eq!(received, [request[0].clone(), request[2].clone(), request[3].clone()]);
+}
+
+/// The largest events there can be, refused by the sink with the longest reason.
+#[tokio::test]
+async fn whatever_can_be_published_can_be_a_dead_letter() {
+    let server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    let text = "\u{1}".repeat(150);
+    let data = |bytes: usize| format!("\"{}\"", "x".repeat(bytes));
+    let with = |bytes| {
+        let data = data(bytes);
+        let fields = eye_core::event::EventFields {
+            id: uuid::Uuid::new_v4(),
+            timestamp: testkit::timestamp(0),
+            received_at: testkit::timestamp(0),
+            session_id: &text,
+            category: &text,
+            name: &text,
+            data: &data,
+        };
+        Event::from(fields)
+    };
+    let most = (1 << 20) - group::RESERVED_BYTES - record::HEADER_BYTES - record::encoded_bytes(&with(0));
+    assert_eq!(fixture.publish(vec![with(most)]).await, Outcome::Delivered);
+    assert!(matches!(fixture.publish(vec![with(most + 1)]).await, Outcome::Rejected(_)));
+    let reason = "x".repeat(100_000).into();
+    fixture.next(Outcome::Rejected(vec![eye_core::ack::Rejection { index: 0, reason }])).await;
+    fixture.wait_empty().await;
+    let letters = fixture.dead_letters(&server).await;
+    assert_eq!((letters.len(), letters[0].reason.as_str()), (1, "x".repeat(2048).as_str()));
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_told_and_found_again() {
+    let mut server = NatsServer::new(&[]);
+    let mut fixture = Fixture::start_unready(&server, keys(&server)).await;
+    fixture.wait_unavailable("no connection to 127.0.0.1:").await;
+    let refused = fixture.transport.publish(events(0, 1)).await.unwrap_err();
+    assert!(refused.to_string().contains("no connection to 127.0.0.1:"), "{refused}");
+    server.restart();
+    fixture.wait_ready().await;
+    assert_eq!(fixture.publish(events(0, 1)).await, Outcome::Delivered);
+
+    server.kill();
+    fixture.wait_unavailable("").await;
+    assert!(matches!(fixture.transport.publish(events(1, 2)).await, Err(PublishError::Full { .. })));
+    server.restart();
+    fixture.wait_ready().await;
+    assert_eq!(fixture.publish(events(1, 2)).await, Outcome::Delivered);
+    let mut received = Vec::new();
+    while received.len() < 2 {
+        received.extend(fixture.next(Outcome::Delivered).await);
+        received.sort_by_key(Event::key);
+        received.dedup();
+    }
+    assert_eq!(received, events(0, 2));
+}
+
+#[tokio::test]
+async fn a_publish_that_nobody_answered_is_tried_again_and_taken_once() {
+    let mut server = NatsServer::start();
+    let fixture = Fixture::start(&server).await;
+    server.pause();
+    let receipt = fixture.transport.publish(events(0, 3)).await.unwrap();
+    tokio::time::sleep(PUBLISH_TIMEOUT + Duration::from_millis(500)).await;
+    server.resume();
+    assert_eq!(receipt.outcome().await, Outcome::Delivered);
+    eventually("it has heard both", DEADLINE, async || fixture.stream().await.cached_info().state.messages >= 1).await;
+    assert_eq!(fixture.stream().await.cached_info().state.last_sequence, 1);
+}
+
+#[tokio::test]
+async fn while_the_server_hangs_a_publish_fails_before_its_producer_gives_up() {
+    let mut server = NatsServer::start();
+    let fixture = Fixture::start(&server).await;
+    server.pause();
+    let started = tokio::time::Instant::now();
+    let large = |n| event_with(n, "large", &format!("\"{}\"", "x".repeat(900_000)));
+    let mut receipts = Vec::new();
+    for n in 0..20 {
+        receipts.push(fixture.transport.publish(vec![large(n)]).await.unwrap());
+    }
+    for receipt in receipts {
+        let outcome = receipt.outcome().await;
+        assert!(matches!(outcome, Outcome::Failed { .. }), "{outcome:?}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    server.resume();
+}
+
+#[tokio::test]
+async fn a_full_stream_refuses_says_so_and_recovers() {
+    let server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    let large = |n| event_with(n, "large", &format!("\"{}\"", "x".repeat(900_000)));
+    let mut taken = Vec::new();
+    let reason = loop {
+        let n = taken.len() as u32;
+        match fixture.transport.publish(vec![large(n)]).await {
+            Ok(receipt) => match receipt.outcome().await {
+                Outcome::Delivered => taken.push(large(n)),
+                Outcome::Failed { reason } => break reason.to_string(),
+                other => panic!("{other:?}"),
+            },
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert!(reason.contains("transport.max_bytes = 67108864") && reason.contains("maximum bytes"), "{reason}");
+    assert!(taken.len() > 60, "{}", taken.len());
+    let refused = fixture.transport.publish(events(0, 1)).await.unwrap_err();
+    assert!(matches!(refused, PublishError::Full { .. }), "{refused}");
+    fixture.wait_unavailable("takes nothing").await;
+    let mut received = Vec::new();
+    while received.len() < taken.len() {
+        received.extend(fixture.next(Outcome::Delivered).await);
+    }
+    assert_same_events(&received, &taken);
+    fixture.wait_ready().await;
+    assert_eq!(fixture.publish(events(0, 1)).await, Outcome::Delivered);
+}
+
+#[tokio::test]
+async fn a_stream_or_consumer_with_other_settings_is_an_error_that_names_them() {
+    let server = NatsServer::start();
+    let fixture = Fixture::start(&server).await;
+    let context = jetstream::new(fixture.client.clone());
+    fixture.watch.abort();
+
+    let mut keys = keys(&server);
+    keys["max_bytes"] = json!(MIN_MAX_BYTES + 1);
+    let other = Fixture::start_unready(&server, keys.clone()).await;
+    let error = tokio::time::timeout(DEADLINE, other.watch).await.unwrap().unwrap().to_string();
+    assert!(error.contains("the stream `EYE` has other settings: max_bytes is 67108864, not 67108865;"), "{error}");
+
+    keys["max_bytes"] = json!(MIN_MAX_BYTES);
+    keys["ack_wait_ms"] = json!(2000);
+    let other = Fixture::start_unready(&server, keys.clone()).await;
+    let error = tokio::time::timeout(DEADLINE, other.watch).await.unwrap().unwrap().to_string();
+    assert!(
+        error.contains("the consumer `store` of the stream `EYE` has other settings: ack_wait is 1s, not 2s"),
+        "{error}"
+    );
+
+    // Settings that would lose events.
+    let found = context.get_stream(STREAM).await.unwrap().cached_info().config.clone();
+    let lossy = Config { max_age: Duration::from_secs(600), discard: jetstream::stream::DiscardPolicy::Old, ..found };
+    context.update_stream(lossy).await.unwrap();
+    let other = Fixture::start_unready(&server, keys).await;
+    let error = tokio::time::timeout(DEADLINE, other.watch).await.unwrap().unwrap().to_string();
+    assert!(error.contains("discard is Old, not New") && error.contains("max_age is 600s, not 0ns"), "{error}");
+}
+
+#[tokio::test]
+async fn a_consumer_that_is_deleted_is_made_again_and_gets_what_it_did_not_have() {
+    let server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    fixture.publish(events(0, 5)).await;
+    settle(fixture.receive().await, Outcome::failed("away"));
+    fixture.stream().await.delete_consumer("store").await.unwrap();
+    assert_eq!(fixture.next(Outcome::Delivered).await, events(0, 5));
+    fixture.wait_empty().await;
+    fixture.wait_ready().await;
+    assert_eq!(fixture.publish(events(5, 6)).await, Outcome::Delivered);
+    assert_eq!(fixture.next(Outcome::Delivered).await, events(5, 6));
+}
+
+#[tokio::test]
+async fn a_stream_that_is_deleted_is_made_again() {
+    let server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    fixture.publish(events(0, 1)).await;
+    fixture.next(Outcome::Delivered).await;
+    jetstream::new(fixture.client.clone()).delete_stream(STREAM).await.unwrap();
+    let taken = async || {
+        let Ok(receipt) = fixture.transport.publish(events(1, 2)).await else { return false };
+        receipt.outcome().await == Outcome::Delivered
+    };
+    eventually("events are taken again", DEADLINE, taken).await;
+    assert_eq!(fixture.next(Outcome::Delivered).await, events(1, 2));
+}
+
+#[tokio::test]
+async fn what_one_of_two_sinks_has_not_got_stays() {
+    let server = NatsServer::start();
+    let transport: Arc<dyn Transport> = Arc::from(config(keys(&server)).unwrap().build().await.unwrap());
+    let first = transport.subscribe("first").await.unwrap();
+    let second = transport.subscribe("second").await.unwrap();
+    let (watched, board) = (transport.clone(), HealthBoard::default());
+    let health = board.component("transport");
+    let watch = tokio::spawn(async move { watched.watch(health).await });
+    let client = async_nats::connect(server.url()).await.unwrap();
+    let mut fixture = Fixture { transport, subscription: first, board, watch, client };
+    fixture.wait_ready().await;
+    for n in 0..10 {
+        fixture.publish(events(n, n + 1)).await;
+    }
+    let mut received = 0;
+    while received < 10 {
+        received += fixture.next(Outcome::Delivered).await.len();
+    }
+    let state = async || fixture.stream().await.cached_info().state.messages;
+    eventually("the copies of the first are gone", DEADLINE, async || state().await == 10).await;
+    fixture.subscription = second;
+    let mut received = Vec::new();
+    while received.len() < 10 {
+        received.extend(fixture.next(Outcome::Delivered).await);
+    }
+    assert_eq!(received, events(0, 10));
+    fixture.wait_empty().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_an_error_at_the_start() {
+    let table = [
+        (json!({"stream": ""}), "stream must be the name of a stream"),
+        (json!({"stream": "a.b"}), "stream must be the name of a stream"),
+        (json!({"stream": "a b"}), "stream must be the name of a stream"),
+        (json!({"replicas": 6}), "replicas is 6, but must be at most 5"),
+        (json!({"max_bytes": MIN_MAX_BYTES - 1}), "but must be at least 67108864"),
+        (json!({"max_bytes": u64::MAX}), "more than a stream can hold"),
+        (json!({"token": "hush", "user": "eye"}), "more than one way to log in"),
+    ];
+    for (wrong, expected) in table {
+        let mut keys = json!({"url": "nats://127.0.0.1:1", "stream": "EYE"});
+        assert!(config(keys.clone()).unwrap().build().await.is_ok());
+        keys.as_object_mut().unwrap().extend(wrong.as_object().unwrap().clone());
+        let config = config(keys).unwrap();
+        let error = match config.check() {
+            Ok(()) => config.build().await.err().expect(expected).to_string(),
+            Err(error) => error.to_string(),
+        };
+        assert!(error.contains(expected) && !error.contains("hush"), "{error}");
+    }
+    let transport = config(json!({"url": "nats://127.0.0.1:1", "stream": "EYE"})).unwrap().build().await.unwrap();
+    let error = transport.subscribe("a.b").await.err().expect("it is no name").to_string();
+    assert!(error.contains("sinks.a.b"), "{error}");
+    transport.subscribe("a").await.unwrap();
+    assert!(transport.subscribe("a").await.is_err(), "it has subscribed already");
+}
+
+#[tokio::test]
+async fn what_one_program_cannot_write_another_gets() {
+    let server = NatsServer::start();
+    let (mut away, mut there) = (Fixture::start(&server).await, Fixture::start(&server).await);
+    for n in 0..200 {
+        assert_eq!(away.publish(events(n, n + 1)).await, Outcome::Delivered);
+    }
+    let failing = tokio::spawn(async move {
+        loop {
+            away.next(Outcome::failed("away")).await;
+        }
+    });
+    let mut received = Vec::new();
+    while received.len() < 200 {
+        received.extend(there.next(Outcome::Delivered).await);
+    }
+    assert_same_events(&received, &events(0, 200));
+    there.wait_empty().await;
+    failing.abort();
+}
+
+/// Sinks that fail now and then, of two programs, while the server is killed: whatever is delivered again, and however
+/// often, nothing is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_killed_forgets_nothing_that_is_to_come_again() {
+    const EVENTS: u32 = 300;
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut server = NatsServer::start();
+    let delivered = Arc::new(std::sync::Mutex::new(std::collections::BTreeMap::new()));
+    let mut transports = Vec::new();
+    for n in 0..2 {
+        let Fixture { transport, mut subscription, .. } = Fixture::start(&server).await;
+        transports.push(transport);
+        let (delivered, mut random) = (delivered.clone(), fastrand::Rng::with_seed(seed + n));
+        tokio::spawn(async move {
+            while let Some(deliveries) = subscription.receive(BatchLimits { max_events: 10, ..WIDE }).await {
+                for delivery in deliveries {
+                    if random.bool() {
+                        delivery.ack.settle(Outcome::failed("away"));
+                    } else {
+                        let events = delivery.events.into_iter().map(|event| (event.key(), event));
+                        delivered.lock().unwrap().extend(events);
+                        delivery.ack.settle(Outcome::Delivered);
+                    }
+                }
+            }
+        });
+    }
+    for n in 0..EVENTS {
+        if n % 60 == 30 {
+            tokio::task::block_in_place(|| server.kill());
+            tokio::task::block_in_place(|| server.restart());
+        }
+        let taken = async || {
+            let Ok(receipt) = transports[0].publish(events(n, n + 1)).await else { return false };
+            receipt.outcome().await == Outcome::Delivered
+        };
+        eventually("it is taken", DEADLINE, taken).await;
+    }
+    let all = async || delivered.lock().unwrap().len() == EVENTS as usize;
+    eventually(&format!("all are delivered, seed {seed}"), DEADLINE, all).await;
+    let context = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let is_empty = async || context.get_stream(STREAM).await.unwrap().cached_info().state.messages == 0;
+    eventually(&format!("the stream is empty, seed {seed}"), DEADLINE, is_empty).await;
+}

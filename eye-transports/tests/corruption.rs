@@ -1,0 +1,270 @@
+//! A queue whose files were damaged while nobody had it open: each 512-byte block inverted or zeroed in turn, files cut
+//! off, zeroed and removed. Every event is delivered or reported missing, and the queue goes on.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use eye_core::ack::{Outcome, Rejection};
+use eye_core::batch::BatchLimits;
+use eye_core::event::Event;
+use eye_core::testkit::events;
+use eye_core::transport::{Subscription, Transport, TransportConfig};
+use eye_transports::disk::DiskConfig;
+use tempfile::TempDir;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Level, Metadata, Subscriber};
+
+const BLOCK_BYTES: usize = 512;
+const LIMITS: BatchLimits = BatchLimits { max_events: 50, max_bytes: 1024 * 1024 };
+/// The first sink is ahead of the second.
+const SINKS: [&str; 2] = ["first", "second"];
+
+/// Opens the queue once the threads of the last one have let go of it.
+async fn open(path: &Path) -> Box<dyn Transport> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let config = DiskConfig { path: path.to_owned(), max_bytes: 64 << 20, min_free_bytes: 1 << 20 };
+        match config.build().await {
+            Ok(transport) => return transport,
+            Err(error) => {
+                let busy = error.to_string().contains("another process uses this queue");
+                assert!(busy && Instant::now() < deadline, "{error}");
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+async fn subscribe(transport: &dyn Transport) -> Vec<Box<dyn Subscription>> {
+    let mut subscriptions = Vec::new();
+    for sink in SINKS {
+        subscriptions.push(transport.subscribe(sink).await.unwrap());
+    }
+    subscriptions
+}
+
+async fn publish(transport: &dyn Transport, from: u32, to: u32) {
+    let receipt = transport.publish(events(from, to)).await.unwrap();
+    assert_eq!(receipt.outcome().await, Outcome::Delivered);
+}
+
+/// All that comes, with this outcome, until the closed queue has no more.
+async fn drain(mut subscription: Box<dyn Subscription>, outcome: &Outcome) -> Vec<Event> {
+    let mut received = Vec::new();
+    loop {
+        let deliveries = tokio::time::timeout(Duration::from_secs(20), subscription.receive(LIMITS)).await;
+        let Some(deliveries) = deliveries.expect("it ends") else { return received };
+        for delivery in deliveries {
+            received.extend(delivery.events);
+            delivery.ack.settle(outcome.clone());
+        }
+    }
+}
+
+/// What each sink gets from a queue that is opened, and closed again once it has been given `fresh`.
+async fn open_and_drain(path: &Path, fresh: Option<u32>) -> Vec<Vec<Event>> {
+    let transport = open(path).await;
+    let subscriptions = subscribe(&*transport).await;
+    if let Some(fresh) = fresh {
+        publish(&*transport, fresh, fresh + 1).await;
+    }
+    transport.close();
+    let mut received = Vec::new();
+    for subscription in subscriptions {
+        received.push(drain(subscription, &Outcome::Delivered).await);
+    }
+    received
+}
+
+/// A queue as a stopped program leaves it.
+struct Stopped {
+    files: BTreeMap<PathBuf, Vec<u8>>,
+    /// What each sink has not got yet.
+    pending: [BTreeSet<u32>; SINKS.len()],
+    /// How many events were acknowledged.
+    taken: u32,
+}
+
+/// Three segments of five records of 20 events, both sinks in the midst of one, and dead letters.
+async fn stopped_queue() -> Stopped {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("queue");
+    let mut taken = 0;
+    let mut pending = [(); SINKS.len()].map(|()| BTreeSet::new());
+    // How many batches each sink is done with before the program stops.
+    for batches in [[2, 1], [1, 0], [0, 0]] {
+        let transport = open(&path).await;
+        let mut subscriptions = subscribe(&*transport).await;
+        for _ in 0..5 {
+            publish(&*transport, taken, taken + 20).await;
+            pending.iter_mut().for_each(|pending| pending.extend(taken..taken + 20));
+            taken += 20;
+        }
+        for (sink, batches) in batches.into_iter().enumerate() {
+            for _ in 0..batches {
+                let delivery = subscriptions[sink].receive(LIMITS).await.unwrap().remove(0);
+                let refused = Rejection { index: 3, reason: "too big".into() };
+                delivery.ack.settle(Outcome::Rejected(vec![refused]));
+                let done: Vec<u32> = pending[sink].iter().copied().take(delivery.events.len()).collect();
+                pending[sink].retain(|number| !done.contains(number));
+            }
+        }
+        transport.close();
+        for subscription in subscriptions {
+            drain(subscription, &Outcome::failed("away")).await;
+        }
+    }
+    // The threads have let go of it.
+    drop(open(&path).await);
+    let mut files = BTreeMap::new();
+    read(&path, &path, &mut files);
+    assert_eq!(pending.each_ref().map(BTreeSet::len), [150, 250], "of 300");
+    Stopped { files, pending, taken }
+}
+
+/// Where a sync takes no time, if there is such a place.
+fn in_memory() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+fn read(root: &Path, folder: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read(root, &path, files);
+        } else {
+            files.insert(path.strip_prefix(root).unwrap().to_owned(), fs::read(&path).unwrap());
+        }
+    }
+}
+
+impl Stopped {
+    /// What becomes of the queue when `file` has this content, or is gone.
+    async fn with_damage(&self, what: &str, file: &Path, content: Option<&[u8]>) {
+        let case = format!("{} {what}", file.display());
+        let folder = in_memory();
+        for (path, sound) in &self.files {
+            let to = folder.path().join(path);
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            let content = if path == file { content } else { Some(&sound[..]) };
+            content.into_iter().for_each(|content| fs::write(&to, content).unwrap());
+        }
+        take_errors();
+        let all = open_and_drain(folder.path(), None).await;
+        let errors = take_errors();
+        for ((sink, received), pending) in SINKS.iter().zip(all).zip(&self.pending) {
+            let numbers: Vec<u32> = received.iter().map(|event| event.id().as_u128() as u32 - 1).collect();
+            assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{case}: {sink} gets each once, in order");
+            for (event, number) in received.iter().zip(&numbers) {
+                assert_eq!(event, &events(*number, number + 1)[0], "{case}: {sink} gets what was sent");
+            }
+            let again = numbers.iter().filter(|number| !pending.contains(number)).count();
+            assert!(again == 0 || file == Path::new("cursors"), "{case}: {sink} gets {again} again");
+            let lost = pending.iter().filter(|number| !numbers.contains(number)).count();
+            let missing = errors.missing.get(*sink).copied().unwrap_or_default();
+            assert_eq!(missing, lost as u64, "{case}: {sink} is told how many are missing");
+        }
+        for received in open_and_drain(folder.path(), Some(self.taken)).await {
+            assert_eq!(received, events(self.taken, self.taken + 1), "{case}: the queue goes on");
+        }
+        assert_eq!(take_errors().count, 0, "{case}: damage is reported once");
+    }
+}
+
+#[tokio::test]
+async fn whatever_is_damaged_is_delivered_or_reported_and_the_queue_goes_on() {
+    let stopped = stopped_queue().await;
+    tracing::subscriber::set_global_default(Logs).unwrap();
+    let names: Vec<&str> = stopped.files.keys().map(|file| file.to_str().unwrap()).collect();
+    let of_kind = |end: &str| names.iter().filter(|name| name.ends_with(end)).count();
+    assert!(of_kind(".log") == 3 && of_kind("cursors") == 1 && of_kind(".letter") == 4, "{names:?}");
+    let mut cases = 0;
+    for (file, sound) in &stopped.files {
+        for at in (0..sound.len()).step_by(BLOCK_BYTES) {
+            let block = at..sound.len().min(at + BLOCK_BYTES);
+            let mut damaged = sound.clone();
+            damaged[block.clone()].iter_mut().for_each(|byte| *byte = !*byte);
+            stopped.with_damage(&format!("with block {at} inverted"), file, Some(&damaged)).await;
+            damaged[block].fill(0);
+            stopped.with_damage(&format!("with block {at} zeroed"), file, Some(&damaged)).await;
+            stopped.with_damage(&format!("cut off at {at}"), file, Some(&sound[..at])).await;
+            cases += 3;
+        }
+        stopped.with_damage("zeroed", file, Some(&vec![0; sound.len()])).await;
+        stopped.with_damage("removed", file, None).await;
+        cases += 2;
+    }
+    println!("{cases} cases");
+}
+
+/// What the queue has logged as errors.
+#[derive(Default)]
+struct Errors {
+    count: usize,
+    /// Sink → events that were reported missing for it.
+    missing: BTreeMap<String, u64>,
+}
+
+static ERRORS: Mutex<Errors> = Mutex::new(Errors { count: 0, missing: BTreeMap::new() });
+
+/// Those since this was last asked.
+fn take_errors() -> Errors {
+    std::mem::take(&mut *ERRORS.lock().unwrap())
+}
+
+struct Logs;
+
+impl Subscriber for Logs {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() == Level::ERROR
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let mut errors = ERRORS.lock().unwrap();
+        errors.count += 1;
+        if let (Some(sink), Some(missing)) = (fields.sink, fields.missing) {
+            *errors.missing.entry(sink).or_default() += missing;
+        }
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+#[derive(Default)]
+struct Fields {
+    sink: Option<String>,
+    missing: Option<u64>,
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "sink" {
+            self.sink = Some(value.to_owned());
+        }
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        if field.name() == "missing" {
+            self.missing = Some(value);
+        }
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn std::fmt::Debug) {}
+}

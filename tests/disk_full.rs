@@ -1,0 +1,77 @@
+//! The disk gets full under load, again and again: The Eye says so, and goes on by itself once there is room. What it
+//! has acknowledged is stored, once. `EYE_TEST_ROUNDS` says how often.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::path::Path;
+
+use eye_harness::Eye;
+use support::load::Load;
+use support::rounds;
+use support::small_disk::SmallDisk;
+use support::store::{Kind, Store};
+use tokio::task::block_in_place;
+
+/// Answers of 503 after which the disk counts as full.
+const REFUSED: usize = 20;
+
+/// A full disk can be started on.
+fn start_again(eye: &mut Eye, load: &Load) {
+    block_in_place(|| {
+        eye.kill();
+        eye.restart();
+    });
+    load.retarget(eye);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_fills_its_disk_drains_and_takes_again() {
+    let Some(disk) = block_in_place(|| SmallDisk::mount(16)) else { return };
+    let store = Store::new(Kind::Sqlite);
+    let queue = disk.path().join("queue");
+    let settings = format!(
+        "transport = {{ type = \"disk\", path = \"{}\", min_free_bytes = 0, max_bytes = 67108864 }}",
+        queue.display()
+    );
+    let mut eye = support::start_ready(&store, &settings).await;
+    let load = Load::start_with(&eye, 20_000);
+    for round in 0..rounds(3) {
+        // By itself, while the database is away.
+        let lock = store.lock().await;
+        load.answered(503, REFUSED).await;
+        lock.release().await;
+        load.progress(20).await;
+        // By others, at once.
+        block_in_place(|| disk.fill());
+        load.answered(503, REFUSED).await;
+        if round % 2 == 1 {
+            start_again(&mut eye, &load);
+            load.answered(503, REFUSED).await;
+        }
+        disk.free();
+        load.progress(20).await;
+    }
+    load.settle(&eye, &store).await.assert_true();
+    assert!(!eye.logs().contains("\"ERROR\""), "{}", eye.logs());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sqlite_on_a_full_disk_refuses_and_takes_again() {
+    let Some(disk) = block_in_place(|| SmallDisk::mount(128)) else { return };
+    let store = Store::sqlite_at(Path::new(&disk.path().join("eye.db")));
+    let mut eye = support::start_ready(&store, "writer.retry_for_ms = 500").await;
+    let load = Load::start(&eye);
+    for round in 0..rounds(3) {
+        load.progress(20).await;
+        block_in_place(|| disk.fill());
+        load.answered(503, REFUSED).await;
+        if round % 2 == 1 {
+            start_again(&mut eye, &load);
+            load.answered(503, REFUSED).await;
+        }
+        disk.free();
+    }
+    load.progress(20).await;
+    load.settle(&eye, &store).await.assert_true();
+}

@@ -3,12 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use eye_harness::{Database, Eye, Postgres, Server, eventually};
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_eye");
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -43,54 +41,6 @@ fn stored(server: &Server, database: &Database) -> Vec<String> {
     let mut rows: Vec<String> = rows.lines().map(str::to_owned).collect();
     rows.sort();
     rows
-}
-
-/// Clients that send one event after the other, until `enough` of theirs are acknowledged or the program is gone.
-async fn send(eye: &Eye, run: usize, acked: &Arc<Mutex<Vec<String>>>) -> JoinSet<()> {
-    let mut clients = JoinSet::new();
-    for client in 0..32 {
-        let (http, url, acked) = (eye.client().clone(), eye.url("/api/event/"), acked.clone());
-        clients.spawn(async move {
-            let session = format!("run {run} client {client:02}");
-            for n in 0.. {
-                let request = http.post(&url).header("content-type", "application/json");
-                match request.body(event(&session, n).to_string()).send().await {
-                    Ok(answer) => assert_eq!(answer.status(), 201),
-                    Err(_) => return,
-                }
-                acked.lock().unwrap().push(format!("{session}/{n}"));
-            }
-        });
-    }
-    clients
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_was_acknowledged_before_a_kill_is_stored_once() {
-    let server = Postgres::shared();
-    let database = server.create_database();
-    let mut eye = Eye::start(PROGRAM, &config(&database));
-    until_sink_is(&eye, "ready").await;
-    let acked = Arc::new(Mutex::new(Vec::new()));
-    for run in 0..5 {
-        let before = acked.lock().unwrap().len();
-        let clients = send(&eye, run, &acked).await;
-        eventually("500 more", DEADLINE, async || acked.lock().unwrap().len() > before + 500).await;
-        eye.kill();
-        clients.join_all().await;
-        eye.restart();
-    }
-    let mut acked = acked.lock().unwrap().clone();
-    acked.sort();
-    eventually("all that was acknowledged is stored", DEADLINE, async || {
-        let stored = stored(server, &database);
-        acked.iter().all(|event| stored.binary_search(event).is_ok())
-    })
-    .await;
-    let stored = stored(server, &database);
-    assert!(stored.windows(2).all(|pair| pair[0] != pair[1]), "each is there once");
-    assert_eq!(eye.terminate(DEADLINE), Some(0));
-    assert!(!eye.logs().contains("ERROR"), "{}", eye.logs());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,7 +52,9 @@ async fn a_queue_that_fills_its_disk_drains_and_takes_again() {
         disk.free();
         load.progress(20).await;
     }
-    load.settle(&eye, &store).await.assert_true();
+    let balance = load.settle(&eye, &store).await;
+    balance.assert_true();
+    balance.report("The disk is full", "Disk → Sqlite", rounds(3));
     assert!(!eye.logs().contains("\"ERROR\""), "{}", eye.logs());
 }
 
@@ -73,5 +75,7 @@ async fn sqlite_on_a_full_disk_refuses_and_takes_again() {
         disk.free();
     }
     load.progress(20).await;
-    load.settle(&eye, &store).await.assert_true();
+    let balance = load.settle(&eye, &store).await;
+    balance.assert_true();
+    balance.report("The disk is full", "Memory → Sqlite", rounds(3));
 }

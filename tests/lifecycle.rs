@@ -33,25 +33,6 @@ async fn asked_to_stop_under_load_it_finishes_what_it_has_taken_and_exits_with_0
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_under_load_it_loses_nothing_that_was_acknowledged() {
-    for kind in ALL {
-        let store = Store::new(kind);
-        let mut eye = start_ready(&store, "").await;
-        let load = Load::start(&eye);
-        for _ in 0..3 {
-            load.progress(60).await;
-            block_in_place(|| {
-                eye.kill();
-                eye.restart();
-            });
-            load.retarget(&eye);
-        }
-        load.progress(20).await;
-        load.finish(&store).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_hangs_cannot_hold_up_a_shutdown_beyond_its_deadline() {
     let store = Store::new(Kind::Postgres);
     let mut eye = start_ready(&store, "shutdown_timeout_s = 2").await;

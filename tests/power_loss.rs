@@ -4,14 +4,12 @@
 
 mod support;
 
-use std::path::Path;
-
 use eye_harness::Eye;
 use eye_power_loss::Disk;
 use fastrand::Rng;
 use support::load::{Balance, Load};
 use support::store::{Kind, Store};
-use support::{HANG, PROGRAM, config, rounds};
+use support::{HANG, config, program, rounds};
 use tokio::task::block_in_place;
 
 #[test]
@@ -42,7 +40,7 @@ async fn cut_power(custody: Custody, cuts: usize, environment: &[&str], seed: u6
         Custody::Sqlite => (Store::sqlite_at(&disk.path().join("new/eye.db")), String::new()),
     };
     let config = config(&store, &settings);
-    let mut eye = block_in_place(|| Eye::start_with_environment(Path::new(PROGRAM), environment, &config));
+    let mut eye = block_in_place(|| Eye::start_with_environment(program(), environment, &config));
     eye.wait_ready().await;
     let load = Load::start(&eye);
     for _ in 0..cuts {
@@ -81,9 +79,14 @@ async fn cut_power(custody: Custody, cuts: usize, environment: &[&str], seed: u6
 }
 
 async fn loses_nothing(custody: Custody) {
-    let seed = fastrand::u64(..);
-    if let Some(balance) = cut_power(custody, rounds(5), &[], seed).await {
+    let (seed, cuts) = (fastrand::u64(..), rounds(5));
+    if let Some(balance) = cut_power(custody, cuts, &[], seed).await {
         balance.assert_true();
+        let place = match custody {
+            Custody::Queue => "Disk → Sqlite",
+            Custody::Sqlite => "Memory → Sqlite",
+        };
+        balance.report("The power fails", place, cuts);
     }
 }
 

@@ -52,6 +52,12 @@ impl Balance {
     pub(crate) fn assert_true(&self) {
         assert_eq!((self.lost, self.twice, self.foreign), (0, 0, 0), "{self:?}");
     }
+
+    /// Prints the line of a table that `scripts/soak` makes.
+    pub(crate) fn report(&self, what: &str, place: &str, times: usize) {
+        let Self { acknowledged, lost, twice, .. } = self;
+        println!("RESULT | {what} | {place} | {times} | | {acknowledged} | | | | | {lost} | {twice} | |");
+    }
 }
 
 impl Load {

@@ -5,7 +5,7 @@ pub(crate) mod load;
 pub(crate) mod small_disk;
 pub(crate) mod store;
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use eye_harness::Eye;
@@ -19,6 +19,11 @@ pub(crate) const HANG: Duration = Duration::from_secs(30);
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_eye");
 
+/// The program that was built with the tests, unless `EYE_TEST_PROGRAM` names another.
+pub(crate) fn program() -> PathBuf {
+    std::env::var_os("EYE_TEST_PROGRAM").unwrap_or_else(|| PROGRAM.into()).into()
+}
+
 /// How often a fault happens: `usual` times, or as often as `EYE_TEST_ROUNDS` says.
 pub(crate) fn rounds(usual: usize) -> usize {
     std::env::var("EYE_TEST_ROUNDS").map_or(usual, |rounds| rounds.parse().expect("EYE_TEST_ROUNDS is a number"))
@@ -26,7 +31,7 @@ pub(crate) fn rounds(usual: usize) -> usize {
 
 /// Starts the program with HTTP into `store`; `settings` are further lines, such as `writer.retry_for_ms = 100`.
 pub(crate) fn start(store: &Store, settings: &str) -> Eye {
-    Eye::start(Path::new(PROGRAM), &config(store, settings))
+    Eye::start(program(), &config(store, settings))
 }
 
 /// As [`start`], then waits until it is ready.

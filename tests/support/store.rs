@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use eye_harness::{Database, MariaDb, Postgres, Server};
+use eye_harness::{Database, MariaDb, Postgres, Proxy, Server};
 use sqlx::mysql::MySqlConnection;
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row};
+use sqlx::{AssertSqlSafe, ColumnIndex, ConnectOptions, Connection, Decode, Executor, Row, Type};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -86,6 +86,15 @@ impl Store {
         }
     }
 
+    /// A proxy to it.
+    pub(crate) async fn proxy(&self) -> Proxy {
+        match &self.place {
+            Place::File(_) => unreachable!("SQLite has no connections"),
+            Place::Shared(server, database) => Proxy::start(server, database).await,
+            Place::Own(server, database) => Proxy::start(server, database).await,
+        }
+    }
+
     async fn sqlite(&self) -> SqliteConnection {
         let options: SqliteConnectOptions = self.url.parse().expect("a valid URL");
         options.busy_timeout(std::time::Duration::from_secs(30)).connect().await.expect("the file is there")
@@ -110,6 +119,41 @@ impl Store {
         let column = if self.kind == Kind::Postgres { "id" } else { "hex(id)" };
         let rows = self.sql(&format!("SELECT {column} FROM event")).await;
         rows.iter().map(|id| Uuid::parse_str(id).expect("the database stores UUIDs")).collect()
+    }
+
+    /// All that is stored.
+    pub(crate) async fn rows(&self) -> Vec<eye_oracle::Row> {
+        let columns = |data: &str, micros: &str| {
+            AssertSqlSafe(format!("SELECT id, session_id, category, name, {data}, {micros} FROM event"))
+        };
+        match self.kind {
+            Kind::Sqlite => {
+                let mut connection = self.sqlite().await;
+                let rows = connection.fetch_all(columns("data", "timestamp")).await.expect("valid SQL");
+                rows.iter().map(event_row).collect()
+            }
+            Kind::Postgres => {
+                let mut connection = PgConnection::connect(&self.url).await.expect("the server runs");
+                let micros = "(EXTRACT(EPOCH FROM timestamp) * 1000000)::bigint";
+                let rows = connection.fetch_all(columns("data::text", micros)).await.expect("valid SQL");
+                rows.iter().map(event_row).collect()
+            }
+            Kind::MariaDb => {
+                let mut connection = MySqlConnection::connect(&self.url).await.expect("the server runs");
+                let micros = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', timestamp)";
+                let rows = connection.fetch_all(columns("data", micros)).await.expect("valid SQL");
+                rows.iter().map(event_row).collect()
+            }
+        }
+    }
+
+    /// Whether an event of this id is stored.
+    pub(crate) async fn has(&self, id: Uuid) -> bool {
+        let id = match self.kind {
+            Kind::Postgres => format!("'{id}'"),
+            _ => format!("x'{}'", id.simple()),
+        };
+        !self.sql(&format!("SELECT 'it is' FROM event WHERE id = {id}")).await.is_empty()
     }
 
     /// Makes the database refuse every event with the name `refused`.
@@ -195,6 +239,23 @@ impl Store {
                 Lock::MariaDb(connection)
             }
         }
+    }
+}
+
+fn event_row<'r, R: Row>(row: &'r R) -> eye_oracle::Row
+where
+    usize: ColumnIndex<R>,
+    Uuid: Decode<'r, R::Database> + Type<R::Database>,
+    String: Decode<'r, R::Database> + Type<R::Database>,
+    i64: Decode<'r, R::Database> + Type<R::Database>,
+{
+    eye_oracle::Row {
+        id: row.get(0),
+        session_id: row.get(1),
+        category: row.get(2),
+        name: row.get(3),
+        data: row.get(4),
+        timestamp_micros: row.get(5),
     }
 }
 

@@ -238,8 +238,8 @@ impl Log {
         }
     }
 
-    /// Writes down how far the queue and the consumers are, when that has changed. Blocks. After a crash they are where they were at
-    /// the last time, and get again what sinks store once.
+    /// Writes down how far the queue and the consumers are, when that has changed. Blocks. After a crash they are where
+    /// they were at the last time, and get again what sinks store once.
     pub(super) fn save_cursors(&self) -> io::Result<()> {
         let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let saved = {

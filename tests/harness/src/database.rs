@@ -33,7 +33,15 @@ impl Postgres {
     /// # Panics
     /// When PostgreSQL is not installed or does not start.
     pub fn start() -> Server {
-        Server::start(Engine::Postgres)
+        Self::start_with(&[])
+    }
+
+    /// A server with further arguments, each of which overrides what the harness says; `@` is the server's folder.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_with(arguments: &[&str]) -> Server {
+        Server::start(Engine::Postgres, arguments)
     }
 
     /// The server that all tests of this process share; it is started by the first caller. Tests keep apart by
@@ -54,7 +62,15 @@ impl MariaDb {
     /// # Panics
     /// When MariaDB is not installed or does not start.
     pub fn start() -> Server {
-        Server::start(Engine::MariaDb)
+        Self::start_with(&[])
+    }
+
+    /// As [`Postgres::start_with`].
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_with(arguments: &[&str]) -> Server {
+        Server::start(Engine::MariaDb, arguments)
     }
 
     /// As [`Postgres::shared`].
@@ -86,10 +102,12 @@ pub struct Database {
 }
 
 impl Server {
-    fn start(engine: Engine) -> Self {
+    fn start(engine: Engine, arguments: &[&str]) -> Self {
         let port = free_port();
         let folder = temporary_folder(engine.user());
-        let kept = Kept::new(&folder, Some(engine.user()), &engine.server_command(&folder, port));
+        let mut command = engine.server_command(&folder, port);
+        command.extend(arguments.iter().flat_map(|argument| words(argument, &folder)));
+        let kept = Kept::new(&folder, Some(engine.user()), &command);
         engine.initialise(&folder);
         let server = Self { engine, port, process: Mutex::new(kept) };
         server.restart();
@@ -99,6 +117,18 @@ impl Server {
     /// The port on 127.0.0.1; it stays the same over restarts.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    pub(crate) fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    /// The number of its main process, to look at it in `/proc`.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn pid(&self) -> String {
+        self.process().pid()
     }
 
     /// Where its files are.
@@ -205,7 +235,7 @@ impl std::fmt::Debug for Server {
 
 /// Where the two differ.
 #[derive(Clone, Copy, Debug)]
-enum Engine {
+pub(crate) enum Engine {
     Postgres,
     MariaDb,
 }
@@ -262,7 +292,9 @@ impl Engine {
             Self::MariaDb => {
                 let network = format!("--bind-address=127.0.0.1 --port={port} --skip-name-resolve --socket=@/socket");
                 let files = "--pid-file=@/pid --init-file=@/init.sql";
-                ("mariadbd", format!("--no-defaults {MARIADB_SETTINGS} {network} {files} --max-connections=200"))
+                // Where much runs at once, the tests themselves may be slow to shake hands.
+                let clients = "--max-connections=200 --connect-timeout=60";
+                ("mariadbd", format!("--no-defaults {MARIADB_SETTINGS} {network} {files} {clients}"))
             }
         };
         let program = self.program(program).display().to_string();

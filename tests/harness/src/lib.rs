@@ -7,6 +7,7 @@ mod database;
 mod eye;
 mod keeper;
 mod nats;
+mod proxy;
 mod sentry;
 mod wait;
 
@@ -14,5 +15,6 @@ pub use database::{Database, MariaDb, PASSWORD, Postgres, Server, USER};
 pub use eye::Eye;
 pub use keeper::{Kept, temporary_folder};
 pub use nats::NatsServer;
+pub use proxy::{Cut, Proxy};
 pub use sentry::{SentryServer, event_text};
 pub use wait::{eventually, holds_within};

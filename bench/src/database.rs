@@ -1,0 +1,260 @@
+//! The databases that are written to, with the settings their makers ship.
+
+use std::fmt;
+use std::path::Path;
+use std::process::Command;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+use eye_harness::{MariaDb, Postgres, Server};
+use futures_util::TryStreamExt;
+use serde::{Deserialize, Serialize};
+use sqlx::mysql::MySqlConnection;
+use sqlx::postgres::PgConnection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::events::{Ledger, Verdict};
+
+/// A database that The Eye stores into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Kind {
+    Postgres,
+    Sqlite,
+    Mariadb,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Postgres => "postgres",
+            Self::Sqlite => "sqlite",
+            Self::Mariadb => "mariadb",
+        })
+    }
+}
+
+impl Kind {
+    /// `type` of the sink.
+    fn sink_type(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Sqlite => "sqlite",
+            Self::Mariadb => "mysql",
+        }
+    }
+
+    fn of_url(url: &str) -> Result<Self> {
+        match url.split(':').next() {
+            Some("postgres" | "postgresql") => Ok(Self::Postgres),
+            Some("mysql" | "mariadb") => Ok(Self::Mariadb),
+            Some("sqlite") => Ok(Self::Sqlite),
+            _ => bail!("the URL of a database starts with postgres:, mysql: or sqlite:"),
+        }
+    }
+}
+
+/// The servers, each started when it is first needed.
+#[derive(Default)]
+pub(crate) struct Servers {
+    postgres: Option<Server>,
+    mariadb: Option<Server>,
+}
+
+impl Servers {
+    /// A database with The Eye's schema as `program` makes it, and nothing in it.
+    pub(crate) fn create(&mut self, kind: Kind, program: &Path) -> Result<Store<'_>> {
+        let folder = tempfile::tempdir()?;
+        let (server, name, url) = match kind {
+            Kind::Sqlite => (None, String::new(), format!("sqlite://{}/eye.db", folder.path().display())),
+            Kind::Postgres => {
+                // Over a Unix socket, too. The rest is PostgreSQL's default already.
+                let start = || Postgres::start_with(&["-c unix_socket_directories=@"]);
+                let server = self.postgres.get_or_insert_with(start);
+                let database = server.create_database();
+                (Some(&*server), database.name, database.url)
+            }
+            Kind::Mariadb => {
+                // MariaDB's defaults, where the tests take less.
+                let settings = ["--innodb-log-file-size=96M", "--innodb-buffer-pool-size=128M"];
+                let server = self.mariadb.get_or_insert_with(|| MariaDb::start_with(&settings));
+                let database = server.create_database();
+                (Some(&*server), database.name, database.url)
+            }
+        };
+        let store = Store { kind, url, name, server, folder };
+        store.migrate(program)?;
+        Ok(store)
+    }
+}
+
+/// One database; dropped, it is gone.
+pub(crate) struct Store<'a> {
+    pub(crate) kind: Kind,
+    /// With user and password.
+    pub(crate) url: String,
+    name: String,
+    server: Option<&'a Server>,
+    folder: TempDir,
+}
+
+impl Store<'_> {
+    /// The `[sinks.store]` that writes to it.
+    pub(crate) fn sink(&self) -> String {
+        format!("[sinks.store]\ntype = \"{}\"\nurl = \"{}\"\n", self.kind.sink_type(), self.url)
+    }
+
+    /// As `url`, over PostgreSQL's Unix socket.
+    pub(crate) fn socket_url(&self) -> Option<String> {
+        let server = self.server.filter(|_| self.kind == Kind::Postgres)?;
+        Some(format!("{}?host={}", self.url, server.folder().display()))
+    }
+
+    /// The server's main process. SQLite has none.
+    pub(crate) fn pid(&self) -> Option<String> {
+        self.server.map(Server::pid)
+    }
+
+    /// Bytes on the disk, once all is written to where it belongs.
+    pub(crate) async fn size_bytes(&self) -> Result<u64> {
+        let mut db = Db::open(&self.url).await?;
+        match &mut db {
+            Db::Postgres(db) => {
+                let sql = "SELECT pg_total_relation_size('event')";
+                Ok(sqlx::query_scalar::<_, i64>(sql).fetch_one(db).await? as u64)
+            }
+            Db::Sqlite(db) => {
+                sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut *db).await?;
+                Ok(self.folder.path().join("eye.db").metadata()?.len())
+            }
+            Db::Mariadb(db) => {
+                let sql = "SELECT CAST(SUM(file_size) AS UNSIGNED) FROM information_schema.innodb_sys_tablespaces \
+                           WHERE name = CONCAT(DATABASE(), '/event')";
+                Ok(sqlx::query_scalar::<_, u64>(sql).fetch_one(db).await?)
+            }
+        }
+    }
+
+    fn migrate(&self, program: &Path) -> Result<()> {
+        let config = self.folder.path().join("migrate.toml");
+        std::fs::write(&config, format!("[sources.web]\ntype = \"http\"\n{}", self.sink()))?;
+        let output = Command::new(program).arg("migrate").arg("--config").arg(&config).output();
+        let output = output.with_context(|| format!("cannot run {}", program.display()))?;
+        ensure!(output.status.success(), "eye migrate: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+}
+
+impl Drop for Store<'_> {
+    fn drop(&mut self) {
+        let Some(server) = self.server else { return };
+        // So that the next one pays for nothing of this one.
+        match self.kind {
+            Kind::Postgres => {
+                server.sql("postgres", &format!("DROP DATABASE {} WITH (FORCE)", self.name));
+                server.sql("postgres", "CHECKPOINT");
+            }
+            Kind::Mariadb | Kind::Sqlite => {
+                server.sql("mysql", &format!("DROP DATABASE {}", self.name));
+            }
+        }
+    }
+}
+
+/// A connection of our own.
+pub(crate) enum Db {
+    Postgres(PgConnection),
+    Sqlite(SqliteConnection),
+    Mariadb(MySqlConnection),
+}
+
+impl Db {
+    /// Opens a connection with what a sink would set, too.
+    pub(crate) async fn open(url: &str) -> Result<Self> {
+        Ok(match Kind::of_url(url)? {
+            Kind::Postgres => Self::Postgres(PgConnection::connect(url).await?),
+            Kind::Mariadb => Self::Mariadb(MySqlConnection::connect(url).await?),
+            Kind::Sqlite => {
+                let options = SqliteConnectOptions::from_str(url)?
+                    .journal_mode(SqliteJournalMode::Wal)
+                    .synchronous(SqliteSynchronous::Full)
+                    .pragma("wal_autocheckpoint", "8192")
+                    .pragma("cache_size", "-65536");
+                Self::Sqlite(options.connect().await?)
+            }
+        })
+    }
+
+    /// Compares what is stored with what was acknowledged, event by event.
+    pub(crate) async fn verdict(&mut self, ledger: &Ledger) -> Result<Verdict> {
+        const IDS: &str = "SELECT id FROM event";
+        let mut audit = ledger.audit();
+        macro_rules! see_all {
+            ($db:expr) => {{
+                let mut ids = sqlx::query_scalar::<_, Uuid>(IDS).fetch($db);
+                while let Some(id) = ids.try_next().await? {
+                    audit.see(id);
+                }
+            }};
+        }
+        match self {
+            Self::Postgres(db) => see_all!(db),
+            Self::Sqlite(db) => see_all!(db),
+            Self::Mariadb(db) => see_all!(db),
+        }
+        Ok(audit.verdict())
+    }
+
+    /// About how many events were stored so far, without reading them: what a second sees while others write. It may
+    /// be a second behind, and counts from another start in each database.
+    pub(crate) async fn progress(&mut self) -> Result<u64> {
+        Ok(match self {
+            Self::Postgres(db) => {
+                let sql = "SELECT n_tup_ins FROM pg_stat_user_tables WHERE relname = 'event'";
+                sqlx::query_scalar::<_, i64>(sql).fetch_optional(db).await?.unwrap_or(0) as u64
+            }
+            // Nothing is ever removed.
+            Self::Sqlite(db) => {
+                let sql = "SELECT COALESCE(MAX(rowid), 0) FROM event";
+                sqlx::query_scalar::<_, i64>(sql).fetch_one(db).await? as u64
+            }
+            Self::Mariadb(db) => {
+                let sql = "SELECT variable_value FROM information_schema.global_status \
+                           WHERE variable_name = 'HANDLER_WRITE'";
+                sqlx::query_scalar::<_, String>(sql).fetch_one(db).await?.parse()?
+            }
+        })
+    }
+
+    /// How many events are stored. Reads them all.
+    pub(crate) async fn count(&mut self) -> Result<u64> {
+        const SQL: &str = "SELECT COUNT(*) FROM event";
+        let count: i64 = match self {
+            Self::Postgres(db) => sqlx::query_scalar(SQL).fetch_one(db).await?,
+            Self::Sqlite(db) => sqlx::query_scalar(SQL).fetch_one(db).await?,
+            Self::Mariadb(db) => sqlx::query_scalar(SQL).fetch_one(db).await?,
+        };
+        Ok(count as u64)
+    }
+
+    pub(crate) async fn close(self) -> Result<()> {
+        match self {
+            Self::Postgres(db) => db.close().await?,
+            Self::Sqlite(db) => db.close().await?,
+            Self::Mariadb(db) => db.close().await?,
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn version(&mut self) -> Result<String> {
+        Ok(match self {
+            Self::Postgres(db) => sqlx::query_scalar("SHOW server_version").fetch_one(db).await?,
+            Self::Sqlite(db) => sqlx::query_scalar("SELECT sqlite_version()").fetch_one(db).await?,
+            Self::Mariadb(db) => sqlx::query_scalar("SELECT VERSION()").fetch_one(db).await?,
+        })
+    }
+}

@@ -1,0 +1,237 @@
+//! Measures The Eye beside the limits of the machine. `bench/README.md` says how to use it.
+
+mod bare;
+mod client;
+mod database;
+mod direct;
+mod events;
+mod load;
+mod measure;
+mod process;
+mod queries;
+mod report;
+mod rows;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+
+use crate::database::Db;
+use crate::events::Sessions;
+use crate::load::{Load, NatsMode, Target};
+use crate::rows::Settings;
+
+#[derive(Parser)]
+#[command(name = "eye-bench", about = "Measures The Eye beside the limits of the machine")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Sends events to any HTTP endpoint or NATS server, as fast as they are acknowledged
+    Load(LoadArgs),
+    /// Measures rows of the table beside their limits: the named ones, or all
+    Row(RowArgs),
+    /// Compares a few rows, measured for a short time, with bench/results.json; exits with 1 when a ratio fell by more
+    /// than 20 %
+    Quick(RunArgs),
+    /// Fills the table `event` of a database straight by its driver
+    Fill(FillArgs),
+    /// Measures queries on a running program
+    Queries(queries::QueriesArgs),
+    /// Measures rows into an empty table, and into one that was filled before
+    Growth(GrowthArgs),
+    /// The limit H: a server that parses, queues and answers, and does nothing else
+    Bare {
+        /// Address and port
+        #[arg(long, default_value = "127.0.0.1:0")]
+        listen: SocketAddr,
+    },
+}
+
+#[derive(Args)]
+struct LoadArgs {
+    /// Where to POST
+    #[arg(long, required_unless_present = "nats")]
+    url: Option<String>,
+    /// The NATS server to publish to instead
+    #[arg(long, conflicts_with = "url")]
+    nats: Option<String>,
+    #[arg(long, default_value = "events.web")]
+    subject: String,
+    /// How messages are sent to NATS
+    #[arg(long, value_enum, default_value = "jetstream")]
+    mode: NatsMode,
+    /// Requests or messages under way at once
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..))]
+    connections: u16,
+    /// Events in one request or message
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    events: u16,
+    /// Events a second, all together; without it as fast as answers come
+    #[arg(long)]
+    rate: Option<f64>,
+    /// Threads that send
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: u16,
+    /// Checks in this database of The Eye (postgres:, mysql:, sqlite:) that all that was acknowledged is stored
+    #[arg(long)]
+    check: Option<String>,
+    #[command(flatten)]
+    time: TimeArgs,
+}
+
+#[derive(Args)]
+struct TimeArgs {
+    /// Seconds that are measured
+    #[arg(long, default_value_t = 15)]
+    duration_s: u64,
+    /// Seconds before that
+    #[arg(long, default_value_t = 2)]
+    warmup_s: u64,
+    #[arg(long, value_enum, default_value = "come-and-go")]
+    sessions: Sessions,
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// The program to measure. Without it the one beside this one
+    #[arg(long)]
+    program: Option<PathBuf>,
+    /// How often everything is measured; the medians count
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    runs: u16,
+    #[command(flatten)]
+    time: TimeArgs,
+}
+
+#[derive(Args)]
+struct RowArgs {
+    /// `all`, or names such as postgres-256x1; a wrong one is answered with a list
+    #[arg(required = true)]
+    names: Vec<String>,
+    /// Keeps the results in bench/results.json and bench/README.md
+    #[arg(long)]
+    save: bool,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Args)]
+struct FillArgs {
+    /// The database, with the table as `eye migrate` makes it
+    #[arg(long)]
+    url: String,
+    #[command(flatten)]
+    fill: FillWith,
+    #[arg(long, value_enum, default_value = "come-and-go")]
+    sessions: Sessions,
+}
+
+#[derive(Args)]
+struct FillWith {
+    /// How many, rounded up to batches of 5,000
+    #[arg(long, default_value_t = 10_000_000)]
+    events: u64,
+    /// Over how many days until now they happened
+    #[arg(long, default_value_t = 365)]
+    days: u32,
+}
+
+#[derive(Args)]
+struct GrowthArgs {
+    #[command(flatten)]
+    row: RowArgs,
+    #[command(flatten)]
+    fill: FillWith,
+}
+
+impl RunArgs {
+    fn settings(&self) -> Result<Settings> {
+        let beside = || Ok::<_, std::io::Error>(std::env::current_exe()?.with_file_name("eye"));
+        let program = self.program.clone().map_or_else(beside, Ok)?;
+        let program = program.canonicalize().with_context(|| {
+            format!("{} is missing: build it by `cargo build --release -p eye-bin`", program.display())
+        })?;
+        let time = &self.time;
+        Ok(Settings {
+            program,
+            warmup: Duration::from_secs(time.warmup_s),
+            duration: Duration::from_secs(time.duration_s),
+            sessions: time.sessions,
+        })
+    }
+}
+
+impl FillWith {
+    async fn fill(&self, url: &str, sessions: Sessions) -> Result<()> {
+        direct::fill(url, self.events, sessions, Duration::from_secs(86_400) * self.days).await
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<ExitCode> {
+    match Cli::parse().command {
+        Command::Bare { listen } => bare::serve(listen).await?,
+        Command::Load(args) => send(args).await?,
+        Command::Row(args) => {
+            let rows = measure::named(&args.names)?;
+            let results = measure::measure(&rows, args.run.runs.into(), &args.run.settings()?).await?;
+            println!("{}", results.markdown());
+            if args.save {
+                results.save()?;
+            }
+            return Ok(measure::losses(&results));
+        }
+        Command::Quick(args) => return measure::quick(args.runs.into(), &args.settings()?).await,
+        Command::Fill(args) => args.fill.fill(&args.url, args.sessions).await?,
+        Command::Queries(args) => queries::measure(&args).await?,
+        Command::Growth(args) => {
+            let rows = measure::named(&args.row.names)?;
+            let settings = args.row.run.settings()?;
+            measure::growth(&rows, args.row.run.runs.into(), &settings, async |url| {
+                args.fill.fill(url, settings.sessions).await
+            })
+            .await?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn send(args: LoadArgs) -> Result<()> {
+    let LoadArgs { url, nats, subject, mode, connections, events, rate, threads, check, time } = args;
+    let target = match (nats, url) {
+        (Some(url), _) => Target::Nats { url, subject, mode },
+        (None, url) => Target::Http { url: url.context("--url or --nats")? },
+    };
+    let load = Load {
+        target,
+        connections: connections.into(),
+        events: events.into(),
+        sessions: time.sessions,
+        rate,
+        threads: threads.into(),
+        warmup: Duration::from_secs(time.warmup_s),
+        duration: Duration::from_secs(time.duration_s),
+    };
+    let outcome = load.start()?.finish().await?;
+    println!("{:.0} events/s acknowledged", outcome.events_per_s());
+    let [p50, p99, max] = [0.5, 0.99, 1.0].map(|quantile| outcome.quantile_ms(quantile));
+    println!("p50 {p50:.2} ms, p99 {p99:.2} ms, max {max:.2} ms");
+    println!("{} events acknowledged in all, warm-up included", outcome.ledger.acked());
+    for (error, count) in &outcome.errors {
+        println!("{count} × {error}");
+    }
+    if let Some(url) = check {
+        let verdict = Db::open(&url).await?.verdict(&outcome.ledger).await?;
+        println!("{verdict:?}");
+        anyhow::ensure!(verdict.lost == 0 && verdict.twice == 0, "acknowledged events are not stored, or twice");
+    }
+    Ok(())
+}

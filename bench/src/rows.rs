@@ -1,0 +1,452 @@
+//! The rows of the table: what each of them runs, and how one run is measured.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use async_nats::jetstream;
+use eye_harness::{Eye, NatsServer};
+use serde::{Deserialize, Serialize};
+use tokio::time::{sleep, sleep_until};
+
+use crate::database::{Db, Kind, Servers, Store};
+use crate::direct::{self, Way};
+use crate::events::Sessions;
+use crate::load::{Load, NatsMode, Outcome, Target, Window};
+use crate::process::{self, Killed};
+
+/// One row of the table.
+#[derive(Debug)]
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    pub(crate) via: Via,
+    /// Clients that wait for their answers, or messages that wait for theirs.
+    pub(crate) connections: usize,
+    /// Events in a request or message.
+    pub(crate) events: usize,
+    pub(crate) targets: &'static [Ratio],
+}
+
+/// How events get to the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Via {
+    /// HTTP, and the transport in memory.
+    Http,
+    /// HTTP, and the transport on the disk.
+    Disk,
+    /// NATS, each message answered.
+    NatsRequest,
+    /// NATS, as many messages as can be published.
+    NatsCore,
+    /// A stream that is full of messages when The Eye starts.
+    Jetstream,
+}
+
+/// What a row is to reach, as a share of a limit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ratio {
+    OfH(f64),
+    OfD(f64),
+    /// What the sink stores while events arrive, where that is not what is acknowledged.
+    DrainOfD(f64),
+}
+
+const fn row(
+    name: &'static str,
+    kind: Kind,
+    via: Via,
+    [connections, events]: [usize; 2],
+    targets: &'static [Ratio],
+) -> Row {
+    Row { name, kind, via, connections, events, targets }
+}
+
+use Kind::{Mariadb, Postgres, Sqlite};
+use Ratio::{DrainOfD, OfD, OfH};
+
+/// All rows, in the order of the table.
+pub(crate) const ROWS: &[Row] = &[
+    row("postgres-64x1", Postgres, Via::Http, [64, 1], &[OfH(0.35)]),
+    row("postgres-256x1", Postgres, Via::Http, [256, 1], &[OfH(0.45)]),
+    row("postgres-16x100", Postgres, Via::Http, [16, 100], &[OfD(0.85)]),
+    row("sqlite-64x1", Sqlite, Via::Http, [64, 1], &[]),
+    row("sqlite-256x1", Sqlite, Via::Http, [256, 1], &[OfH(0.45)]),
+    row("sqlite-16x100", Sqlite, Via::Http, [16, 100], &[OfD(0.85)]),
+    row("mariadb-64x1", Mariadb, Via::Http, [64, 1], &[]),
+    row("mariadb-256x1", Mariadb, Via::Http, [256, 1], &[]),
+    row("mariadb-16x100", Mariadb, Via::Http, [16, 100], &[OfD(0.8)]),
+    row("disk-256x1", Postgres, Via::Disk, [256, 1], &[OfH(0.5), DrainOfD(0.8)]),
+    row("disk-16x100", Postgres, Via::Disk, [16, 100], &[]),
+    row("nats-core", Postgres, Via::NatsCore, [1, 1], &[]),
+    row("nats-request", Postgres, Via::NatsRequest, [256, 1], &[]),
+    row("nats-jetstream", Postgres, Via::Jetstream, [256, 1], &[OfD(0.4)]),
+];
+
+/// What holds for every run.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) program: PathBuf,
+    pub(crate) warmup: Duration,
+    pub(crate) duration: Duration,
+    pub(crate) sessions: Sessions,
+}
+
+/// What one run has shown, or the medians of several.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Figures {
+    /// Acknowledged; where nobody waits for an answer, stored.
+    pub(crate) events_per_s: f64,
+    pub(crate) of_h: Option<f64>,
+    pub(crate) of_d: Option<f64>,
+    /// Stored, where that is not what is acknowledged: while events arrive, and after.
+    pub(crate) drained_per_s: Option<f64>,
+    pub(crate) drained_of_d: Option<f64>,
+    pub(crate) drained_after_per_s: Option<f64>,
+    pub(crate) p50_ms: Option<f64>,
+    pub(crate) p99_ms: Option<f64>,
+    pub(crate) max_ms: Option<f64>,
+    /// The Eye's.
+    pub(crate) peak_mib: f64,
+    /// The Eye's memory at ten moments of the run, of the last run.
+    pub(crate) resident_mib: Vec<f64>,
+    /// Microseconds of CPU time an event.
+    pub(crate) eye_us: f64,
+    pub(crate) database_us: Option<f64>,
+    pub(crate) load_us: f64,
+    /// From the start to `/readyz`, on the database as the run left it.
+    pub(crate) ready_ms: f64,
+    pub(crate) counts: Counts,
+}
+
+/// Sums over all runs, warm-up included.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Counts {
+    pub(crate) acked: u64,
+    pub(crate) stored: u64,
+    /// Acknowledged, but not stored.
+    pub(crate) lost: u64,
+    /// Stored more than once, or not sent at all.
+    pub(crate) too_many: u64,
+    /// Answers other than success, and how often.
+    pub(crate) errors: BTreeMap<String, u64>,
+}
+
+impl Figures {
+    pub(crate) fn median(runs: &[Self]) -> Self {
+        let all = |get: fn(&Self) -> Option<f64>| median(runs.iter().filter_map(get).collect());
+        let of = |get: fn(&Self) -> Option<f64>| all(get).unwrap_or_default();
+        let mut counts = Counts::default();
+        runs.iter().for_each(|run| counts.add(&run.counts));
+        Self {
+            events_per_s: of(|it| Some(it.events_per_s)),
+            of_h: all(|it| it.of_h),
+            of_d: all(|it| it.of_d),
+            drained_per_s: all(|it| it.drained_per_s),
+            drained_of_d: all(|it| it.drained_of_d),
+            drained_after_per_s: all(|it| it.drained_after_per_s),
+            p50_ms: all(|it| it.p50_ms),
+            p99_ms: all(|it| it.p99_ms),
+            max_ms: all(|it| it.max_ms),
+            peak_mib: of(|it| Some(it.peak_mib)),
+            resident_mib: runs.last().map(|run| run.resident_mib.clone()).unwrap_or_default(),
+            eye_us: of(|it| Some(it.eye_us)),
+            database_us: all(|it| it.database_us),
+            load_us: of(|it| Some(it.load_us)),
+            ready_ms: of(|it| Some(it.ready_ms)),
+            counts,
+        }
+    }
+}
+
+impl Counts {
+    fn add(&mut self, other: &Self) {
+        self.acked += other.acked;
+        self.stored += other.stored;
+        self.lost += other.lost;
+        self.too_many += other.too_many;
+        for (error, count) in &other.errors {
+            *self.errors.entry(error.clone()).or_default() += count;
+        }
+    }
+}
+
+/// The middle one, or the mean of the two in the middle.
+pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let (middle, is_odd) = (values.len() / 2, values.len() % 2 == 1);
+    if values.is_empty() {
+        return None;
+    }
+    Some(if is_odd { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) })
+}
+
+/// The limit H: events a second that a bare server takes.
+pub(crate) async fn bare(connections: usize, events: usize, settings: &Settings) -> Result<f64> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["bare", "--listen", "127.0.0.1:0"]).stdout(Stdio::piped());
+    let mut server = Killed(command.spawn()?);
+    let mut address = String::new();
+    let stdout = server.0.stdout.take().context("stdout is piped")?;
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut address)?;
+    let address: SocketAddr = address.trim().parse().context("the bare server does not say where it listens")?;
+    let load = load(Target::Http { url: format!("http://{address}/api/event/") }, connections, events, settings);
+    let outcome = load.start()?.finish().await?;
+    ensure!(outcome.errors.is_empty(), "the bare server: {:?}", outcome.errors);
+    Ok(outcome.events_per_s())
+}
+
+/// The limit D: rows a second that the driver alone writes into an empty table.
+pub(crate) async fn straight(store: &Store<'_>, way: Way, settings: &Settings) -> Result<f64> {
+    // sqlx sends `COPY` in pieces that wait for each other over TCP.
+    let url = match way {
+        Way::Insert => store.url.clone(),
+        Way::Copy => store.socket_url().context("COPY is PostgreSQL's")?,
+    };
+    direct::measure(&url, way, settings.sessions, settings.warmup, settings.duration).await
+}
+
+fn load(target: Target, connections: usize, events: usize, settings: &Settings) -> Load {
+    let Settings { sessions, warmup, duration, .. } = *settings;
+    Load { target, connections, events, sessions, rate: None, threads: 1, warmup, duration }
+}
+
+impl Row {
+    /// One run into a table that is empty, or as it is. The ratios are left to the caller.
+    pub(crate) async fn run(&self, servers: &mut Servers, settings: &Settings) -> Result<Figures> {
+        let store = servers.create(self.kind, &settings.program)?;
+        self.run_into(&store, settings).await
+    }
+
+    /// As [`run`](Self::run), into a table that holds events already.
+    pub(crate) async fn run_into(&self, store: &Store<'_>, settings: &Settings) -> Result<Figures> {
+        let nats = match self.via {
+            Via::Http | Via::Disk => None,
+            Via::NatsCore | Via::NatsRequest | Via::Jetstream => Some(NatsServer::start()),
+        };
+        let config = self.config(store, nats.as_ref());
+        let mut db = Db::open(&store.url).await?;
+        let run = Run { row: self, settings, store, config: &config };
+        let (eye, outcome, mut figures) = match &nats {
+            Some(nats) if self.via == Via::Jetstream => run.backlog(nats, &mut db).await?,
+            _ => run.live(nats.as_ref(), &mut db).await?,
+        };
+        run.settle(eye, outcome, db, &mut figures).await?;
+        Ok(figures)
+    }
+
+    fn config(&self, store: &Store<'_>, nats: Option<&NatsServer>) -> String {
+        let source = match (self.via, nats) {
+            (Via::Jetstream, Some(nats)) => {
+                format!(
+                    "[sources.bus]\ntype = \"nats\"\nurl = \"{}\"\nmode = \"jetstream\"\nstream = \"EVENTS\"\nsubjects = []\n",
+                    nats.url()
+                )
+            }
+            (_, Some(nats)) => {
+                format!(
+                    "[sources.bus]\ntype = \"nats\"\nurl = \"{}\"\nmode = \"core\"\nsubjects = [\"events.>\"]\n",
+                    nats.url()
+                )
+            }
+            (_, None) => "[sources.web]\ntype = \"http\"\n".to_owned(),
+        };
+        let transport = if self.via == Via::Disk { "[transport]\ntype = \"disk\"\npath = \"queue\"\n" } else { "" };
+        format!("[server]\nlisten = \"127.0.0.1:0\"\n{source}{transport}{}", store.sink())
+    }
+}
+
+/// One run of a row.
+struct Run<'a> {
+    row: &'a Row,
+    settings: &'a Settings,
+    store: &'a Store<'a>,
+    config: &'a str,
+}
+
+/// Seconds of CPU time so far.
+#[derive(Clone, Copy, Default)]
+struct Cpu {
+    eye: f64,
+    database: Option<f64>,
+    load: f64,
+}
+
+impl Run<'_> {
+    /// Events arrive while it is measured.
+    async fn live(&self, nats: Option<&NatsServer>, db: &mut Db) -> Result<(Eye, Outcome, Figures)> {
+        let eye = Eye::start(&self.settings.program, self.config);
+        eye.wait_ready().await;
+        let target = match (self.row.via, nats) {
+            (Via::NatsCore, Some(nats)) => subject(nats, NatsMode::Publish),
+            (Via::NatsRequest, Some(nats)) => subject(nats, NatsMode::Request),
+            _ => Target::Http { url: eye.url("/api/event/") },
+        };
+        let running = load(target, self.row.connections, self.row.events, self.settings).start()?;
+        let window = running.window;
+        sleep_until(window.start.into()).await;
+        let (cpu, stored) = (self.cpu(Some(&eye))?, db.progress().await?);
+        let resident_mib = watch_memory(&eye, window).await?;
+        let (cpu_after, stored_after) = (self.cpu(Some(&eye))?, db.progress().await?);
+        let outcome = running.finish().await?;
+
+        let mut figures = Figures { events_per_s: outcome.events_per_s(), resident_mib, ..Figures::default() };
+        let stored_per_s = (stored_after - stored) as f64 / window.seconds();
+        match self.row.via {
+            Via::NatsCore => figures.events_per_s = stored_per_s,
+            Via::Disk => {
+                figures.drained_per_s = Some(stored_per_s);
+                figures.drained_after_per_s = drain(db, outcome.ledger.acked()).await?;
+            }
+            _ => {}
+        }
+        if self.row.via != Via::NatsCore {
+            figures.p50_ms = Some(outcome.quantile_ms(0.5));
+            figures.p99_ms = Some(outcome.quantile_ms(0.99));
+            figures.max_ms = Some(outcome.quantile_ms(1.0));
+        }
+        let events = figures.events_per_s * window.seconds();
+        self.set_cpu(&mut figures, cpu, cpu_after, events);
+        Ok((eye, outcome, figures))
+    }
+
+    /// Events wait in a stream before The Eye starts.
+    async fn backlog(&self, nats: &NatsServer, db: &mut Db) -> Result<(Eye, Outcome, Figures)> {
+        let client = async_nats::connect(nats.url()).await?;
+        let stream = jetstream::stream::Config {
+            name: "EVENTS".to_owned(),
+            subjects: vec!["events.>".to_owned()],
+            ..jetstream::stream::Config::default()
+        };
+        jetstream::new(client).create_stream(stream).await?;
+        // Publishing is several times as fast as storing.
+        let settings =
+            Settings { warmup: Duration::ZERO, duration: self.settings.duration / 4, ..self.settings.clone() };
+        let publish = load(subject(nats, NatsMode::Jetstream), self.row.connections, self.row.events, &settings);
+        let outcome = publish.start()?.finish().await?;
+
+        let before = Cpu { eye: 0.0, ..self.cpu(None)? };
+        let eye = Eye::start(&self.settings.program, self.config);
+        let acked = outcome.ledger.acked();
+        let events_per_s = drain(db, acked).await?.context("the stream was empty too soon to be measured")?;
+        let after = self.cpu(Some(&eye))?;
+        let resident_mib = vec![process::resident_mib(&eye.pid())?];
+        let mut figures = Figures { events_per_s, resident_mib, ..Figures::default() };
+        self.set_cpu(&mut figures, before, after, acked as f64);
+        figures.load_us = 0.0;
+        Ok((eye, outcome, figures))
+    }
+
+    fn cpu(&self, eye: Option<&Eye>) -> Result<Cpu> {
+        Ok(Cpu {
+            eye: eye.map_or(Ok(0.0), |eye| process::cpu_s(&eye.pid()))?,
+            database: self.store.pid().map(|pid| process::cpu_s(&pid)).transpose()?,
+            load: process::own_cpu_s("self")?,
+        })
+    }
+
+    fn set_cpu(&self, figures: &mut Figures, before: Cpu, after: Cpu, events: f64) {
+        let us = |before: f64, after: f64| (after - before) * 1e6 / events.max(1.0);
+        figures.eye_us = us(before.eye, after.eye);
+        figures.database_us = before.database.zip(after.database).map(|(before, after)| us(before, after));
+        figures.load_us = us(before.load, after.load);
+    }
+
+    /// What is found out once all is over: whether all is stored, memory, and how fast it starts again.
+    async fn settle(&self, mut eye: Eye, outcome: Outcome, mut db: Db, figures: &mut Figures) -> Result<()> {
+        figures.peak_mib = process::peak_mib(&eye.pid())?;
+        let deadline = Duration::from_secs(60);
+        ensure!(eye.terminate(deadline) == Some(0), "The Eye does not stop; its log:\n{}", eye.logs());
+        let verdict = db.verdict(&outcome.ledger).await?;
+        figures.counts = Counts {
+            acked: outcome.ledger.acked(),
+            stored: verdict.stored,
+            lost: verdict.lost,
+            too_many: verdict.twice + verdict.foreign,
+            errors: outcome.errors,
+        };
+        // The next start is to find the database as the last stop left it.
+        db.close().await?;
+        figures.ready_ms = process::ready_ms(&self.settings.program, eye.folder(), self.config)?;
+        Ok(())
+    }
+}
+
+fn subject(nats: &NatsServer, mode: NatsMode) -> Target {
+    Target::Nats { url: nats.url(), subject: "events.web".to_owned(), mode }
+}
+
+/// The Eye's memory at ten moments; returns at the end of the window.
+async fn watch_memory(eye: &Eye, window: Window) -> Result<Vec<f64>> {
+    let mut resident_mib = Vec::new();
+    for moment in 1..=10 {
+        sleep_until((window.start + (window.end - window.start) * moment / 10).into()).await;
+        resident_mib.push(process::resident_mib(&eye.pid())?);
+    }
+    Ok(resident_mib)
+}
+
+/// Waits until so many events are stored. Returns how many a second were stored meanwhile, when it took long enough to
+/// tell.
+async fn drain(db: &mut Db, events: u64) -> Result<Option<f64>> {
+    const DEADLINE: Duration = Duration::from_secs(600);
+    let started = Instant::now();
+    // When the progress changed, and to what.
+    let mut changes = vec![(started, db.progress().await?)];
+    loop {
+        sleep(Duration::from_millis(100)).await;
+        let (now, progress) = (Instant::now(), db.progress().await?);
+        let (last_change, last) = changes[changes.len() - 1];
+        if progress != last {
+            changes.push((now, progress));
+        } else if now - last_change > Duration::from_secs(2) {
+            // Counting reads them all, so only when nothing moves.
+            let stored = db.count().await?;
+            if stored >= events {
+                break;
+            }
+            if now - last_change > Duration::from_secs(60) || now - started > DEADLINE {
+                bail!("{stored} of {events} events are stored, and nothing moves");
+            }
+        }
+    }
+    // The first is of an unknown age, and what comes at the very end may be no full step.
+    let steps = changes.get(1..changes.len().saturating_sub(1)).unwrap_or_default();
+    let (Some(first), Some(last)) = (steps.first(), steps.last()) else { return Ok(None) };
+    let seconds = (last.0 - first.0).as_secs_f64();
+    Ok((seconds >= 1.0).then(|| (last.1 - first.1) as f64 / seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(vec![]), None);
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
+    }
+
+    #[test]
+    fn figures_are_medians_and_counts_are_sums() {
+        let run = |events_per_s, of_h, acked| Figures {
+            events_per_s,
+            of_h,
+            counts: Counts { acked, errors: BTreeMap::from([("503".to_owned(), 1)]), ..Counts::default() },
+            ..Figures::default()
+        };
+        let figures = Figures::median(&[run(3.0, None, 1), run(1.0, Some(0.5), 2), run(2.0, Some(0.7), 3)]);
+        assert_eq!((figures.events_per_s, figures.of_h, figures.of_d), (2.0, Some(0.6), None));
+        assert_eq!((figures.counts.acked, figures.counts.errors["503"]), (6, 3));
+    }
+
+    #[test]
+    fn every_row_has_a_name_of_its_own() {
+        let names: std::collections::BTreeSet<_> = ROWS.iter().map(|row| row.name).collect();
+        assert_eq!(names.len(), ROWS.len());
+    }
+}

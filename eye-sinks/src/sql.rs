@@ -4,6 +4,7 @@ mod connections;
 mod counts;
 mod entity;
 mod error;
+mod fold;
 pub(crate) mod mysql;
 pub(crate) mod postgres;
 pub(crate) mod sqlite;
@@ -24,7 +25,7 @@ use sqlx::Connection;
 use tokio::time::timeout;
 
 use self::connections::Connections;
-use self::counts::{FOLD_DELTAS, FoldClock};
+use self::fold::FoldClock;
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -58,8 +59,8 @@ trait Driver: fmt::Display + Send + Sync + 'static {
         batch: &[Event],
     ) -> impl Future<Output = Result<usize, sqlx::Error>> + Send;
 
-    /// Adds up deltas of counts, at most [`FOLD_DELTAS`] of them, in one transaction. Says how many there were.
-    fn fold(&self, connection: &mut Self::Connection) -> impl Future<Output = Result<u64, sqlx::Error>> + Send;
+    /// Adds up deltas of counts, a bounded number of them, in one transaction. Says whether there may be others.
+    fn fold(&self, connection: &mut Self::Connection) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
 
     /// A pool of one connection, for SeaORM's migrations.
     fn migration_pool(&self) -> DatabaseConnection;
@@ -128,8 +129,8 @@ impl<D: Driver> SqlSink<D> {
         }
         let folded = timeout(FOLD_TIMEOUT, self.fold_once()).await;
         match folded.unwrap_or_else(|_| Err(error::timed_out("adding up counts", FOLD_TIMEOUT))) {
-            Ok(deltas) if deltas >= FOLD_DELTAS => self.fold_clock.more(),
-            Ok(_) => {}
+            Ok(true) => self.fold_clock.more(),
+            Ok(false) => {}
             Err(error) => {
                 self.fold_clock.failed();
                 let error = error::reason(&error);
@@ -138,11 +139,11 @@ impl<D: Driver> SqlSink<D> {
         }
     }
 
-    async fn fold_once(&self) -> Result<u64, sqlx::Error> {
+    async fn fold_once(&self) -> Result<bool, sqlx::Error> {
         let mut lease = self.connections.lease(|| self.connect()).await?;
-        let folded = self.driver.fold(lease.connection()).await?;
+        let has_others = self.driver.fold(lease.connection()).await?;
         lease.give_back();
-        Ok(folded)
+        Ok(has_others)
     }
 
     /// Names the place where a retry helps. A refusal goes to the producer, whom the place does not concern.

@@ -1,11 +1,12 @@
-//! Counts of events, so that a query need not count them one by one, and the index for category and name together.
+//! Counts of events, so that a query need not count them one by one.
 //!
 //! `event_count` has how many events an hour has: of a category and a name, of a category whatever the name, of a name
 //! whatever the category, and of all. No event has an empty category or name, so `''` stands for "whatever". Hours are
 //! counted from 1970-01-01T00:00:00Z.
 //!
 //! Writers only insert, into `event_count_delta`, in the transaction that stores the events: then no two of them wait
-//! for each other. What is there is added to `event_count` from time to time. The count of an hour is the sum of both.
+//! for each other. A row is what a batch adds, as JSON: `{"438291":{"page interaction":{"cta click":3}}}` by hour, category
+//! and name. It is added to `event_count` from time to time. The count of an hour is the sum of both.
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::{ConnectionTrait, DbBackend};
@@ -46,10 +47,6 @@ impl MigrationTrait for Migration {
                 group.collect::<String>()
             )
         });
-        if !manager.has_index("event", "event_category_name").await? {
-            let sql = "CREATE INDEX event_category_name ON event (category, name, timestamp, id)";
-            manager.get_connection().execute_unprepared(sql).await?;
-        }
         for sql in tables.iter().copied().chain(count_all.iter().chain(&add_up).map(String::as_str)) {
             manager.get_connection().execute_unprepared(sql).await?;
         }
@@ -57,7 +54,6 @@ impl MigrationTrait for Migration {
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.drop_index(Index::drop().name("event_category_name").table("event").to_owned()).await?;
         manager.drop_table(Table::drop().table("event_count_delta").take()).await?;
         manager.drop_table(Table::drop().table("event_count").take()).await
     }
@@ -73,10 +69,7 @@ const SQLITE: &[&str] = &[
     ) STRICT, WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS event_count_delta (
         id INTEGER PRIMARY KEY,
-        category TEXT NOT NULL,
-        name TEXT NOT NULL,
-        hour INTEGER NOT NULL,
-        count INTEGER NOT NULL
+        delta TEXT NOT NULL
     ) STRICT",
 ];
 
@@ -89,13 +82,10 @@ const POSTGRES: &[&str] = &[
         count bigint NOT NULL,
         PRIMARY KEY (category, name, hour)
     ) WITH (fillfactor = 70)"#,
-    r#"CREATE TABLE IF NOT EXISTS event_count_delta (
+    "CREATE TABLE IF NOT EXISTS event_count_delta (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-        category text COLLATE "C" NOT NULL,
-        name text COLLATE "C" NOT NULL,
-        hour integer NOT NULL,
-        count bigint NOT NULL
-    )"#,
+        delta text NOT NULL
+    )",
 ];
 
 /// The collation is that of `event`: each server skips the other's comment.
@@ -110,10 +100,7 @@ const MYSQL: &[&str] = &[
       DEFAULT CHARACTER SET utf8mb4 COLLATE /*M! utf8mb4_nopad_bin */ /*!80017 utf8mb4_0900_bin */",
     "CREATE TABLE IF NOT EXISTS `event_count_delta` (
         `id` BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,
-        `category` VARCHAR(150) NOT NULL,
-        `name` VARCHAR(150) NOT NULL,
-        `hour` INT NOT NULL,
-        `count` BIGINT NOT NULL
+        `delta` LONGTEXT NOT NULL
     ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC
       DEFAULT CHARACTER SET utf8mb4 COLLATE /*M! utf8mb4_nopad_bin */ /*!80017 utf8mb4_0900_bin */",
 ];

@@ -3,129 +3,112 @@
 //! `event_count` and `event_count_delta` are explained where they are made, in the migrations.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::ops::RangeInclusive;
 
 use eye_core::event::Event;
 use eye_core::store::EventFilter;
 use eye_core::timestamp::Timestamp;
 
-/// Deltas are added up so often while events arrive: until then, each query reads them all.
-const FOLD_EVERY: Duration = Duration::from_secs(1);
-/// Or when so many events came since.
-const FOLD_EVENTS: usize = 20_000;
-/// After an error they stay for longer.
-const FOLD_AGAIN_AFTER: Duration = Duration::from_secs(30);
-/// Deltas that are added up in one transaction, at most.
-pub(super) const FOLD_DELTAS: u64 = 20_000;
-
 const HOUR_MICROS: i64 = 3_600_000_000;
 
-/// How many events more an hour has, of one category and name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Delta<'a> {
-    pub(super) category: &'a str,
-    pub(super) name: &'a str,
-    pub(super) hour: i32,
-    pub(super) count: i64,
+/// How many events there are of each hour, category and name.
+pub(super) type Counts<Text> = BTreeMap<i32, BTreeMap<Text, BTreeMap<Text, i64>>>;
+
+/// What these events add to the counts: JSON such as `{"438291":{"page interaction":{"cta click":3}}}`. In several
+/// deltas where one would be longer than `max_bytes`.
+pub(super) fn deltas(events: &[Event], max_bytes: usize) -> Vec<String> {
+    let mut counts = Counts::new();
+    for event in events {
+        let names = counts.entry(hour(event.timestamp())).or_default().entry(event.category()).or_default();
+        *names.entry(event.name()).or_default() += 1;
+    }
+    let delta = serde_json::to_string(&counts).expect("texts and numbers are always JSON");
+    if delta.len() <= max_bytes || events.len() < 2 {
+        return vec![delta];
+    }
+    let (some, others) = events.split_at(events.len() / 2);
+    [some, others].into_iter().flat_map(|events| deltas(events, max_bytes)).collect()
 }
 
-/// What these events add to the counts, in the order of the key.
-pub(super) fn deltas(events: &[Event]) -> Vec<Delta<'_>> {
-    let mut counts = BTreeMap::new();
-    for event in events {
-        *counts.entry((event.category(), event.name(), hour(event.timestamp().as_micros()))).or_insert(0) += 1;
-    }
-    counts.into_iter().map(|((category, name, hour), count)| Delta { category, name, hour, count }).collect()
+/// What a delta says.
+pub(super) fn counts(delta: &str) -> Result<Counts<String>, serde_json::Error> {
+    serde_json::from_str(delta)
+}
+
+/// How many events of this category and name a delta adds to each hour. `None` is all.
+pub(super) fn of_delta(
+    delta: &str,
+    category: Option<&str>,
+    name: Option<&str>,
+) -> Result<impl Iterator<Item = (i32, i64)>, serde_json::Error> {
+    let is = |wanted: Option<&str>, text: &str| wanted.is_none_or(|wanted| wanted == text);
+    let count = move |(hour, categories): (i32, BTreeMap<String, BTreeMap<String, i64>>)| {
+        let names = categories.iter().filter(|(text, _)| is(category, text)).flat_map(|(_, names)| names);
+        (hour, names.filter(|(text, _)| is(name, text)).map(|(_, count)| count).sum())
+    };
+    Ok(counts(delta)?.into_iter().map(count).filter(|(_, count)| *count > 0))
 }
 
 /// The hour that an instant lies in. The year 9999 is hour 70 million.
-fn hour(micros: i64) -> i32 {
+pub(super) fn hour(timestamp: Timestamp) -> i32 {
+    hour_of(timestamp.as_micros())
+}
+
+fn hour_of(micros: i64) -> i32 {
     micros.div_euclid(HOUR_MICROS) as i32
+}
+
+/// The first instant of an hour.
+pub(super) fn start_of(hour: i32) -> Timestamp {
+    Timestamp::from_micros(i64::from(hour) * HOUR_MICROS).unwrap_or(Timestamp::MIN)
+}
+
+/// The last instant of an hour.
+pub(super) fn end_of(hour: i32) -> Timestamp {
+    Timestamp::from_micros((i64::from(hour) + 1) * HOUR_MICROS - 1).unwrap_or(Timestamp::MAX)
+}
+
+/// The first and the last of these hours that one has to look at to find `needed` events, wherever in the first of them
+/// one starts. `hours` are in the order in which one looks, with their counts.
+pub(super) fn hours_with(needed: u64, hours: impl IntoIterator<Item = (i32, i64)>) -> Option<(i32, i32)> {
+    let mut hours = hours.into_iter();
+    let (first, _) = hours.next()?;
+    let (mut last, mut found) = (first, 0);
+    for (hour, count) in hours {
+        if found >= needed {
+            break;
+        }
+        last = hour;
+        found += u64::try_from(count).unwrap_or(0);
+    }
+    Some((first, last))
 }
 
 /// Where the counts of a filter are to be found.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Counted<'a> {
-    /// Of this category; `None` is all.
-    pub(super) category: Option<&'a str>,
-    /// Of this name; `None` is all.
-    pub(super) name: Option<&'a str>,
+pub(super) struct Counted {
     /// The hours that lie within the filter's range as a whole.
-    pub(super) hours: Range<i32>,
+    pub(super) hours: RangeInclusive<i32>,
     /// What of the range lies outside of them, from the first to the last microsecond.
     pub(super) edges: Vec<(Timestamp, Timestamp)>,
 }
 
-impl<'a> Counted<'a> {
+impl Counted {
     /// None for a filter that the counts do not know: by session, or without a whole hour.
-    pub(super) fn of(filter: &'a EventFilter) -> Option<Self> {
+    pub(super) fn of(filter: &EventFilter) -> Option<Self> {
         if filter.session_id.is_some() {
             return None;
         }
         let after = filter.timestamp_after.unwrap_or(Timestamp::MIN).as_micros();
         let before = filter.timestamp_before.unwrap_or(Timestamp::MAX).as_micros();
-        let hours = hour(after + HOUR_MICROS - 1)..hour(before + 1);
-        if hours.is_empty() {
+        let (first, after_last) = (hour_of(after + HOUR_MICROS - 1), hour_of(before + 1));
+        if first >= after_last {
             return None;
         }
-        let [start, end] = [hours.start, hours.end].map(|hour| i64::from(hour) * HOUR_MICROS);
+        let [start, end] = [first, after_last].map(|hour| i64::from(hour) * HOUR_MICROS);
         let edges = [(after, start - 1), (end, before)].into_iter().filter(|(first, last)| first <= last);
         let edges = edges.filter_map(|(first, last)| Timestamp::from_micros(first).zip(Timestamp::from_micros(last)));
-        let (category, name) = (filter.category.as_deref(), filter.name.as_deref());
-        Some(Self { category, name, hours, edges: edges.collect() })
-    }
-}
-
-/// Knows when deltas are to be added up.
-pub(super) struct FoldClock(Mutex<Fold>);
-
-struct Fold {
-    /// Stored since the last time.
-    events: usize,
-    /// Not before, however many they are.
-    earliest: Instant,
-    /// However few they are.
-    latest: Instant,
-}
-
-impl FoldClock {
-    /// Others may have left deltas behind, so that the first time is now.
-    pub(super) fn new() -> Self {
-        let now = Instant::now();
-        Self(Mutex::new(Fold { events: 1, earliest: now, latest: now }))
-    }
-
-    /// So many events were stored.
-    pub(super) fn stored(&self, events: usize) {
-        self.fold().events += events;
-    }
-
-    /// Whether it is time; then the time is taken.
-    pub(super) fn is_due(&self) -> bool {
-        let (mut fold, now) = (self.fold(), Instant::now());
-        let wanted = fold.events >= FOLD_EVENTS || (fold.events > 0 && now >= fold.latest);
-        let is_due = wanted && now >= fold.earliest;
-        if is_due {
-            *fold = Fold { events: 0, earliest: now, latest: now + FOLD_EVERY };
-        }
-        is_due
-    }
-
-    /// There were as many deltas as one transaction may have.
-    pub(super) fn more(&self) {
-        self.stored(FOLD_EVENTS);
-    }
-
-    /// It could not be done.
-    pub(super) fn failed(&self) {
-        let again = Instant::now() + FOLD_AGAIN_AFTER;
-        *self.fold() = Fold { events: 1, earliest: again, latest: again };
-    }
-
-    fn fold(&self) -> MutexGuard<'_, Fold> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        Some(Self { hours: first..=after_last - 1, edges: edges.collect() })
     }
 }
 
@@ -161,7 +144,7 @@ mod tests {
                         .edges
                         .iter()
                         .filter(|(first, last)| (first.as_micros()..=last.as_micros()).contains(&instant));
-                    let places = in_edges.count() + usize::from(counted.hours.contains(&hour(instant)));
+                    let places = in_edges.count() + usize::from(counted.hours.contains(&hour_of(instant)));
                     assert_eq!(places, usize::from((after..=before).contains(&instant)), "{after} {instant} {before}");
                 }
             }
@@ -173,7 +156,7 @@ mod tests {
         let filter = filter(None, None);
         let counted = Counted::of(&filter).unwrap_or_else(|| panic!("counted"));
         assert!(counted.edges.is_empty() && counted.hours.contains(&0));
-        assert!(counted.hours.contains(&hour(Timestamp::MAX.as_micros())));
+        assert!(counted.hours.contains(&hour(Timestamp::MAX)));
     }
 
     #[test]
@@ -183,31 +166,34 @@ mod tests {
     }
 
     #[test]
-    fn deltas_are_added_up_in_time() {
-        let clock = FoldClock::new();
-        assert!(clock.is_due(), "others may have left some");
-        clock.stored(1);
-        assert!(!clock.is_due(), "a second has not passed");
-        clock.stored(FOLD_EVENTS);
-        assert!(clock.is_due(), "they are many");
-        clock.more();
-        assert!(clock.is_due(), "there are more");
-        assert!(!clock.is_due(), "there are none");
-        clock.failed();
-        clock.stored(FOLD_EVENTS);
-        assert!(!clock.is_due(), "it failed just now");
+    fn as_many_hours_as_it_takes() {
+        let hours = [(9, 100), (8, 1), (5, 2), (4, 3), (1, 1)];
+        for (needed, last) in [(1, 8), (2, 5), (3, 5), (4, 4), (6, 4), (7, 1), (8, 1)] {
+            assert_eq!(hours_with(needed, hours), Some((9, last)), "{needed}");
+        }
+        assert_eq!(hours_with(5, []), None);
+        assert_eq!(hours_with(5, [(3, 1)]), Some((3, 3)));
     }
 
     #[test]
-    fn a_batch_adds_a_row_for_each_hour_category_and_name() {
+    fn a_delta_has_a_count_for_each_hour_category_and_name() {
         // One each millisecond, in three categories; the last is hours later.
         let events =
             [(0, "a"), (3, "a"), (3, "b"), (4, "a"), (30_000_000, "a")].map(|(n, name)| event_with(n, name, "1"));
-        let deltas =
-            deltas(&events).into_iter().map(|delta| format!("{} {}: {}", delta.category, delta.name, delta.count));
-        assert_eq!(
-            deltas.collect::<Vec<_>>(),
-            ["category 0 a: 2", "category 0 a: 1", "category 0 b: 1", "category 1 a: 1"]
-        );
+        let deltas = deltas(&events, 1000);
+        let expected =
+            r#"[{"446711":{"category 0":{"a":2,"b":1},"category 1":{"a":1}},"446719":{"category 0":{"a":1}}}]"#;
+        assert_eq!(format!("[{}]", deltas.join(",")), expected);
+    }
+
+    #[test]
+    fn a_delta_that_is_too_long_is_cut() {
+        let events: Vec<_> = (0..50).map(|number| event_with(0, &format!("\u{1}\"{number}"), "1")).collect();
+        let deltas = deltas(&events, 200);
+        assert!(deltas.len() > 5 && deltas.iter().all(|delta| delta.len() <= 200), "{deltas:?}");
+        let counts = deltas.iter().flat_map(|delta| counts(delta).unwrap_or_else(|error| panic!("{error}")));
+        let names = counts.flat_map(|(_, categories)| categories).flat_map(|(_, names)| names);
+        assert_eq!(names.map(|(_, count)| count).sum::<i64>(), 50);
+        assert_eq!(super::deltas(&events[..1], 0).len(), 1);
     }
 }

@@ -1,6 +1,5 @@
 //! MySQL and MariaDB.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::LazyLock;
@@ -15,10 +14,11 @@ use eye_core::timestamp::Timestamp;
 use sea_orm::{DatabaseConnection, SqlxMySqlConnector};
 use serde::Deserialize;
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlPoolOptions};
-use sqlx::{ConnectOptions, Connection, Executor};
+use sqlx::{ConnectOptions, Executor};
 use uuid::Uuid;
 
-use super::counts::{Delta, FOLD_DELTAS};
+use super::counts::deltas;
+use super::fold::{FOLD_DELTAS, Taken};
 use super::url::{self, MaxReadConnections};
 use super::write::{self, Shapes, Step, Table};
 use super::{CONNECT_TIMEOUT, Driver, SqlSink};
@@ -41,8 +41,10 @@ const PARAMETERS: &[&str] =
 /// Bytes of events that one statement has at most: a quarter of what servers take by default.
 const MAX_STATEMENT_BYTES: usize = 4 << 20;
 
-/// Strict, so that nothing is cut or bent to fit, and the same on every server. sqlx has set the character set and UTC.
-const SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION'";
+/// Strict, so that nothing is cut or bent to fit, and the same on every server. sqlx has set the character set and UTC. A
+/// transaction begins with its first statement, without a word of its own.
+const SESSION: &str = "SET SESSION autocommit = 0, \
+    sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION'";
 
 /// Readers keep to a bound in time, here 30 seconds, which the server watches. MySQL and MariaDB name it differently;
 /// each skips the other's comment.
@@ -50,8 +52,10 @@ const READ_SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES' \
     /*M! , max_statement_time = 30 */ /*!50708 , max_execution_time = 30000 */";
 
 /// Deltas that no other node adds up now.
-const TAKE_DELTAS: &str =
-    "SELECT id, category, name, hour, count FROM event_count_delta ORDER BY id LIMIT ? FOR UPDATE SKIP LOCKED";
+const TAKE_DELTAS: &str = "SELECT id, delta FROM event_count_delta ORDER BY id LIMIT ? FOR UPDATE SKIP LOCKED";
+
+/// A text as digits needs no escapes.
+const HEX: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
 
 static ADD_COUNTS: LazyLock<Shapes> = LazyLock::new(|| {
     let head = "INSERT INTO event_count (category, name, hour, count) VALUES ";
@@ -148,39 +152,28 @@ impl Driver for MysqlDriver {
         for event in batch {
             check_packet(event, max_packet_bytes)?;
         }
-        let mut transaction = connection.begin().await?;
-        match write::insert(&mut *transaction, batch, MAX_STATEMENT_BYTES.min(max_packet_bytes / 2)).await {
-            Ok(new) => transaction.commit().await.map(|()| new),
-            Err(error) => {
-                transaction.rollback().await?;
-                Err(error)
-            }
+        let stored = insert_and_count(connection, batch, MAX_STATEMENT_BYTES.min(max_packet_bytes / 2)).await;
+        if stored.is_err() {
+            connection.execute("ROLLBACK").await?;
         }
+        stored
     }
 
-    async fn fold(&self, connection: &mut MySqlConnection) -> Result<u64, sqlx::Error> {
-        let mut transaction = connection.begin().await?;
-        let taken: Vec<(i64, String, String, i32, i64)> =
-            sqlx::query_as(TAKE_DELTAS).bind(FOLD_DELTAS).fetch_all(&mut *transaction).await?;
-        let mut counts = BTreeMap::new();
-        for (_, category, name, hour, count) in &taken {
-            for (category, name) in [(category.as_str(), name.as_str()), (category, ""), ("", name), ("", "")] {
-                *counts.entry((category, name, *hour)).or_insert(0) += count;
-            }
-        }
-        let counts: Vec<_> = counts.into_iter().collect();
-        for step in ADD_COUNTS.steps(&counts) {
-            let query = step.rows.iter().fold(sqlx::query(step.sql), |query, ((category, name, hour), count)| {
-                query.bind(*category).bind(*name).bind(*hour).bind(*count)
+    async fn fold(&self, connection: &mut MySqlConnection) -> Result<bool, sqlx::Error> {
+        let deltas = sqlx::query_as(TAKE_DELTAS).bind(FOLD_DELTAS).fetch(&mut *connection);
+        let taken = Taken::from_rows(deltas).await?;
+        for step in ADD_COUNTS.steps(&taken.counts()) {
+            let query = step.rows.iter().fold(sqlx::query(step.sql), |query, count| {
+                query.bind(count.category).bind(count.name).bind(count.hour).bind(count.count)
             });
-            query.execute(&mut *transaction).await?;
+            query.execute(&mut *connection).await?;
         }
-        for step in DELETE_DELTAS.steps(&taken) {
-            let query = step.rows.iter().fold(sqlx::query(step.sql), |query, (id, ..)| query.bind(id));
-            query.execute(&mut *transaction).await?;
+        for step in DELETE_DELTAS.steps(&taken.ids) {
+            let query = step.rows.iter().fold(sqlx::query(step.sql), |query, id| query.bind(id));
+            query.execute(&mut *connection).await?;
         }
-        transaction.commit().await?;
-        Ok(taken.len() as u64)
+        connection.execute("COMMIT").await?;
+        Ok(taken.is_full)
     }
 
     fn migration_pool(&self) -> DatabaseConnection {
@@ -190,6 +183,29 @@ impl Driver for MysqlDriver {
             .connect_lazy_with(self.url.0.clone());
         SqlxMySqlConnector::from_sqlx_mysql_pool(pool)
     }
+}
+
+/// Stores what is new of the batch, counts it, and commits. Says how much. No statement has more than `max_bytes`.
+///
+/// A delta goes with the commit in one text, which saves a way to the server and back.
+async fn insert_and_count(
+    connection: &mut MySqlConnection,
+    batch: &[Event],
+    max_bytes: usize,
+) -> Result<usize, sqlx::Error> {
+    let new = write::insert(connection, batch, max_bytes).await?;
+    let mut sql = String::new();
+    for delta in deltas(&new, max_bytes / 4).iter().filter(|_| !new.is_empty()) {
+        if !sql.is_empty() {
+            connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(std::mem::take(&mut sql)))).await?;
+        }
+        sql.push_str("INSERT INTO event_count_delta (delta) VALUES (x'");
+        sql.extend(delta.bytes().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| HEX[usize::from(digit)]));
+        sql.push_str("');");
+    }
+    sql.push_str("COMMIT");
+    connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(sql))).await?;
+    Ok(new.len())
 }
 
 /// Neither `INSERT IGNORE`, which would also swallow what does not fit, nor `ON DUPLICATE KEY`: sqlx asks for the rows
@@ -219,13 +235,6 @@ impl Table for MySqlConnection {
             Some(EventKey { timestamp: Timestamp::from_micros(timestamp.and_utc().timestamp_micros())?, id })
         };
         Ok(keys.into_iter().filter_map(key).collect())
-    }
-
-    async fn count(&mut self, step: Step<'_, Delta<'_>>) -> Result<(), sqlx::Error> {
-        let query = step.rows.iter().fold(sqlx::query(step.sql), |query, delta| {
-            query.bind(delta.category).bind(delta.name).bind(delta.hour).bind(delta.count)
-        });
-        query.execute(self).await.map(drop)
     }
 }
 

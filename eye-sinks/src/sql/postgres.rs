@@ -10,10 +10,11 @@ use eye_core::sink::{Sink, SinkConfig};
 use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
 use serde::Deserialize;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
-use sqlx::{ConnectOptions, Executor};
+use sqlx::{ConnectOptions, Connection, Executor};
 use uuid::Uuid;
 
-use super::counts::FOLD_DELTAS;
+use super::counts::deltas;
+use super::fold::{FOLD_DELTAS, Taken};
 use super::url::{self, MaxReadConnections};
 use super::{CONNECT_TIMEOUT, Driver, QUERY_TIMEOUT, SqlSink};
 
@@ -97,35 +98,39 @@ impl fmt::Display for PostgresDriver {
     }
 }
 
-/// One parameter a column, so that one statement fits every batch. A batch is one statement, and so one transaction.
-/// Only what is new is counted.
+/// One parameter a column, so that one statement fits every batch, and the delta that the batch makes when all of it is
+/// new. A batch is one statement, and so one transaction. Only what is new is counted.
 const INSERT: &str = "WITH inserted AS (
         INSERT INTO event (timestamp, id, session_id, category, name, data, received_at)
         SELECT timestamp, id, session_id, category, name, data::json, received_at
         FROM UNNEST($1::timestamptz[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[])
             AS batch (timestamp, id, session_id, category, name, data, received_at)
         ON CONFLICT (timestamp, id) DO NOTHING
-        RETURNING category, name, FLOOR(EXTRACT(EPOCH FROM timestamp) / 3600)::integer AS hour
+        RETURNING timestamp, category, name
+    ), new AS (
+        SELECT COUNT(*) AS count FROM inserted
     ), counted AS (
-        INSERT INTO event_count_delta (category, name, hour, count)
-        SELECT category, name, hour, COUNT(*) FROM inserted GROUP BY category, name, hour
-        RETURNING count
+        INSERT INTO event_count_delta (delta)
+        SELECT CASE count WHEN CARDINALITY($1) THEN $8 ELSE (
+            SELECT JSON_OBJECT_AGG(hour, categories)::text FROM (
+                SELECT hour, JSON_OBJECT_AGG(category, names) AS categories FROM (
+                    SELECT hour, category, JSON_OBJECT_AGG(name, count) AS names FROM (
+                        SELECT FLOOR(EXTRACT(EPOCH FROM timestamp) / 3600)::integer AS hour, category, name, COUNT(*)
+                        FROM inserted GROUP BY 1, 2, 3
+                    ) AS by_name GROUP BY hour, category
+                ) AS by_category GROUP BY hour
+            ) AS by_hour
+        ) END
+        FROM new WHERE count > 0
     )
-    SELECT COALESCE(SUM(count), 0)::bigint FROM counted";
+    SELECT count FROM new";
 
-/// Takes deltas that no other node adds up now. Each counts for its category and name, for each of the two alone, and
-/// for all. In the order of the key, so that two nodes wait for each other, not in a circle.
-const FOLD: &str = "WITH taken AS (
-        DELETE FROM event_count_delta
-        WHERE id = ANY (ARRAY(SELECT id FROM event_count_delta ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED))
-        RETURNING category, name, hour, count
-    ), added AS (
-        INSERT INTO event_count AS counted (category, name, hour, count)
-        SELECT COALESCE(category, ''), COALESCE(name, ''), hour, SUM(count)::bigint
-        FROM taken GROUP BY CUBE (category, name), hour ORDER BY 1, 2, 3
-        ON CONFLICT (category, name, hour) DO UPDATE SET count = counted.count + EXCLUDED.count
-    )
-    SELECT COUNT(*) FROM taken";
+/// Deltas that no other node adds up now.
+const TAKE_DELTAS: &str = "SELECT id, delta FROM event_count_delta ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED";
+const ADD_COUNTS: &str = "INSERT INTO event_count AS counted (category, name, hour, count)
+    SELECT * FROM UNNEST($1::text[], $2::text[], $3::integer[], $4::bigint[])
+    ON CONFLICT (category, name, hour) DO UPDATE SET count = counted.count + EXCLUDED.count";
+const DELETE_DELTAS: &str = "DELETE FROM event_count_delta WHERE id = ANY ($1)";
 
 impl Driver for PostgresDriver {
     type Connection = PgConnection;
@@ -145,14 +150,26 @@ impl Driver for PostgresDriver {
             .bind(batch.iter().map(Event::category).collect::<Vec<&str>>())
             .bind(batch.iter().map(Event::name).collect::<Vec<&str>>())
             .bind(batch.iter().map(Event::data).collect::<Vec<&str>>())
-            .bind(instants(|event| event.received_at().to_chrono()));
+            .bind(instants(|event| event.received_at().to_chrono()))
+            .bind(deltas(batch, usize::MAX).pop());
         let inserted: i64 = query.fetch_one(connection).await?;
         Ok(usize::try_from(inserted).unwrap_or(0))
     }
 
-    async fn fold(&self, connection: &mut PgConnection) -> Result<u64, sqlx::Error> {
-        let taken: i64 = sqlx::query_scalar(FOLD).bind(FOLD_DELTAS as i64).fetch_one(connection).await?;
-        Ok(u64::try_from(taken).unwrap_or(0))
+    async fn fold(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+        let mut transaction = connection.begin().await?;
+        let deltas = sqlx::query_as(TAKE_DELTAS).bind(FOLD_DELTAS).fetch(&mut *transaction);
+        let taken = Taken::from_rows(deltas).await?;
+        let counts = taken.counts();
+        let query = sqlx::query(ADD_COUNTS)
+            .bind(counts.iter().map(|count| count.category).collect::<Vec<_>>())
+            .bind(counts.iter().map(|count| count.name).collect::<Vec<_>>())
+            .bind(counts.iter().map(|count| count.hour).collect::<Vec<_>>())
+            .bind(counts.iter().map(|count| count.count).collect::<Vec<_>>());
+        query.execute(&mut *transaction).await?;
+        sqlx::query(DELETE_DELTAS).bind(&taken.ids).execute(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(taken.is_full)
     }
 
     fn migration_pool(&self) -> DatabaseConnection {

@@ -5,7 +5,7 @@ use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use eye_core::event::Event;
@@ -20,9 +20,10 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use sqlx::{ConnectOptions, Connection};
 use uuid::Uuid;
 
-use super::counts::Delta;
+use super::counts::deltas;
+use super::fold::{FOLD_DELTAS, Taken};
 use super::url::{self, MaxReadConnections};
-use super::write::{self, Step, Table};
+use super::write::{self, Shapes, Step, Table};
 use super::{CONNECT_TIMEOUT, Driver, QUERY_TIMEOUT, SqlSink, error};
 
 /// Stores events in one SQLite file, which is created with its folder where it is not there yet.
@@ -256,7 +257,7 @@ impl Driver for SqliteDriver {
     async fn insert(&self, connection: &mut SqliteConnection, batch: &[Event]) -> Result<usize, sqlx::Error> {
         self.check_file()?;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-        match write::insert(&mut *transaction, batch, usize::MAX).await {
+        match insert_and_count(&mut transaction, batch).await {
             Ok(new) => transaction.commit().await.map(|()| new),
             Err(error) => {
                 transaction.rollback().await?;
@@ -265,13 +266,20 @@ impl Driver for SqliteDriver {
         }
     }
 
-    async fn fold(&self, connection: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
+    async fn fold(&self, connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
         self.check_file()?;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-        sqlx::query(ADD_DELTAS).execute(&mut *transaction).await?;
-        let folded = sqlx::query("DELETE FROM event_count_delta").execute(&mut *transaction).await?;
+        let deltas = sqlx::query_as(TAKE_DELTAS).bind(FOLD_DELTAS).fetch(&mut *transaction);
+        let taken = Taken::from_rows(deltas).await?;
+        for step in ADD_COUNTS.steps(&taken.counts()) {
+            let query = step.rows.iter().fold(sqlx::query(step.sql), |query, count| {
+                query.bind(count.category).bind(count.name).bind(count.hour).bind(count.count)
+            });
+            query.execute(&mut *transaction).await?;
+        }
+        sqlx::query(DELETE_DELTAS).bind(taken.ids.last()).execute(&mut *transaction).await?;
         transaction.commit().await?;
-        Ok(folded.rows_affected())
+        Ok(taken.is_full)
     }
 
     fn migration_pool(&self) -> DatabaseConnection {
@@ -283,15 +291,28 @@ impl Driver for SqliteDriver {
     }
 }
 
-/// Each delta counts for its category and name, for each of the two alone, and for all.
-const ADD_DELTAS: &str = "INSERT INTO event_count (category, name, hour, count)
-    SELECT category, name, hour, SUM(count) FROM (
-        SELECT category, name, hour, count FROM event_count_delta
-        UNION ALL SELECT category, '', hour, count FROM event_count_delta
-        UNION ALL SELECT '', name, hour, count FROM event_count_delta
-        UNION ALL SELECT '', '', hour, count FROM event_count_delta
-    ) WHERE TRUE GROUP BY 1, 2, 3
-    ON CONFLICT (category, name, hour) DO UPDATE SET count = count + excluded.count";
+const INSERT_DELTA: &str = "INSERT INTO event_count_delta (delta) VALUES (?)";
+const TAKE_DELTAS: &str = "SELECT id, delta FROM event_count_delta ORDER BY id LIMIT ?";
+const DELETE_DELTAS: &str = "DELETE FROM event_count_delta WHERE id <= ?";
+
+static ADD_COUNTS: LazyLock<Shapes> = LazyLock::new(|| {
+    let head = "INSERT INTO event_count (category, name, hour, count) VALUES ";
+    Shapes::new(
+        head,
+        "(?,?,?,?)",
+        ",",
+        " ON CONFLICT (category, name, hour) DO UPDATE SET count = count + excluded.count",
+    )
+});
+
+/// Stores what is new of the batch, and counts it. Says how much.
+async fn insert_and_count(transaction: &mut SqliteConnection, batch: &[Event]) -> Result<usize, sqlx::Error> {
+    let new = write::insert(transaction, batch, usize::MAX).await?;
+    for delta in deltas(&new, usize::MAX).iter().filter(|_| !new.is_empty()) {
+        sqlx::query(INSERT_DELTA).bind(delta).execute(&mut *transaction).await?;
+    }
+    Ok(new.len())
+}
 
 impl Table for SqliteConnection {
     async fn insert(&mut self, step: Step<'_, Event>) -> Result<(), sqlx::Error> {
@@ -317,13 +338,6 @@ impl Table for SqliteConnection {
         let keys: Vec<(i64, Uuid)> = query.fetch_all(self).await?;
         let key = |(micros, id)| Some(EventKey { timestamp: Timestamp::from_micros(micros)?, id });
         Ok(keys.into_iter().filter_map(key).collect())
-    }
-
-    async fn count(&mut self, step: Step<'_, Delta<'_>>) -> Result<(), sqlx::Error> {
-        let query = step.rows.iter().fold(sqlx::query(step.sql), |query, delta| {
-            query.bind(delta.category).bind(delta.name).bind(delta.hour).bind(delta.count)
-        });
-        query.execute(self).await.map(drop)
     }
 }
 

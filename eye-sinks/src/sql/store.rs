@@ -1,18 +1,18 @@
 //! Queries: one page and the exact count, from one snapshot.
 
+mod count;
+
 use eye_core::event::Event;
 use eye_core::store::{EventFilter, EventKey, EventPage, EventQuery, MAX_PAGE_BYTES, MAX_PAGE_EVENTS, PageStart};
 use eye_core::timestamp::Timestamp;
 use sea_orm::sea_query::extension::mysql::{IndexHintScope, MySqlSelectStatementExt};
-use sea_orm::sea_query::{Asterisk, BinOper, Expr, ExprTrait, Query, UnionType};
+use sea_orm::sea_query::{BinOper, Expr, ExprTrait};
 use sea_orm::{
-    AccessMode, ColumnTrait, Condition, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr,
-    EntityTrait, IdenStatic, IsolationLevel, Order, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select,
-    TransactionTrait,
+    AccessMode, Condition, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
+    IdenStatic, IsolationLevel, Order, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, TransactionTrait,
 };
 use uuid::Uuid;
 
-use super::counts::Counted;
 use super::entity::{Column, Entity, StoredEvent, instant};
 
 /// Events of the first step of a page. The usual page of 100, and the one more that tells whether it is the last, fit in.
@@ -25,12 +25,7 @@ pub(super) async fn read(db: &DatabaseConnection, query: &EventQuery) -> Result<
         return Ok(EventPage::default());
     }
     let snapshot = begin(db).await?;
-    let backend = db.get_database_backend();
-    let reader = Reader {
-        filter: &query.filter,
-        index: if backend == DbBackend::MySql { index(&query.filter) } else { None },
-        snapshot: &snapshot,
-    };
+    let reader = Reader { filter: &query.filter, leading: leading(&query.filter), snapshot: &snapshot };
     let page = reader.page(&query.start, Ord::min(query.limit, MAX_PAGE_EVENTS)).await?;
     snapshot.commit().await?;
     Ok(page)
@@ -48,110 +43,82 @@ fn has_nul(filter: &EventFilter) -> bool {
     [&filter.session_id, &filter.category, &filter.name].into_iter().flatten().any(|text| text.contains('\0'))
 }
 
-/// The index that has the events of these texts in the order of a page. MariaDB, left to itself, would read all events
-/// of a text down to where the page starts, and fetch each.
-fn index(filter: &EventFilter) -> Option<&'static str> {
-    match (&filter.session_id, &filter.category, &filter.name) {
-        (Some(_), ..) => Some("event_session_id"),
-        (None, Some(_), None) => Some("event_category"),
-        (None, None, Some(_)) => Some("event_name"),
-        (None, Some(_), Some(_)) => Some("event_category_name"),
-        (None, None, None) => None,
-    }
+/// The text whose index leads to the events. A session has few, whatever else is asked for.
+fn leading(filter: &EventFilter) -> Option<Column> {
+    let texts =
+        [(&filter.session_id, Column::SessionId), (&filter.name, Column::Name), (&filter.category, Column::Category)];
+    texts.into_iter().find(|(text, _)| text.is_some()).map(|(_, column)| column)
 }
 
 struct Reader<'a> {
     filter: &'a EventFilter,
-    index: Option<&'static str>,
+    leading: Option<Column>,
     snapshot: &'a DatabaseTransaction,
 }
 
 impl Reader<'_> {
     async fn page(&self, start: &PageStart, limit: u32) -> Result<EventPage, DbErr> {
         let limit = u64::from(limit);
-        let count = self.count().await?;
-        let filter = self.filter;
-        let newest_first =
-            self.events(Order::Desc).filter(self.matching(filter.timestamp_after, filter.timestamp_before));
+        let recent = self.recent().await?;
+        let count = self.count(&recent).await?;
+        if count == 0 {
+            return Ok(EventPage::default());
+        }
+        let (events, has_more) = match self.narrowed(start, limit, &recent).await? {
+            Some((filter, leading)) => Reader { filter: &filter, leading, ..*self }.events_from(start, limit).await?,
+            None => (Vec::new(), false),
+        };
         Ok(match start {
-            PageStart::Newest => {
-                let (events, has_older) = self.fetch(newest_first, Than::Older, limit).await?;
-                EventPage { count, events, has_older, has_newer: false }
-            }
+            PageStart::Newest => EventPage { count, events, has_older: has_more, has_newer: false },
             PageStart::Offset(offset) => {
-                // What the databases take at most; no table has so many events.
-                let offset = Ord::min(*offset, i64::MAX as u64);
-                let (events, has_older) = self.fetch(newest_first.offset(offset), Than::Older, limit).await?;
-                EventPage { count, events, has_older, has_newer: Ord::min(offset, count) > 0 }
+                EventPage { count, events, has_older: has_more, has_newer: Ord::min(*offset, count) > 0 }
             }
             PageStart::OlderThan(key) => {
-                let older = self.events_beside(Than::Older, key);
-                let (events, has_older) = self.fetch(older, Than::Older, limit).await?;
-                EventPage { count, events, has_older, has_newer: self.any(Than::NewerOrSame, key).await? }
+                EventPage { count, events, has_older: has_more, has_newer: self.any(Than::NewerOrSame, key).await? }
             }
             PageStart::NewerThan(key) => {
-                let newer = self.events_beside(Than::Newer, key);
-                let (mut events, has_newer) = self.fetch(newer, Than::Newer, limit).await?;
-                events.reverse();
-                EventPage { count, events, has_older: self.any(Than::OlderOrSame, key).await?, has_newer }
+                let events = events.into_iter().rev().collect();
+                EventPage { count, events, has_older: self.any(Than::OlderOrSame, key).await?, has_newer: has_more }
             }
         })
     }
 
-    /// Of the hours that the filter has as a whole it is known; the rest is counted.
-    async fn count(&self) -> Result<u64, DbErr> {
-        let Some(counted) = Counted::of(self.filter) else {
-            return self.count_one_by_one(self.filter.timestamp_after, self.filter.timestamp_before).await;
-        };
-        let mut count = self.sum(&counted).await?;
-        for &(first, last) in &counted.edges {
-            count += self.count_one_by_one(Some(first), Some(last)).await?;
+    /// The first events of a page, and whether there are more.
+    async fn events_from(&self, start: &PageStart, limit: u64) -> Result<(Vec<Event>, bool), DbErr> {
+        let EventFilter { timestamp_after: after, timestamp_before: before, .. } = *self.filter;
+        let newest_first = || self.events(Order::Desc).filter(self.matching(after, before));
+        match start {
+            PageStart::Newest => self.fetch(newest_first(), Than::Older, limit).await,
+            PageStart::Offset(offset) => {
+                // What the databases take at most; no table has so many events.
+                let offset = Ord::min(*offset, i64::MAX as u64);
+                self.fetch(newest_first().offset(offset), Than::Older, limit).await
+            }
+            PageStart::OlderThan(key) => self.fetch(self.events_beside(Than::Older, key), Than::Older, limit).await,
+            PageStart::NewerThan(key) => self.fetch(self.events_beside(Than::Newer, key), Than::Newer, limit).await,
         }
-        Ok(count)
-    }
-
-    async fn count_one_by_one(&self, after: Option<Timestamp>, before: Option<Timestamp>) -> Result<u64, DbErr> {
-        let select = Entity::find().select_only().column_as(Expr::col(Asterisk).count(), "count");
-        let count: Option<i64> = select.filter(self.matching(after, before)).into_tuple().one(self.snapshot).await?;
-        Ok(count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0))
-    }
-
-    /// What is known of whole hours: what was added up, and the deltas since.
-    async fn sum(&self, counted: &Counted<'_>) -> Result<u64, DbErr> {
-        let integer = if self.snapshot.get_database_backend() == DbBackend::MySql { "SIGNED" } else { "bigint" };
-        let sum_of = |table: &'static str, category: Option<&str>, name: Option<&str>| {
-            let mut select = Query::select();
-            select
-                .expr_as(Expr::col("count").sum().cast_as(integer), "count")
-                .from(table)
-                .and_where_option(category.map(|text| Expr::col("category").eq(text)))
-                .and_where_option(name.map(|text| Expr::col("name").eq(text)))
-                .and_where(Expr::col("hour").gte(counted.hours.start))
-                .and_where(Expr::col("hour").lt(counted.hours.end));
-            select
-        };
-        let (category, name) = (counted.category, counted.name);
-        let mut select = sum_of("event_count", category.or(Some("")), name.or(Some("")));
-        select.union(UnionType::All, sum_of("event_count_delta", category, name));
-        let rows = self.snapshot.query_all(&select).await?;
-        let sums = rows.iter().map(|row| row.try_get_by_index::<Option<i64>>(0));
-        let sum: i64 = sums.map(|sum| sum.map(Option::unwrap_or_default)).sum::<Result<_, _>>()?;
-        Ok(u64::try_from(sum).unwrap_or(0))
     }
 
     /// What the filter says of the texts, within these bounds, which are its own or closer.
     ///
-    /// A session's events are few, whatever else is asked for: a sign that changes nothing keeps SQLite, which knows
-    /// nothing of numbers, from looking for the other texts in their indexes.
+    /// A sign that changes nothing keeps databases from looking for other texts than the leading one in their indexes.
     fn matching(&self, after: Option<Timestamp>, before: Option<Timestamp>) -> Condition {
         let (filter, backend) = (self.filter, self.snapshot.get_database_backend());
-        let in_session = filter.session_id.is_some() && backend == DbBackend::Sqlite;
-        let column = |column: Column, plain| if in_session { Expr::cust(plain) } else { Expr::col(column) };
+        let is = |column: Column, text: &String| {
+            let (name, leading) = (column.as_str(), self.leading.as_ref().map(Column::as_str));
+            let value = match backend {
+                _ if leading == Some(name) => Expr::col(column),
+                DbBackend::Sqlite => Expr::cust(format!("+{name}")),
+                DbBackend::Postgres => Expr::cust(format!("{name} || ''")),
+                _ => Expr::col(column),
+            };
+            value.eq(text)
+        };
         let timestamp = || Expr::col(Column::Timestamp);
         Condition::all()
-            .add_option(filter.session_id.as_ref().map(|text| Column::SessionId.eq(text)))
-            .add_option(filter.category.as_ref().map(|text| column(Column::Category, "+category").eq(text)))
-            .add_option(filter.name.as_ref().map(|text| column(Column::Name, "+name").eq(text)))
+            .add_option(filter.session_id.as_ref().map(|text| is(Column::SessionId, text)))
+            .add_option(filter.category.as_ref().map(|text| is(Column::Category, text)))
+            .add_option(filter.name.as_ref().map(|text| is(Column::Name, text)))
             .add_option(after.map(|after| timestamp().gte(instant(backend, after))))
             .add_option(before.map(|before| timestamp().lte(instant(backend, before))))
     }
@@ -174,7 +141,11 @@ impl Reader<'_> {
             _ => Expr::col(Column::Data),
         };
         let mut select = Entity::find();
-        if let Some(index) = self.index {
+        // MariaDB, left to itself, would read all events of a text down to where the page starts, and fetch each.
+        if let Some(leading) = self.leading
+            && self.snapshot.get_database_backend() == DbBackend::MySql
+        {
+            let index = format!("event_{}", leading.as_str());
             QueryTrait::query(&mut select).force_index(index, IndexHintScope::All);
         }
         select

@@ -7,7 +7,6 @@ use std::sync::LazyLock;
 use eye_core::event::Event;
 use eye_core::store::EventKey;
 
-use super::counts::{Delta, deltas};
 use super::error;
 
 /// Rows that a statement may have, largest first. 512 events have 3,584 values; SQLite takes 32,766, MySQL 65,535.
@@ -15,15 +14,12 @@ const SHAPES: [usize; 4] = [512, 64, 8, 1];
 /// Bytes besides its texts that an event may need in a statement.
 const EVENT_OVERHEAD_BYTES: usize = 128;
 
-/// The statements that writing takes, beside the one that folds counts. Plain `INSERT`s: what is there already is an
-/// error, and rare.
+/// The statements that storing events takes. Plain `INSERT`s: what is there already is an error, and rare.
 struct Statements {
     /// Stores events.
     insert: Shapes,
     /// Finds the keys of events that are there.
     find: Shapes,
-    /// Says how many events were stored.
-    count: Shapes,
 }
 
 static STATEMENTS: LazyLock<Statements> = LazyLock::new(Statements::new);
@@ -39,12 +35,6 @@ impl Statements {
                 "",
             ),
             find: Shapes::new("SELECT timestamp, id FROM event WHERE ", "(timestamp = ? AND id = ?)", " OR ", ""),
-            count: Shapes::new(
-                "INSERT INTO event_count_delta (category, name, hour, count) VALUES ",
-                &values(4),
-                ",",
-                "",
-            ),
         }
     }
 }
@@ -86,13 +76,14 @@ pub(super) trait Table {
 
     /// The keys of those events that are there, whoever committed them.
     fn find(&mut self, step: Step<'_, Event>) -> impl Future<Output = Result<Vec<EventKey>, sqlx::Error>> + Send;
-
-    /// Says how many events were stored.
-    fn count(&mut self, step: Step<'_, Delta<'_>>) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 }
 
-/// Stores those events that are not there yet, `max_bytes` of them in a statement, and counts them. Says how many.
-pub(super) async fn insert(table: &mut impl Table, batch: &[Event], max_bytes: usize) -> Result<usize, sqlx::Error> {
+/// Stores those events that are not there yet, `max_bytes` of them in a statement, and says which these are.
+pub(super) async fn insert<'a>(
+    table: &mut impl Table,
+    batch: &'a [Event],
+    max_bytes: usize,
+) -> Result<Cow<'a, [Event]>, sqlx::Error> {
     let mut known = BTreeSet::new();
     let mut rest = Cow::Borrowed(batch);
     while let Some(step) = STATEMENTS.insert.step(&rest, count_within(&rest, max_bytes).max(1)) {
@@ -114,11 +105,7 @@ pub(super) async fn insert(table: &mut impl Table, batch: &[Event], max_bytes: u
             Err(error) => return Err(error),
         }
     }
-    let new = if known.is_empty() { Cow::Borrowed(batch) } else { Cow::Owned(without(batch, &known)) };
-    for step in STATEMENTS.count.steps(&deltas(&new)) {
-        table.count(step).await?;
-    }
-    Ok(new.len())
+    Ok(if known.is_empty() { Cow::Borrowed(batch) } else { Cow::Owned(without(batch, &known)) })
 }
 
 fn after(events: Cow<'_, [Event]>, done: usize) -> Cow<'_, [Event]> {
@@ -178,7 +165,7 @@ mod tests {
     #[test]
     fn a_statement_has_a_value_for_each_place() {
         let statements = Statements::new();
-        for (shapes, values) in [(statements.insert, 7), (statements.find, 2), (statements.count, 4)] {
+        for (shapes, values) in [(statements.insert, 7), (statements.find, 2)] {
             for (sql, rows) in shapes.0.iter().zip(SHAPES) {
                 assert_eq!(sql.matches('?').count(), rows * values, "{sql}");
             }

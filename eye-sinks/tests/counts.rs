@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use common::{build, event, matching, newest, open};
 use eye_core::event::{Event, EventFields};
 use eye_core::sink::{Sink, SinkConfig, WriteError};
-use eye_core::store::{EventFilter, EventKey};
+use eye_core::store::{EventFilter, EventKey, PageStart};
 use eye_core::timestamp::Timestamp;
 use eye_harness::{Database, MariaDb, Postgres, Server};
 use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
@@ -46,6 +46,7 @@ macro_rules! on_all {
 
 on_all! {
     every_filter_is_counted_right
+    pages_of_a_category_and_a_name_are_whole
     the_same_events_on_two_nodes_count_once
     count_and_page_are_from_one_snapshot
     a_write_that_is_cut_short_counts_as_a_whole_or_not_at_all
@@ -218,6 +219,75 @@ async fn every_filter_is_counted_right<C: SinkConfig>(store: Store) {
         assert_counts(&*node, &written, &mut rng).await;
         store.fold(&*node).await;
         assert_counts(&*node, &written, &mut rng).await;
+    }
+}
+
+/// They lie in some hours and not in others, and pages start and end within hours.
+async fn pages_of_a_category_and_a_name_are_whole<C: SinkConfig>(store: Store) {
+    let (mut rng, node) = (rng(), open::<C>(&store.url()).await);
+    let mut written = BTreeMap::new();
+    for round in 0..2 {
+        // Some names are rarer than their category, some are not.
+        let batch = (0..400).map(|_| {
+            let hour = rng.i64(0..40) * rng.i64(0..5);
+            let micros = START_MICROS + hour * HOUR_MICROS + rng.i64(0..4) * (HOUR_MICROS - 1) / 3;
+            let timestamp = Timestamp::from_micros(micros).unwrap();
+            let [category, name] = [&CATEGORIES, &NAMES].map(|texts| texts[rng.usize(0..4) * rng.usize(0..2)]);
+            let id = uuid::Uuid::from_u128(rng.u128(..));
+            Event::from(EventFields {
+                id,
+                timestamp,
+                received_at: timestamp,
+                session_id: "s",
+                category,
+                name,
+                data: "1",
+            })
+        });
+        let batch: Vec<_> = batch.collect();
+        node.write(&batch).await.unwrap();
+        if round == 0 {
+            store.fold(&*node).await;
+        }
+        written.extend(batch.into_iter().map(|event| (event.key(), event)));
+    }
+    for _ in 0..40 {
+        let bound = |rng: &mut Rng| {
+            let micros = START_MICROS + rng.i64(0..160) * HOUR_MICROS + rng.i64(-1..2);
+            rng.bool().then(|| Timestamp::from_micros(micros).unwrap())
+        };
+        let filter = EventFilter {
+            session_id: None,
+            category: rng.choice(CATEGORIES).map(str::to_owned),
+            name: rng.choice(NAMES).map(str::to_owned),
+            timestamp_after: bound(&mut rng),
+            timestamp_before: bound(&mut rng),
+        };
+        let expected: Vec<_> = written.values().rev().filter(|event| matches(event, &filter)).collect();
+        let limit = rng.usize(1..20);
+        let read = |start| common::query(&*node, filter.clone(), start, limit as u32);
+        for (number, events) in expected.chunks(limit).enumerate() {
+            let first = number * limit;
+            let starts = match first {
+                0 => vec![PageStart::Newest, PageStart::Offset(0)],
+                _ => vec![PageStart::OlderThan(expected[first - 1].key()), PageStart::Offset(first as u64)],
+            };
+            for start in starts {
+                let page = read(start.clone()).await;
+                assert!(page.events.iter().eq(events.iter().copied()), "another page from {start:?} for {filter:?}");
+                let has_older = first + events.len() < expected.len();
+                assert_eq!((page.has_older, page.has_newer), (has_older, first > 0), "{start:?} {filter:?}");
+            }
+            let Some(older) = expected.get(first + events.len()) else { continue };
+            let page = read(PageStart::NewerThan(older.key())).await;
+            assert!(page.events.iter().eq(events.iter().copied()), "another page before {older:?} for {filter:?}");
+            assert_eq!((page.has_older, page.has_newer), (true, first > 0), "{filter:?}");
+        }
+        if let Some(last) = expected.last() {
+            assert_eq!(read(PageStart::OlderThan(last.key())).await.events, []);
+            assert_eq!(read(PageStart::NewerThan(expected[0].key())).await.events, []);
+        }
+        assert_eq!(read(PageStart::Newest).await.count, expected.len() as u64);
     }
 }
 

@@ -308,6 +308,11 @@ async fn an_event_too_large_for_the_server_stands_alone() {
     let fitting: Vec<_> = (0..20).map(|n| named(n, "fits", &format!("\"{}\"", "x".repeat(400 * 1024)))).collect();
     sink.write(&fitting).await.unwrap();
     assert_eq!(newest(&*sink, 100).await.events.len(), 20);
+    // Nor do their counts, once they are written as JSON.
+    let names: Vec<_> = (20..2020).map(|n| format!("{n:0150}").replace('0', "\u{1}")).collect();
+    let counted: Vec<_> = (20..).zip(&names).map(|(n, name)| named(n, name, "{}")).collect();
+    sink.write(&counted).await.unwrap();
+    assert_eq!(newest(&*sink, 1).await.count, 2020);
 }
 
 #[test]

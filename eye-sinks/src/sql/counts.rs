@@ -182,7 +182,7 @@ mod tests {
             [(0, "a"), (3, "a"), (3, "b"), (4, "a"), (30_000_000, "a")].map(|(n, name)| event_with(n, name, "1"));
         let deltas = deltas(&events, 1000);
         let expected =
-            r#"[{"446711":{"category 0":{"a":2,"b":1},"category 1":{"a":1}},"446719":{"category 0":{"a":1}}}]"#;
+            r#"[{"447072":{"category 0":{"a":2,"b":1},"category 1":{"a":1}},"447080":{"category 0":{"a":1}}}]"#;
         assert_eq!(format!("[{}]", deltas.join(",")), expected);
     }
 

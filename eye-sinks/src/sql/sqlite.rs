@@ -140,7 +140,8 @@ fn options(path: &Path) -> SqliteConnectOptions {
 
 /// Readers never write, keep to a bound in time, and see the last commit while another one is being written.
 fn reader(path: &Path, max: MaxReadConnections) -> DatabaseConnection {
-    let options = options(path).pragma("query_only", "ON").pragma("cache_size", "-16384");
+    // A page of a thousand, so that the thread that reads it need not wait until the rows are taken.
+    let options = options(path).pragma("query_only", "ON").pragma("cache_size", "-16384").row_buffer_size(1024);
     let file = Arc::new(ReadFile::new(path));
     let pool = SqlitePoolOptions::new()
         .max_connections(max.0)

@@ -13,7 +13,7 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use super::entity::{Column, Entity, StoredEvent, instant};
+use super::entity::{COLUMNS, Column, Entity, StoredEvent, instant};
 
 /// Events of the first step of a page. The usual page of 100, and the one more that tells whether it is the last, fit in.
 const FIRST_STEP_EVENTS: usize = 101;
@@ -136,11 +136,7 @@ impl Reader<'_> {
 
     /// All events, in their order.
     fn events(&self, order: Order) -> Select<Entity> {
-        let data = match self.snapshot.get_database_backend() {
-            DbBackend::Postgres => Expr::col(Column::Data).cast_as("text"),
-            _ => Expr::col(Column::Data),
-        };
-        let mut select = Entity::find();
+        let mut select = Entity::find().select_only();
         // MariaDB, left to itself, would read all events of a text down to where the page starts, and fetch each.
         if let Some(leading) = self.leading
             && self.snapshot.get_database_backend() == DbBackend::MySql
@@ -148,13 +144,16 @@ impl Reader<'_> {
             let index = format!("event_{}", leading.as_str());
             QueryTrait::query(&mut select).force_index(index, IndexHintScope::All);
         }
-        select
-            .select_only()
-            .columns([Column::Timestamp, Column::Id, Column::SessionId, Column::Category, Column::Name])
-            .column_as(data, Column::Data.as_str())
-            .column(Column::ReceivedAt)
-            .order_by(Column::Timestamp, order.clone())
-            .order_by(Column::Id, order)
+        for column in COLUMNS {
+            select = match column {
+                // Its type is json, which would be sent as such.
+                Column::Data if self.snapshot.get_database_backend() == DbBackend::Postgres => {
+                    select.column_as(Expr::col(column).cast_as("text"), column.as_str())
+                }
+                _ => select.column(column),
+            };
+        }
+        select.order_by(Column::Timestamp, order.clone()).order_by(Column::Id, order)
     }
 
     /// The first `limit` events of `select`, whose order is that of `than`, and whether more are there: beyond `limit`, or

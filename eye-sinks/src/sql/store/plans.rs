@@ -53,7 +53,7 @@ async fn fill<C: SinkConfig>(url: &str) {
 fn filters() -> Vec<(String, EventFilter)> {
     type Condition = (&'static str, fn(&mut EventFilter));
     const CONDITIONS: [Condition; 5] = [
-        ("session_id", |filter| filter.session_id = Some("session-77".to_owned())),
+        ("session_id", |filter| filter.session_id = Some("session-1007".to_owned())),
         ("category", |filter| filter.category = Some("category-3".to_owned())),
         ("name", |filter| filter.name = Some("name-5".to_owned())),
         ("timestamp_after", |filter| filter.timestamp_after = Some(instant_of(20_000))),
@@ -88,11 +88,7 @@ async fn plans(url: &str, explain: &str, line: fn(&QueryResult) -> String) -> St
             let asked = std::mem::take(&mut *statements.lock().unwrap());
             writeln!(plans, "{name}: {page}").unwrap();
             for mut statement in asked.into_iter().filter(|statement| statement.sql.starts_with("SELECT")) {
-                let what = if statement.sql.contains(" AS \"data\"") || statement.sql.contains("`data`") {
-                    "events"
-                } else {
-                    "numbers"
-                };
+                let what = if statement.sql.contains("received_at") { "events" } else { "numbers" };
                 writeln!(plans, "  {what}").unwrap();
                 statement.sql.insert_str(0, explain);
                 for row in db.query_all_raw(statement).await.unwrap() {

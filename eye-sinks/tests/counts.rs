@@ -463,7 +463,8 @@ fn forget_counts(store: &Store) {
 
 async fn a_table_from_before_is_counted_when_nodes_start<C: SinkConfig>(store: Store) {
     let (mut rng, node) = (rng(), open::<C>(&store.url()).await);
-    let batch: BTreeMap<_, _> = (0..500).map(|_| random_event(&mut rng)).map(|event| (event.key(), event)).collect();
+    let events = (0..500).map(|_| random_event(&mut rng)).chain([Timestamp::MIN, Timestamp::MAX].map(common::at));
+    let batch: BTreeMap<_, _> = events.map(|event| (event.key(), event)).collect();
     node.write(&batch.values().cloned().collect::<Vec<_>>()).await.unwrap();
     node.close().await.unwrap();
     forget_counts(&store);

@@ -9,7 +9,7 @@
 //! and name. It is added to `event_count` from time to time. The count of an hour is the sum of both.
 
 use sea_orm_migration::prelude::*;
-use sea_orm_migration::sea_orm::{ConnectionTrait, DbBackend};
+use sea_orm_migration::sea_orm::{ConnectionTrait, DbBackend, Statement};
 
 pub(crate) struct Migration;
 
@@ -24,31 +24,20 @@ impl MigrationTrait for Migration {
     /// May be done again from any point, because MySQL commits after each statement. No node of this version writes
     /// meanwhile: each comes here first, and waits.
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        let (tables, hour) = match manager.get_database_backend() {
-            DbBackend::Sqlite => (SQLITE, "timestamp / 3600000000"),
-            DbBackend::Postgres => (POSTGRES, "FLOOR(EXTRACT(EPOCH FROM timestamp) / 3600)::integer"),
-            DbBackend::MySql => (MYSQL, "TIMESTAMPDIFF(HOUR, '1970-01-01', timestamp)"),
+        let (tables, time) = match manager.get_database_backend() {
+            DbBackend::Sqlite => (SQLITE, &SQLITE_TIME),
+            DbBackend::Postgres => (POSTGRES, &POSTGRES_TIME),
+            DbBackend::MySql => (MYSQL, &MYSQL_TIME),
             other => return Err(DbErr::BackendNotSupported { db: other.as_str(), ctx: "The Eye's schema" }),
         };
-        let count_all = [
-            "DELETE FROM event_count_delta".to_owned(),
-            "DELETE FROM event_count".to_owned(),
-            format!(
-                "INSERT INTO event_count (category, name, hour, count)
-                    SELECT category, name, {hour}, COUNT(*) FROM event GROUP BY 1, 2, 3"
-            ),
-        ];
-        let add_up = ["category, ''", "'', name", "'', ''"].map(|whose| {
-            let group = whose.split(", ").filter(|column| *column != "''").map(|column| format!("{column}, "));
-            format!(
-                "INSERT INTO event_count (category, name, hour, count)
-                    SELECT {whose}, hour, SUM(count) FROM event_count WHERE category <> '' AND name <> ''
-                    GROUP BY {}hour",
-                group.collect::<String>()
-            )
-        });
-        for sql in tables.iter().copied().chain(count_all.iter().chain(&add_up).map(String::as_str)) {
-            manager.get_connection().execute_unprepared(sql).await?;
+        let db = manager.get_connection();
+        for sql in tables.iter().copied().chain(["DELETE FROM event_count_delta", "DELETE FROM event_count"]) {
+            db.execute_unprepared(sql).await?;
+        }
+        let mut day = 0;
+        while let Some(next) = time.first_day(db, day).await? {
+            time.count(db, next).await?;
+            day = next + 1;
         }
         Ok(())
     }
@@ -56,6 +45,57 @@ impl MigrationTrait for Migration {
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         manager.drop_table(Table::drop().table("event_count_delta").take()).await?;
         manager.drop_table(Table::drop().table("event_count").take()).await
+    }
+}
+
+/// How a database writes instants and hours.
+struct Time {
+    /// The hour of an instant, which stands for `?`.
+    hour: &'static str,
+    /// The start of an hour, whose number stands for `?`.
+    start: &'static str,
+    /// What is added to the start of a day to come to its last instant. The last day of all has no end.
+    day: &'static str,
+}
+
+const SQLITE_TIME: Time = Time { hour: "? / 3600000000", start: "? * 3600000000", day: "86399999999" };
+const POSTGRES_TIME: Time = Time {
+    hour: "FLOOR(EXTRACT(EPOCH FROM ?) / 3600)::bigint",
+    start: "TO_TIMESTAMP(?::bigint * 3600)",
+    day: "INTERVAL '23:59:59.999999'",
+};
+const MYSQL_TIME: Time = Time {
+    hour: "TIMESTAMPDIFF(HOUR, '1970-01-01', ?)",
+    start: "'1970-01-01' + INTERVAL ? HOUR",
+    day: "INTERVAL '23:59:59.999999' HOUR_MICROSECOND",
+};
+
+impl Time {
+    fn start_of(&self, day: i64) -> String {
+        self.start.replace('?', &(day * 24).to_string())
+    }
+
+    /// The first day from this one on that has an event.
+    async fn first_day(&self, db: &impl ConnectionTrait, day: i64) -> Result<Option<i64>, DbErr> {
+        let (hour, start) = (self.hour.replace('?', "MIN(timestamp)"), self.start_of(day));
+        let sql = format!("SELECT {hour} FROM event WHERE timestamp >= {start}");
+        let row = db.query_one_raw(Statement::from_string(db.get_database_backend(), sql)).await?;
+        let hour: Option<i64> = row.map(|row| row.try_get_by_index(0)).transpose()?.flatten();
+        Ok(hour.map(|hour| hour / 24))
+    }
+
+    /// Counts the events of a day. Those of all days at once the databases would sort on the disk.
+    async fn count(&self, db: &impl ConnectionTrait, day: i64) -> Result<(), DbErr> {
+        let (hour, start, length) = (self.hour.replace('?', "timestamp"), self.start_of(day), self.day);
+        for (category, name) in [("category", "name"), ("category", "''"), ("''", "name"), ("''", "''")] {
+            let sql = format!(
+                "INSERT INTO event_count (category, name, hour, count)
+                    SELECT {category}, {name}, {hour}, COUNT(*) FROM event
+                    WHERE timestamp BETWEEN {start} AND {start} + {length} GROUP BY 1, 2, 3"
+            );
+            db.execute_unprepared(&sql).await?;
+        }
+        Ok(())
     }
 }
 

@@ -139,6 +139,7 @@ async fn a_table_that_was_dropped_comes_back<C: SinkConfig>(servers: Servers) {
     let server = (servers.shared)();
     let database = server.create_database();
     let sink = open::<C>(&database.url).await;
+    sink.write(&[event(0)]).await.unwrap();
     server.sql(&database.name, "DROP TABLE event");
     server.sql(&database.name, "DROP TABLE eye_migration");
     reason(&sink.write(&[event(1)]).await.unwrap_err());

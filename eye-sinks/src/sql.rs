@@ -1,8 +1,10 @@
 //! What all SQL sinks share: connections, preparing, writing, closing. What differs lies in one [`Driver`] each.
 
 mod connections;
+mod counts;
 mod entity;
 mod error;
+mod fold;
 pub(crate) mod mysql;
 pub(crate) mod postgres;
 pub(crate) mod sqlite;
@@ -23,13 +25,16 @@ use sqlx::Connection;
 use tokio::time::timeout;
 
 use self::connections::Connections;
+use self::fold::FoldClock;
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long bringing the schema up to date may take: a new index on a large table needs minutes.
-const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long bringing the schema up to date may take: counting a table of a hundred million events needs many minutes.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How long one write may take, waiting for a connection included. Only a server that hangs needs so long.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long adding up counts may take; the writer waits meanwhile.
+const FOLD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the database may work on one statement of a query.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a caller waits for the answer to a query, whatever the database does.
@@ -45,13 +50,17 @@ trait Driver: fmt::Display + Send + Sync + 'static {
     /// Opens a connection that is ready to write.
     fn connect(&self) -> impl Future<Output = Result<Self::Connection, sqlx::Error>> + Send;
 
-    /// Stores all events or none; those that are there already stay as they are. Where the database refused them the
-    /// connection must be fit for the next batch; after any other error it is closed.
+    /// Stores all events or none, and counts those that are new in the same transaction; those that are there already
+    /// stay as they are. Says how many were new. The events are in the order of their keys, each key once. Where the
+    /// database refused them the connection must be fit for the next batch; after any other error it is closed.
     fn insert(
         &self,
         connection: &mut Self::Connection,
         batch: &[Event],
-    ) -> impl Future<Output = Result<Written, sqlx::Error>> + Send;
+    ) -> impl Future<Output = Result<usize, sqlx::Error>> + Send;
+
+    /// Adds up deltas of counts, a bounded number of them, in one transaction. Says whether there may be others.
+    fn fold(&self, connection: &mut Self::Connection) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
 
     /// A pool of one connection, for SeaORM's migrations.
     fn migration_pool(&self) -> DatabaseConnection;
@@ -63,12 +72,13 @@ struct SqlSink<D: Driver> {
     connections: Connections<D::Connection>,
     reader: DatabaseConnection,
     is_ready: AtomicBool,
+    fold_clock: FoldClock,
 }
 
 impl<D: Driver> SqlSink<D> {
     fn new(driver: D, reader: DatabaseConnection) -> Self {
         let connections = Connections::new(D::MAX_WRITE_CONNECTIONS);
-        Self { driver, connections, reader, is_ready: AtomicBool::new(false) }
+        Self { driver, connections, reader, is_ready: AtomicBool::new(false), fold_clock: FoldClock::new() }
     }
 
     async fn connect(&self) -> Result<D::Connection, sqlx::Error> {
@@ -99,12 +109,41 @@ impl<D: Driver> SqlSink<D> {
         // In the order of the key, so that two nodes that write the same events wait for each other, not in a circle.
         let mut sorted = batch.to_vec();
         sorted.sort_unstable_by_key(Event::key);
+        sorted.dedup_by_key(|event| event.key());
         let inserted = self.driver.insert(lease.connection(), &sorted).await;
         // A refusal is no fault of the connection, and finding the events at fault takes many writes.
         if inserted.as_ref().map_or_else(error::is_refusal, |_| true) {
             lease.give_back();
         }
-        inserted
+        inserted.map(|new| {
+            self.fold_clock.stored(new);
+            Written { duplicates: batch.len().saturating_sub(new) }
+        })
+    }
+
+    /// Adds up the deltas of counts when it is time. Nothing depends on it but the speed of queries, so that an error
+    /// is not the writer's: what was not added up is tried again later.
+    async fn fold(&self) {
+        if !self.fold_clock.is_due() {
+            return;
+        }
+        let folded = timeout(FOLD_TIMEOUT, self.fold_once()).await;
+        match folded.unwrap_or_else(|_| Err(error::timed_out("adding up counts", FOLD_TIMEOUT))) {
+            Ok(true) => self.fold_clock.more(),
+            Ok(false) => {}
+            Err(error) => {
+                self.fold_clock.failed();
+                let error = error::reason(&error);
+                tracing::warn!(sink = %self.driver, %error, "counts were not added up: queries grow slower meanwhile");
+            }
+        }
+    }
+
+    async fn fold_once(&self) -> Result<bool, sqlx::Error> {
+        let mut lease = self.connections.lease(|| self.connect()).await?;
+        let has_others = self.driver.fold(lease.connection()).await?;
+        lease.give_back();
+        Ok(has_others)
     }
 
     /// Names the place where a retry helps. A refusal goes to the producer, whom the place does not concern.
@@ -122,6 +161,7 @@ impl<D: Driver> SqlSink<D> {
 impl<D: Driver> Sink for SqlSink<D> {
     async fn prepare(&self) -> Result<(), WriteError> {
         if self.is_ready.load(Ordering::Relaxed) && matches!(timeout(CONNECT_TIMEOUT, self.ping()).await, Ok(Ok(()))) {
+            self.fold().await;
             return Ok(());
         }
         self.is_ready.store(false, Ordering::Relaxed);
@@ -139,7 +179,7 @@ impl<D: Driver> Sink for SqlSink<D> {
         }
         let written = timeout(WRITE_TIMEOUT, self.insert(batch)).await;
         let written = written.unwrap_or_else(|_| Err(error::timed_out("writing", WRITE_TIMEOUT)));
-        written.map_err(|error| {
+        let written = written.map_err(|error| {
             let error = error::write_error(&error);
             if matches!(error, WriteError::Retry { .. }) {
                 // The other connections are as old as the one that failed, and the schema may be gone.
@@ -147,7 +187,9 @@ impl<D: Driver> Sink for SqlSink<D> {
                 self.is_ready.store(false, Ordering::Relaxed);
             }
             self.located(error)
-        })
+        })?;
+        self.fold().await;
+        Ok(written)
     }
 
     async fn close(&self) -> Result<(), SinkError> {

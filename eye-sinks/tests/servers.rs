@@ -92,6 +92,8 @@ async fn a_schema_from_the_future_is_refused<C: SinkConfig>(servers: Servers) {
     assert!(reason.contains("newer version of The Eye") && reason.contains("m9999_future"), "{reason}");
 }
 
+const COUNTS_RIGHTS: &str = "GRANT INSERT, UPDATE, DELETE ON";
+
 async fn a_user_without_the_right_to_change_the_schema_suffices<C: SinkConfig>(servers: Servers) {
     let server = (servers.shared)();
     let database = server.create_database();
@@ -101,17 +103,23 @@ async fn a_user_without_the_right_to_change_the_schema_suffices<C: SinkConfig>(s
         &database.name,
         &match is_postgres::<C>() {
             true => format!(
-                "CREATE USER {name} PASSWORD 'x'; GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA public TO {name}"
+                "CREATE USER {name} PASSWORD 'x'; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name};
+                GRANT INSERT ON event TO {name}; {COUNTS_RIGHTS} event_count TO {name};
+                {COUNTS_RIGHTS} event_count_delta TO {name}"
             ),
             false => format!(
-                "CREATE USER {name} IDENTIFIED BY 'x'; GRANT SELECT, INSERT, UPDATE ON {}.* TO {name}",
+                "CREATE USER {name} IDENTIFIED BY 'x'; GRANT SELECT ON {}.* TO {name};
+                GRANT INSERT ON event TO {name}; {COUNTS_RIGHTS} event_count TO {name};
+                {COUNTS_RIGHTS} event_count_delta TO {name}",
                 database.name
             ),
         },
     );
     let sink = open::<C>(&database.url.replace(&format!("eye:{PASSWORD}"), &format!("{name}:x"))).await;
+    // The first write is the time to add up counts.
     sink.write(&[event(1)]).await.unwrap();
     assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+    assert_eq!(server.sql(&database.name, "SELECT COUNT(*) FROM event_count_delta"), "0");
 }
 
 async fn a_refusal_stores_nothing_and_does_not_quote_the_event<C: SinkConfig>(servers: Servers) {
@@ -131,6 +139,7 @@ async fn a_table_that_was_dropped_comes_back<C: SinkConfig>(servers: Servers) {
     let server = (servers.shared)();
     let database = server.create_database();
     let sink = open::<C>(&database.url).await;
+    sink.write(&[event(0)]).await.unwrap();
     server.sql(&database.name, "DROP TABLE event");
     server.sql(&database.name, "DROP TABLE eye_migration");
     reason(&sink.write(&[event(1)]).await.unwrap_err());
@@ -300,6 +309,11 @@ async fn an_event_too_large_for_the_server_stands_alone() {
     let fitting: Vec<_> = (0..20).map(|n| named(n, "fits", &format!("\"{}\"", "x".repeat(400 * 1024)))).collect();
     sink.write(&fitting).await.unwrap();
     assert_eq!(newest(&*sink, 100).await.events.len(), 20);
+    // Nor do their counts, once they are written as JSON.
+    let names: Vec<_> = (20..2020).map(|n| format!("{n:0150}").replace('0', "\u{1}")).collect();
+    let counted: Vec<_> = (20..).zip(&names).map(|(n, name)| named(n, name, "{}")).collect();
+    sink.write(&counted).await.unwrap();
+    assert_eq!(newest(&*sink, 1).await.count, 2020);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The database schema of The Eye, as SeaORM migrations.
 
 mod m0001_event;
+mod m0002_event_count;
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::{
@@ -21,7 +22,7 @@ pub struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_event::Migration)]
+        vec![Box::new(m0001_event::Migration), Box::new(m0002_event_count::Migration)]
     }
 
     fn migration_table_name() -> DynIden {

@@ -3,7 +3,8 @@
 use eye_core::event::{Event, EventFields};
 use eye_core::timestamp::Timestamp;
 use sea_orm::entity::prelude::*;
-use sea_orm::{DbBackend, FromQueryResult, QueryResult};
+use sea_orm::{DbBackend, FromQueryResult, QueryResult, RuntimeErr};
+use sqlx::{ColumnIndex, Decode, Row, Type};
 
 /// A row. The types are those of PostgreSQL and MySQL; SQLite has integers for timestamps, which [`instant`] and
 /// [`StoredEvent`] bridge.
@@ -36,29 +37,54 @@ pub(super) fn instant(backend: DbBackend, timestamp: Timestamp) -> Value {
     }
 }
 
-/// An event as it was read.
+/// The columns of a [`StoredEvent`], in its order.
+pub(super) const COLUMNS: [Column; 7] = [
+    Column::Timestamp,
+    Column::ReceivedAt,
+    Column::Id,
+    Column::SessionId,
+    Column::Category,
+    Column::Name,
+    Column::Data,
+];
+
+/// An event as it was read. Its texts are copied once, from the row into the event.
 pub(super) struct StoredEvent(pub(super) Event);
 
 impl FromQueryResult for StoredEvent {
-    fn from_query_result(row: &QueryResult, prefix: &str) -> Result<Self, DbErr> {
-        let text = |column: Column| row.try_get::<String>(prefix, column.as_str());
-        Ok(Self(Event::from(EventFields {
-            id: row.try_get(prefix, Column::Id.as_str())?,
-            timestamp: read_instant(row, prefix, Column::Timestamp)?,
-            received_at: read_instant(row, prefix, Column::ReceivedAt)?,
-            session_id: &text(Column::SessionId)?,
-            category: &text(Column::Category)?,
-            name: &text(Column::Name)?,
-            data: &text(Column::Data)?,
-        })))
+    fn from_query_result(row: &QueryResult, _prefix: &str) -> Result<Self, DbErr> {
+        let event = if let Some(row) = row.try_as_sqlite_row() {
+            event(row, |micros: i64| micros)
+        } else if let Some(row) = row.try_as_pg_row() {
+            event(row, |instant: DateTimeUtc| instant.timestamp_micros())
+        } else if let Some(row) = row.try_as_mysql_row() {
+            event(row, |instant: DateTime| instant.and_utc().timestamp_micros())
+        } else {
+            return Err(DbErr::Type("a row of none of the databases".to_owned()));
+        };
+        event.map(Self).map_err(|error| DbErr::Query(RuntimeErr::SqlxError(error.into())))
     }
 }
 
-fn read_instant(row: &QueryResult, prefix: &str, column: Column) -> Result<Timestamp, DbErr> {
-    let micros = match row.try_as_sqlite_row() {
-        Some(_) => row.try_get::<i64>(prefix, column.as_str())?,
-        None => row.try_get::<DateTimeUtc>(prefix, column.as_str())?.timestamp_micros(),
+fn event<'r, R, T>(row: &'r R, micros: fn(T) -> i64) -> Result<Event, sqlx::Error>
+where
+    R: Row,
+    usize: ColumnIndex<R>,
+    T: Decode<'r, R::Database> + Type<R::Database>,
+    Uuid: Decode<'r, R::Database> + Type<R::Database>,
+    &'r str: Decode<'r, R::Database> + Type<R::Database>,
+{
+    let instant = |index| {
+        let timestamp = Timestamp::from_micros(micros(row.try_get(index)?));
+        timestamp.ok_or_else(|| sqlx::Error::Decode("an instant is not within the years 1970 to 9999".into()))
     };
-    Timestamp::from_micros(micros)
-        .ok_or_else(|| DbErr::Type(format!("event.{} is not within the years 1970 to 9999", column.as_str())))
+    Ok(Event::from(EventFields {
+        timestamp: instant(0)?,
+        received_at: instant(1)?,
+        id: row.try_get(2)?,
+        session_id: row.try_get(3)?,
+        category: row.try_get(4)?,
+        name: row.try_get(5)?,
+        data: row.try_get(6)?,
+    }))
 }

@@ -40,6 +40,11 @@ pub(super) fn is_refusal(error: &sqlx::Error) -> bool {
     meaning(error) == Meaning::Reject
 }
 
+/// Whether an event is there already.
+pub(super) fn is_duplicate(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(DatabaseError::is_unique_violation)
+}
+
 /// What a failed write means.
 pub(super) fn write_error(error: &sqlx::Error) -> WriteError {
     let reason = reason(error).into_owned();
@@ -88,7 +93,7 @@ fn orm_reason(error: &DbErr) -> String {
 }
 
 /// The message alone: PostgreSQL's details quote the row.
-fn reason(error: &sqlx::Error) -> Cow<'_, str> {
+pub(super) fn reason(error: &sqlx::Error) -> Cow<'_, str> {
     match error {
         sqlx::Error::Database(error) => error.message().into(),
         sqlx::Error::Io(error) => error.to_string().into(),

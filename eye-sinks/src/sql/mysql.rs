@@ -5,16 +5,22 @@ use std::str::FromStr;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use chrono::NaiveDateTime;
 use eye_core::event::Event;
 use eye_core::registry::BuildError;
-use eye_core::sink::{Sink, SinkConfig, Written};
+use eye_core::sink::{Sink, SinkConfig};
+use eye_core::store::EventKey;
+use eye_core::timestamp::Timestamp;
 use sea_orm::{DatabaseConnection, SqlxMySqlConnector};
 use serde::Deserialize;
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlPoolOptions};
-use sqlx::{ConnectOptions, Connection, Executor};
+use sqlx::{ConnectOptions, Executor};
+use uuid::Uuid;
 
+use super::counts::deltas;
+use super::fold::{FOLD_DELTAS, Taken};
 use super::url::{self, MaxReadConnections};
-use super::write::{InsertStatements, Step};
+use super::write::{self, Shapes, Step, Table};
 use super::{CONNECT_TIMEOUT, Driver, SqlSink};
 
 /// Stores events in a MySQL (8.0.17 or newer) or MariaDB database, which has to exist; the table is made in it.
@@ -35,13 +41,28 @@ const PARAMETERS: &[&str] =
 /// Bytes of events that one statement has at most: a quarter of what servers take by default.
 const MAX_STATEMENT_BYTES: usize = 4 << 20;
 
-/// Strict, so that nothing is cut or bent to fit, and the same on every server. sqlx has set the character set and UTC.
-const SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION'";
+/// Strict, so that nothing is cut or bent to fit, and the same on every server. sqlx has set the character set and UTC. A
+/// transaction begins with its first statement, without a word of its own.
+const SESSION: &str = "SET SESSION autocommit = 0, \
+    sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION'";
 
 /// Readers keep to a bound in time, here 30 seconds, which the server watches. MySQL and MariaDB name it differently;
 /// each skips the other's comment.
 const READ_SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES' \
     /*M! , max_statement_time = 30 */ /*!50708 , max_execution_time = 30000 */";
+
+/// Deltas that no other node adds up now.
+const TAKE_DELTAS: &str = "SELECT id, delta FROM event_count_delta ORDER BY id LIMIT ? FOR UPDATE SKIP LOCKED";
+
+/// A text as digits needs no escapes.
+const HEX: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+
+static ADD_COUNTS: LazyLock<Shapes> = LazyLock::new(|| {
+    let head = "INSERT INTO event_count (category, name, hour, count) VALUES ";
+    Shapes::new(head, "(?,?,?,?)", ",", " ON DUPLICATE KEY UPDATE count = count + VALUES(count)")
+});
+static DELETE_DELTAS: LazyLock<Shapes> =
+    LazyLock::new(|| Shapes::new("DELETE FROM event_count_delta WHERE id IN (", "?", ",", ")"));
 
 #[derive(Clone, Deserialize)]
 #[serde(try_from = "String")]
@@ -114,37 +135,45 @@ impl Driver for MysqlDriver {
 
     const MAX_WRITE_CONNECTIONS: usize = 4;
 
+    /// Reads what is committed: so a batch finds what another node stores meanwhile, and no gap is locked that another
+    /// node inserts into.
     async fn connect(&self) -> Result<MySqlConnection, sqlx::Error> {
         let mut connection = self.url.0.connect().await?;
         connection.execute(SESSION).await?;
+        connection.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
         let bytes: u64 =
             sqlx::query_scalar("SELECT CAST(@@max_allowed_packet AS UNSIGNED)").fetch_one(&mut connection).await?;
         self.max_packet_bytes.store(usize::try_from(bytes).unwrap_or(usize::MAX), Ordering::Relaxed);
         Ok(connection)
     }
 
-    /// What was there already it cannot tell: sqlx asks for the rows that were found, be they new or not.
-    async fn insert(&self, connection: &mut MySqlConnection, batch: &[Event]) -> Result<Written, sqlx::Error> {
-        // `INSERT IGNORE` would also swallow what does not fit.
-        static STATEMENTS: LazyLock<InsertStatements> =
-            LazyLock::new(|| InsertStatements::new("INSERT", "ON DUPLICATE KEY UPDATE id = id"));
+    async fn insert(&self, connection: &mut MySqlConnection, batch: &[Event]) -> Result<usize, sqlx::Error> {
         let max_packet_bytes = self.max_packet_bytes.load(Ordering::Relaxed);
-        let max_bytes = MAX_STATEMENT_BYTES.min(max_packet_bytes / 2);
-        let steps: Vec<Step<'_>> = STATEMENTS.steps(batch, max_bytes).collect();
-        if let [step] = steps.as_slice() {
-            // One statement is a transaction already.
-            insert_step(connection, step, max_packet_bytes).await?;
-            return Ok(Written::default());
+        for event in batch {
+            check_packet(event, max_packet_bytes)?;
         }
-        let mut transaction = connection.begin().await?;
-        for step in &steps {
-            if let Err(error) = insert_step(&mut transaction, step, max_packet_bytes).await {
-                transaction.rollback().await?;
-                return Err(error);
-            }
+        let stored = insert_and_count(connection, batch, MAX_STATEMENT_BYTES.min(max_packet_bytes / 2)).await;
+        if stored.is_err() {
+            connection.execute("ROLLBACK").await?;
         }
-        transaction.commit().await?;
-        Ok(Written::default())
+        stored
+    }
+
+    async fn fold(&self, connection: &mut MySqlConnection) -> Result<bool, sqlx::Error> {
+        let deltas = sqlx::query_as(TAKE_DELTAS).bind(FOLD_DELTAS).fetch(&mut *connection);
+        let taken = Taken::from_rows(deltas).await?;
+        for step in ADD_COUNTS.steps(&taken.counts()) {
+            let query = step.rows.iter().fold(sqlx::query(step.sql), |query, count| {
+                query.bind(count.category).bind(count.name).bind(count.hour).bind(count.count)
+            });
+            query.execute(&mut *connection).await?;
+        }
+        for step in DELETE_DELTAS.steps(&taken.ids) {
+            let query = step.rows.iter().fold(sqlx::query(step.sql), |query, id| query.bind(id));
+            query.execute(&mut *connection).await?;
+        }
+        connection.execute("COMMIT").await?;
+        Ok(taken.is_full)
     }
 
     fn migration_pool(&self) -> DatabaseConnection {
@@ -156,26 +185,57 @@ impl Driver for MysqlDriver {
     }
 }
 
-async fn insert_step(
+/// Stores what is new of the batch, counts it, and commits. Says how much. No statement has more than `max_bytes`.
+///
+/// A delta goes with the commit in one text, which saves a way to the server and back.
+async fn insert_and_count(
     connection: &mut MySqlConnection,
-    step: &Step<'_>,
-    max_packet_bytes: usize,
-) -> Result<(), sqlx::Error> {
-    if let [event] = step.events {
-        check_packet(event, max_packet_bytes)?;
+    batch: &[Event],
+    max_bytes: usize,
+) -> Result<usize, sqlx::Error> {
+    let new = write::insert(connection, batch, max_bytes).await?;
+    let mut sql = String::new();
+    for delta in deltas(&new, max_bytes / 4).iter().filter(|_| !new.is_empty()) {
+        if !sql.is_empty() {
+            connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(std::mem::take(&mut sql)))).await?;
+        }
+        sql.push_str("INSERT INTO event_count_delta (delta) VALUES (x'");
+        sql.extend(delta.bytes().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| HEX[usize::from(digit)]));
+        sql.push_str("');");
     }
-    // Instants go without a time zone, because a value with one is sent as a TIMESTAMP, which ends in 2038.
-    let query = step.events.iter().fold(sqlx::query(step.sql), |query, event| {
-        query
-            .bind(event.timestamp().to_chrono().naive_utc())
-            .bind(event.id())
-            .bind(event.session_id())
-            .bind(event.category())
-            .bind(event.name())
-            .bind(event.data())
-            .bind(event.received_at().to_chrono().naive_utc())
-    });
-    query.execute(connection).await.map(drop)
+    sql.push_str("COMMIT");
+    connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(sql))).await?;
+    Ok(new.len())
+}
+
+/// Neither `INSERT IGNORE`, which would also swallow what does not fit, nor `ON DUPLICATE KEY`: sqlx asks for the rows
+/// that were found, be they new or not.
+impl Table for MySqlConnection {
+    async fn insert(&mut self, step: Step<'_, Event>) -> Result<(), sqlx::Error> {
+        // Instants go without a time zone, because a value with one is sent as a TIMESTAMP, which ends in 2038.
+        let query = step.rows.iter().fold(sqlx::query(step.sql), |query, event| {
+            query
+                .bind(event.timestamp().to_chrono().naive_utc())
+                .bind(event.id())
+                .bind(event.session_id())
+                .bind(event.category())
+                .bind(event.name())
+                .bind(event.data())
+                .bind(event.received_at().to_chrono().naive_utc())
+        });
+        query.execute(self).await.map(drop)
+    }
+
+    async fn find(&mut self, step: Step<'_, Event>) -> Result<Vec<EventKey>, sqlx::Error> {
+        let query = step.rows.iter().fold(sqlx::query_as(step.sql), |query, event| {
+            query.bind(event.timestamp().to_chrono().naive_utc()).bind(event.id())
+        });
+        let keys: Vec<(NaiveDateTime, Uuid)> = query.fetch_all(self).await?;
+        let key = |(timestamp, id): (NaiveDateTime, _)| {
+            Some(EventKey { timestamp: Timestamp::from_micros(timestamp.and_utc().timestamp_micros())?, id })
+        };
+        Ok(keys.into_iter().filter_map(key).collect())
+    }
 }
 
 /// A server closes the connection on a packet that is too large for it, which would look like a network that fails.

@@ -6,13 +6,15 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 use eye_core::event::Event;
 use eye_core::registry::BuildError;
-use eye_core::sink::{Sink, SinkConfig, Written};
+use eye_core::sink::{Sink, SinkConfig};
 use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
 use serde::Deserialize;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
-use sqlx::{ConnectOptions, Executor};
+use sqlx::{ConnectOptions, Connection, Executor};
 use uuid::Uuid;
 
+use super::counts::deltas;
+use super::fold::{FOLD_DELTAS, Taken};
 use super::url::{self, MaxReadConnections};
 use super::{CONNECT_TIMEOUT, Driver, QUERY_TIMEOUT, SqlSink};
 
@@ -96,12 +98,39 @@ impl fmt::Display for PostgresDriver {
     }
 }
 
-/// One parameter a column, so that one statement fits every batch. A batch is one statement, and so one transaction.
-const INSERT: &str = "INSERT INTO event (timestamp, id, session_id, category, name, data, received_at)
-    SELECT timestamp, id, session_id, category, name, data::json, received_at
-    FROM UNNEST($1::timestamptz[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[])
-        AS batch (timestamp, id, session_id, category, name, data, received_at)
-    ON CONFLICT (timestamp, id) DO NOTHING";
+/// One parameter a column, so that one statement fits every batch, and the delta that the batch makes when all of it is
+/// new. A batch is one statement, and so one transaction. Only what is new is counted.
+const INSERT: &str = "WITH inserted AS (
+        INSERT INTO event (timestamp, id, session_id, category, name, data, received_at)
+        SELECT timestamp, id, session_id, category, name, data::json, received_at
+        FROM UNNEST($1::timestamptz[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[])
+            AS batch (timestamp, id, session_id, category, name, data, received_at)
+        ON CONFLICT (timestamp, id) DO NOTHING
+        RETURNING timestamp, category, name
+    ), new AS (
+        SELECT COUNT(*) AS count FROM inserted
+    ), counted AS (
+        INSERT INTO event_count_delta (delta)
+        SELECT CASE count WHEN CARDINALITY($1) THEN $8 ELSE (
+            SELECT JSON_OBJECT_AGG(hour, categories)::text FROM (
+                SELECT hour, JSON_OBJECT_AGG(category, names) AS categories FROM (
+                    SELECT hour, category, JSON_OBJECT_AGG(name, count) AS names FROM (
+                        SELECT FLOOR(EXTRACT(EPOCH FROM timestamp) / 3600)::integer AS hour, category, name, COUNT(*)
+                        FROM inserted GROUP BY 1, 2, 3
+                    ) AS by_name GROUP BY hour, category
+                ) AS by_category GROUP BY hour
+            ) AS by_hour
+        ) END
+        FROM new WHERE count > 0
+    )
+    SELECT count FROM new";
+
+/// Deltas that no other node adds up now.
+const TAKE_DELTAS: &str = "SELECT id, delta FROM event_count_delta ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED";
+const ADD_COUNTS: &str = "INSERT INTO event_count AS counted (category, name, hour, count)
+    SELECT * FROM UNNEST($1::text[], $2::text[], $3::integer[], $4::bigint[])
+    ON CONFLICT (category, name, hour) DO UPDATE SET count = counted.count + EXCLUDED.count";
+const DELETE_DELTAS: &str = "DELETE FROM event_count_delta WHERE id = ANY ($1)";
 
 impl Driver for PostgresDriver {
     type Connection = PgConnection;
@@ -112,18 +141,35 @@ impl Driver for PostgresDriver {
         self.url.0.connect().await
     }
 
-    async fn insert(&self, connection: &mut PgConnection, batch: &[Event]) -> Result<Written, sqlx::Error> {
+    async fn insert(&self, connection: &mut PgConnection, batch: &[Event]) -> Result<usize, sqlx::Error> {
         let instants = |get: fn(&Event) -> DateTime<Utc>| batch.iter().map(get).collect::<Vec<_>>();
-        let query = sqlx::query(INSERT)
+        let query = sqlx::query_scalar(INSERT)
             .bind(instants(|event| event.timestamp().to_chrono()))
             .bind(batch.iter().map(Event::id).collect::<Vec<Uuid>>())
             .bind(batch.iter().map(Event::session_id).collect::<Vec<&str>>())
             .bind(batch.iter().map(Event::category).collect::<Vec<&str>>())
             .bind(batch.iter().map(Event::name).collect::<Vec<&str>>())
             .bind(batch.iter().map(Event::data).collect::<Vec<&str>>())
-            .bind(instants(|event| event.received_at().to_chrono()));
-        let inserted = query.execute(connection).await?.rows_affected();
-        Ok(Written { duplicates: batch.len().saturating_sub(inserted as usize) })
+            .bind(instants(|event| event.received_at().to_chrono()))
+            .bind(deltas(batch, usize::MAX).pop());
+        let inserted: i64 = query.fetch_one(connection).await?;
+        Ok(usize::try_from(inserted).unwrap_or(0))
+    }
+
+    async fn fold(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+        let mut transaction = connection.begin().await?;
+        let deltas = sqlx::query_as(TAKE_DELTAS).bind(FOLD_DELTAS).fetch(&mut *transaction);
+        let taken = Taken::from_rows(deltas).await?;
+        let counts = taken.counts();
+        let query = sqlx::query(ADD_COUNTS)
+            .bind(counts.iter().map(|count| count.category).collect::<Vec<_>>())
+            .bind(counts.iter().map(|count| count.name).collect::<Vec<_>>())
+            .bind(counts.iter().map(|count| count.hour).collect::<Vec<_>>())
+            .bind(counts.iter().map(|count| count.count).collect::<Vec<_>>());
+        query.execute(&mut *transaction).await?;
+        sqlx::query(DELETE_DELTAS).bind(&taken.ids).execute(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(taken.is_full)
     }
 
     fn migration_pool(&self) -> DatabaseConnection {

@@ -1,5 +1,6 @@
 //! SQLite: one file, nothing to install.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -11,15 +12,19 @@ use std::time::{Duration, Instant};
 use eye_core::event::Event;
 use eye_core::mutant;
 use eye_core::registry::BuildError;
-use eye_core::sink::{Sink, SinkConfig, Written};
+use eye_core::sink::{Sink, SinkConfig};
+use eye_core::store::EventKey;
 use eye_core::timestamp::Timestamp;
 use sea_orm::{DatabaseConnection, SqlxSqliteConnector};
 use serde::Deserialize;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection};
+use uuid::Uuid;
 
+use super::counts::deltas;
+use super::fold::{FOLD_DELTAS, Taken};
 use super::url::{self, MaxReadConnections};
-use super::write::{InsertStatements, Step};
+use super::write::{self, Shapes, Step, Table};
 use super::{CONNECT_TIMEOUT, Driver, QUERY_TIMEOUT, SqlSink, error};
 
 /// Stores events in one SQLite file, which is created with its folder where it is not there yet.
@@ -136,7 +141,8 @@ fn options(path: &Path) -> SqliteConnectOptions {
 
 /// Readers never write, keep to a bound in time, and see the last commit while another one is being written.
 fn reader(path: &Path, max: MaxReadConnections) -> DatabaseConnection {
-    let options = options(path).pragma("query_only", "ON").pragma("cache_size", "-16384");
+    // A page of a thousand, so that the thread that reads it need not wait until the rows are taken.
+    let options = options(path).pragma("query_only", "ON").pragma("cache_size", "-16384").row_buffer_size(1024);
     let file = Arc::new(ReadFile::new(path));
     let pool = SqlitePoolOptions::new()
         .max_connections(max.0)
@@ -250,25 +256,28 @@ impl Driver for SqliteDriver {
         Ok(connection)
     }
 
-    async fn insert(&self, connection: &mut SqliteConnection, batch: &[Event]) -> Result<Written, sqlx::Error> {
-        // `OR FAIL` leaves the rows before a refused one, which the rollback takes away. Without it SQLite would keep a
-        // copy of each page that a statement changes, in a file as soon as they are many: that took a third of the time.
-        static STATEMENTS: LazyLock<InsertStatements> =
-            LazyLock::new(|| InsertStatements::new("INSERT OR FAIL", "ON CONFLICT (timestamp, id) DO NOTHING"));
+    async fn insert(&self, connection: &mut SqliteConnection, batch: &[Event]) -> Result<usize, sqlx::Error> {
+        self.check_file()?;
+        match store(connection, batch, Expected::AllNew).await {
+            Err(error) if error::is_duplicate(&error) => store(connection, batch, Expected::SomeKnown).await,
+            stored => stored,
+        }
+    }
+
+    async fn fold(&self, connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
         self.check_file()?;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-        let mut duplicates = batch.len();
-        for step in STATEMENTS.steps(batch, usize::MAX) {
-            match insert_step(&mut transaction, &step).await {
-                Ok(inserted) => duplicates = duplicates.saturating_sub(inserted as usize),
-                Err(error) => {
-                    transaction.rollback().await?;
-                    return Err(error);
-                }
-            }
+        let deltas = sqlx::query_as(TAKE_DELTAS).bind(FOLD_DELTAS).fetch(&mut *transaction);
+        let taken = Taken::from_rows(deltas).await?;
+        for step in ADD_COUNTS.steps(&taken.counts()) {
+            let query = step.rows.iter().fold(sqlx::query(step.sql), |query, count| {
+                query.bind(count.category).bind(count.name).bind(count.hour).bind(count.count)
+            });
+            query.execute(&mut *transaction).await?;
         }
+        sqlx::query(DELETE_DELTAS).bind(taken.ids.last()).execute(&mut *transaction).await?;
         transaction.commit().await?;
-        Ok(Written { duplicates })
+        Ok(taken.is_full)
     }
 
     fn migration_pool(&self) -> DatabaseConnection {
@@ -280,20 +289,89 @@ impl Driver for SqliteDriver {
     }
 }
 
-/// How many of the step's events are new.
-async fn insert_step(connection: &mut SqliteConnection, step: &Step<'_>) -> Result<u64, sqlx::Error> {
-    let written_at = if mutant::is("no-unique-key") { Timestamp::now().as_micros() } else { 0 };
-    let query = step.events.iter().fold(sqlx::query(step.sql), |query, event| {
-        query
-            .bind(event.timestamp().as_micros() ^ written_at)
-            .bind(event.id())
-            .bind(event.session_id())
-            .bind(event.category())
-            .bind(event.name())
-            .bind(event.data())
-            .bind(event.received_at().as_micros())
-    });
-    Ok(query.execute(connection).await?.rows_affected())
+const INSERT_DELTA: &str = "INSERT INTO event_count_delta (delta) VALUES (?)";
+const TAKE_DELTAS: &str = "SELECT id, delta FROM event_count_delta ORDER BY id LIMIT ?";
+const DELETE_DELTAS: &str = "DELETE FROM event_count_delta WHERE id <= ?";
+
+static ADD_COUNTS: LazyLock<Shapes> = LazyLock::new(|| {
+    let head = "INSERT INTO event_count (category, name, hour, count) VALUES ";
+    Shapes::new(
+        head,
+        "(?,?,?,?)",
+        ",",
+        " ON CONFLICT (category, name, hour) DO UPDATE SET count = count + excluded.count",
+    )
+});
+
+/// `OR FAIL` leaves the rows before one that is refused, which the rollback takes away. Without it SQLite keeps a copy of
+/// each page that a statement changes, in a file as soon as they are many, which takes a third of the time.
+static INSERT_ALL: LazyLock<Shapes> = LazyLock::new(|| Shapes::of_inserts("INSERT OR FAIL"));
+
+/// What a batch is taken for.
+#[derive(Clone, Copy)]
+enum Expected {
+    /// The usual one, and the fast way: one event that is there already is an error.
+    AllNew,
+    SomeKnown,
+}
+
+/// Stores what is new of the batch, and counts it. Says how much.
+async fn store(connection: &mut SqliteConnection, batch: &[Event], expected: Expected) -> Result<usize, sqlx::Error> {
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    match insert_and_count(&mut transaction, batch, expected).await {
+        Ok(new) => transaction.commit().await.map(|()| new),
+        Err(error) => {
+            transaction.rollback().await?;
+            Err(error)
+        }
+    }
+}
+
+async fn insert_and_count(
+    transaction: &mut SqliteConnection,
+    batch: &[Event],
+    expected: Expected,
+) -> Result<usize, sqlx::Error> {
+    let new = match expected {
+        Expected::AllNew => {
+            for step in INSERT_ALL.steps(batch) {
+                transaction.insert(step).await?;
+            }
+            Cow::Borrowed(batch)
+        }
+        Expected::SomeKnown => write::insert(transaction, batch, usize::MAX).await?,
+    };
+    for delta in deltas(&new, usize::MAX).iter().filter(|_| !new.is_empty()) {
+        sqlx::query(INSERT_DELTA).bind(delta).execute(&mut *transaction).await?;
+    }
+    Ok(new.len())
+}
+
+impl Table for SqliteConnection {
+    async fn insert(&mut self, step: Step<'_, Event>) -> Result<(), sqlx::Error> {
+        let written_at = if mutant::is("no-unique-key") { Timestamp::now().as_micros() } else { 0 };
+        let query = step.rows.iter().fold(sqlx::query(step.sql), |query, event| {
+            query
+                .bind(event.timestamp().as_micros() ^ written_at)
+                .bind(event.id())
+                .bind(event.session_id())
+                .bind(event.category())
+                .bind(event.name())
+                .bind(event.data())
+                .bind(event.received_at().as_micros())
+        });
+        query.execute(self).await.map(drop)
+    }
+
+    async fn find(&mut self, step: Step<'_, Event>) -> Result<Vec<EventKey>, sqlx::Error> {
+        let query = step
+            .rows
+            .iter()
+            .fold(sqlx::query_as(step.sql), |query, event| query.bind(event.timestamp().as_micros()).bind(event.id()));
+        let keys: Vec<(i64, Uuid)> = query.fetch_all(self).await?;
+        let key = |(micros, id)| Some(EventKey { timestamp: Timestamp::from_micros(micros)?, id });
+        Ok(keys.into_iter().filter_map(key).collect())
+    }
 }
 
 #[cfg(test)]

@@ -1,17 +1,19 @@
 //! Queries: one page and the exact count, from one snapshot.
 
+mod count;
+
 use eye_core::event::Event;
 use eye_core::store::{EventFilter, EventKey, EventPage, EventQuery, MAX_PAGE_BYTES, MAX_PAGE_EVENTS, PageStart};
+use eye_core::timestamp::Timestamp;
 use sea_orm::sea_query::extension::mysql::{IndexHintScope, MySqlSelectStatementExt};
-use sea_orm::sea_query::{Asterisk, BinOper, Expr, ExprTrait};
+use sea_orm::sea_query::{BinOper, Expr, ExprTrait};
 use sea_orm::{
-    AccessMode, ColumnTrait, Condition, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr,
-    EntityTrait, IdenStatic, IsolationLevel, Order, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select,
-    TransactionTrait,
+    AccessMode, Condition, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
+    IdenStatic, IsolationLevel, Order, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, TransactionTrait,
 };
 use uuid::Uuid;
 
-use super::entity::{Column, Entity, StoredEvent, instant};
+use super::entity::{COLUMNS, Column, Entity, StoredEvent, instant};
 
 /// Events of the first step of a page. The usual page of 100, and the one more that tells whether it is the last, fit in.
 const FIRST_STEP_EVENTS: usize = 101;
@@ -23,12 +25,7 @@ pub(super) async fn read(db: &DatabaseConnection, query: &EventQuery) -> Result<
         return Ok(EventPage::default());
     }
     let snapshot = begin(db).await?;
-    let backend = db.get_database_backend();
-    let reader = Reader {
-        matching: matching(backend, &query.filter),
-        index: if backend == DbBackend::MySql { index(&query.filter) } else { None },
-        snapshot: &snapshot,
-    };
+    let reader = Reader { filter: &query.filter, leading: leading(&query.filter), snapshot: &snapshot };
     let page = reader.page(&query.start, Ord::min(query.limit, MAX_PAGE_EVENTS)).await?;
     snapshot.commit().await?;
     Ok(page)
@@ -46,87 +43,117 @@ fn has_nul(filter: &EventFilter) -> bool {
     [&filter.session_id, &filter.category, &filter.name].into_iter().flatten().any(|text| text.contains('\0'))
 }
 
-/// What all events of the answer fulfil, on whatever page.
-fn matching(backend: DbBackend, filter: &EventFilter) -> Condition {
-    Condition::all()
-        .add_option(filter.session_id.as_ref().map(|text| Column::SessionId.eq(text)))
-        .add_option(filter.category.as_ref().map(|text| Column::Category.eq(text)))
-        .add_option(filter.name.as_ref().map(|text| Column::Name.eq(text)))
-        .add_option(filter.timestamp_after.map(|after| Expr::col(Column::Timestamp).gte(instant(backend, after))))
-        .add_option(filter.timestamp_before.map(|before| Expr::col(Column::Timestamp).lte(instant(backend, before))))
-}
-
-/// The index that has the events of one text in the order of a page. MariaDB, left to itself, would read all events of
-/// that text down to where the page starts, and fetch each.
-fn index(filter: &EventFilter) -> Option<&'static str> {
-    match (&filter.session_id, &filter.category, &filter.name) {
-        (Some(_), None, None) => Some("event_session_id"),
-        (None, Some(_), None) => Some("event_category"),
-        (None, None, Some(_)) => Some("event_name"),
-        _ => None,
-    }
+/// The text whose index leads to the events. A session has few, whatever else is asked for.
+fn leading(filter: &EventFilter) -> Option<Column> {
+    let texts =
+        [(&filter.session_id, Column::SessionId), (&filter.name, Column::Name), (&filter.category, Column::Category)];
+    texts.into_iter().find(|(text, _)| text.is_some()).map(|(_, column)| column)
 }
 
 struct Reader<'a> {
-    matching: Condition,
-    index: Option<&'static str>,
+    filter: &'a EventFilter,
+    leading: Option<Column>,
     snapshot: &'a DatabaseTransaction,
 }
 
 impl Reader<'_> {
     async fn page(&self, start: &PageStart, limit: u32) -> Result<EventPage, DbErr> {
         let limit = u64::from(limit);
-        let count = self.count().await?;
-        let newest_first = self.events(Order::Desc);
+        let recent = self.recent().await?;
+        let count = self.count(&recent).await?;
+        if count == 0 {
+            return Ok(EventPage::default());
+        }
+        let (events, has_more) = match self.narrowed(start, limit, &recent).await? {
+            Some((filter, leading)) => Reader { filter: &filter, leading, ..*self }.events_from(start, limit).await?,
+            None => (Vec::new(), false),
+        };
         Ok(match start {
-            PageStart::Newest => {
-                let (events, has_older) = self.fetch(newest_first, Than::Older, limit).await?;
-                EventPage { count, events, has_older, has_newer: false }
-            }
+            PageStart::Newest => EventPage { count, events, has_older: has_more, has_newer: false },
             PageStart::Offset(offset) => {
-                // What the databases take at most; no table has so many events.
-                let offset = Ord::min(*offset, i64::MAX as u64);
-                let (events, has_older) = self.fetch(newest_first.offset(offset), Than::Older, limit).await?;
-                EventPage { count, events, has_older, has_newer: Ord::min(offset, count) > 0 }
+                EventPage { count, events, has_older: has_more, has_newer: Ord::min(*offset, count) > 0 }
             }
             PageStart::OlderThan(key) => {
-                let older = newest_first.filter(self.stands(Than::Older, key));
-                let (events, has_older) = self.fetch(older, Than::Older, limit).await?;
-                EventPage { count, events, has_older, has_newer: self.any(Than::NewerOrSame, key).await? }
+                EventPage { count, events, has_older: has_more, has_newer: self.any(Than::NewerOrSame, key).await? }
             }
             PageStart::NewerThan(key) => {
-                let newer = self.events(Order::Asc).filter(self.stands(Than::Newer, key));
-                let (mut events, has_newer) = self.fetch(newer, Than::Newer, limit).await?;
-                events.reverse();
-                EventPage { count, events, has_older: self.any(Than::OlderOrSame, key).await?, has_newer }
+                let events = events.into_iter().rev().collect();
+                EventPage { count, events, has_older: self.any(Than::OlderOrSame, key).await?, has_newer: has_more }
             }
         })
     }
 
-    async fn count(&self) -> Result<u64, DbErr> {
-        let select = Entity::find().select_only().column_as(Expr::col(Asterisk).count(), "count");
-        let count: Option<i64> = select.filter(self.matching.clone()).into_tuple().one(self.snapshot).await?;
-        Ok(count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0))
+    /// The first events of a page, and whether there are more.
+    async fn events_from(&self, start: &PageStart, limit: u64) -> Result<(Vec<Event>, bool), DbErr> {
+        let EventFilter { timestamp_after: after, timestamp_before: before, .. } = *self.filter;
+        let newest_first = || self.events(Order::Desc).filter(self.matching(after, before));
+        match start {
+            PageStart::Newest => self.fetch(newest_first(), Than::Older, limit).await,
+            PageStart::Offset(offset) => {
+                // What the databases take at most; no table has so many events.
+                let offset = Ord::min(*offset, i64::MAX as u64);
+                self.fetch(newest_first().offset(offset), Than::Older, limit).await
+            }
+            PageStart::OlderThan(key) => self.fetch(self.events_beside(Than::Older, key), Than::Older, limit).await,
+            PageStart::NewerThan(key) => self.fetch(self.events_beside(Than::Newer, key), Than::Newer, limit).await,
+        }
     }
 
-    /// The events that match, in the order of all events.
-    fn events(&self, order: Order) -> Select<Entity> {
-        let data = match self.snapshot.get_database_backend() {
-            DbBackend::Postgres => Expr::col(Column::Data).cast_as("text"),
-            _ => Expr::col(Column::Data),
+    /// What the filter says of the texts, within these bounds, which are its own or closer.
+    ///
+    /// A sign that changes nothing keeps databases from looking for other texts than the leading one in their indexes.
+    fn matching(&self, after: Option<Timestamp>, before: Option<Timestamp>) -> Condition {
+        let (filter, backend) = (self.filter, self.snapshot.get_database_backend());
+        let is = |column: Column, text: &String| {
+            let (name, leading) = (column.as_str(), self.leading.as_ref().map(Column::as_str));
+            let value = match backend {
+                _ if leading == Some(name) => Expr::col(column),
+                DbBackend::Sqlite => Expr::cust(format!("+{name}")),
+                DbBackend::Postgres => Expr::cust(format!("{name} || ''")),
+                _ => Expr::col(column),
+            };
+            value.eq(text)
         };
-        let mut select = Entity::find();
-        if let Some(index) = self.index {
+        let timestamp = || Expr::col(Column::Timestamp);
+        Condition::all()
+            .add_option(filter.session_id.as_ref().map(|text| is(Column::SessionId, text)))
+            .add_option(filter.category.as_ref().map(|text| is(Column::Category, text)))
+            .add_option(filter.name.as_ref().map(|text| is(Column::Name, text)))
+            .add_option(after.map(|after| timestamp().gte(instant(backend, after))))
+            .add_option(before.map(|before| timestamp().lte(instant(backend, before))))
+    }
+
+    /// The events that match and stand so to the key, those next to it first.
+    fn events_beside(&self, than: Than, key: &EventKey) -> Select<Entity> {
+        let EventFilter { timestamp_after: after, timestamp_before: before, .. } = *self.filter;
+        // The key is a bound itself. With another one on its side the database might start from that one.
+        let matching = match than.strict() {
+            Than::Older => self.matching(after, before.filter(|before| *before < key.timestamp)),
+            _ => self.matching(after.filter(|after| *after > key.timestamp), before),
+        };
+        self.events(than.order()).filter(matching).filter(self.stands(than, key))
+    }
+
+    /// All events, in their order.
+    fn events(&self, order: Order) -> Select<Entity> {
+        let mut select = Entity::find().select_only();
+        // MariaDB, left to itself, would read all events of a text down to where the page starts, and fetch each.
+        if let Some(leading) = self.leading
+            && self.snapshot.get_database_backend() == DbBackend::MySql
+        {
+            let index = format!("event_{}", leading.as_str());
             QueryTrait::query(&mut select).force_index(index, IndexHintScope::All);
         }
-        select
-            .select_only()
-            .columns([Column::Timestamp, Column::Id, Column::SessionId, Column::Category, Column::Name])
-            .column_as(data, Column::Data.as_str())
-            .column(Column::ReceivedAt)
-            .filter(self.matching.clone())
-            .order_by(Column::Timestamp, order.clone())
-            .order_by(Column::Id, order)
+        for column in COLUMNS {
+            select = match column {
+                // Its type is json, which would be sent as such.
+                Column::Data if self.snapshot.get_database_backend() == DbBackend::Postgres => {
+                    select.column_as(Expr::col(column).cast_as("text"), column.as_str())
+                }
+                _ => select.column(column),
+            };
+        }
+        select.order_by(Column::Timestamp, order.clone()).order_by(Column::Id, order)
     }
 
     /// The first `limit` events of `select`, whose order is that of `than`, and whether more are there: beyond `limit`, or
@@ -150,14 +177,14 @@ impl Reader<'_> {
             let Some(last) = events.last().filter(|_| !is_last_step) else { return Ok((events, false)) };
             let average = bytes / events.len() + 1;
             step = MAX_PAGE_BYTES.saturating_sub(bytes) / average + 1;
-            select = self.events(than.order()).filter(self.stands(than, &last.key()));
+            select = self.events_beside(than, &last.key());
         }
     }
 
     /// Whether an event matches that stands so to the key.
     async fn any(&self, than: Than, key: &EventKey) -> Result<bool, DbErr> {
-        let events = self.events(than.order()).select_only().column(Column::Id);
-        let found: Option<Uuid> = events.filter(self.stands(than, key)).into_tuple().one(self.snapshot).await?;
+        let events = self.events_beside(than, key).select_only().column(Column::Id);
+        let found: Option<Uuid> = events.into_tuple().one(self.snapshot).await?;
         Ok(found.is_some())
     }
 
@@ -210,3 +237,7 @@ impl Than {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod plans;

@@ -1,44 +1,123 @@
 //! Statements of few fixed shapes for the databases that take many rows as one long list of values.
 
-use eye_core::event::Event;
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
-/// Values bound for one event.
-const COLUMNS: usize = 7;
-/// Rows that a statement may have, largest first. 512 rows have 3,584 values; SQLite takes 32,766, MySQL 65,535. Each
+use eye_core::event::Event;
+use eye_core::store::EventKey;
+
+use super::error;
+
+/// Rows that a statement may have, largest first. 512 events have 3,584 values; SQLite takes 32,766, MySQL 65,535. Each
 /// half of the one before, so that a batch needs few statements.
 const SHAPES: [usize; 10] = [512, 256, 128, 64, 32, 16, 8, 4, 2, 1];
 /// Bytes besides its texts that an event may need in a statement.
 const EVENT_OVERHEAD_BYTES: usize = 128;
 
-/// `INSERT` statements, one for each number of rows, prepared once a connection.
-pub(super) struct InsertStatements([String; SHAPES.len()]);
+/// The statements that storing events takes. Plain `INSERT`s: what is there already is an error, and rare.
+struct Statements {
+    /// Stores events.
+    insert: Shapes,
+    /// Finds the keys of events that are there.
+    find: Shapes,
+}
 
-impl InsertStatements {
-    /// `insert` is the verb, and `tail` says what becomes of an event that is there already.
-    pub(super) fn new(insert: &str, tail: &str) -> Self {
-        let head =
-            format!("{insert} INTO event (timestamp, id, session_id, category, name, data, received_at) VALUES ");
-        let row = format!("({})", ["?"; COLUMNS].join(","));
-        Self(SHAPES.map(|rows| format!("{head}{} {tail}", vec![row.as_str(); rows].join(","))))
-    }
+static STATEMENTS: LazyLock<Statements> = LazyLock::new(Statements::new);
 
-    /// The statement and the events for each step of writing the batch: as many at once as a shape has rows and
-    /// `max_bytes` allow, but never less than one.
-    pub(super) fn steps<'a>(&'static self, mut rest: &'a [Event], max_bytes: usize) -> impl Iterator<Item = Step<'a>> {
-        std::iter::from_fn(move || {
-            let fitting = rest.len().min(count_within(rest, max_bytes).max(1));
-            let shape = SHAPES.iter().position(|&rows| rows <= fitting)?;
-            let (events, others) = rest.split_at(SHAPES[shape]);
-            rest = others;
-            Some(Step { sql: &self.0[shape], events })
-        })
+impl Statements {
+    fn new() -> Self {
+        Self {
+            insert: Shapes::of_inserts("INSERT"),
+            find: Shapes::new("SELECT timestamp, id FROM event WHERE ", "(timestamp = ? AND id = ?)", " OR ", ""),
+        }
     }
 }
 
-/// One statement and its events.
-pub(super) struct Step<'a> {
+/// One statement for each number of rows, prepared once a connection.
+pub(super) struct Shapes([String; SHAPES.len()]);
+
+impl Shapes {
+    pub(super) fn new(head: &str, row: &str, separator: &str, tail: &str) -> Self {
+        Self(SHAPES.map(|rows| format!("{head}{}{tail}", vec![row; rows].join(separator))))
+    }
+
+    /// Statements that store events; `verb` is `INSERT` and what may follow it.
+    pub(super) fn of_inserts(verb: &str) -> Self {
+        let head = format!("{verb} INTO event (timestamp, id, session_id, category, name, data, received_at) VALUES ");
+        Self::new(&head, "(?,?,?,?,?,?,?)", ",", "")
+    }
+
+    /// The statement and the rows for each step: as many at once as a shape has.
+    pub(super) fn steps<'a, T>(&'static self, mut rows: &'a [T]) -> impl Iterator<Item = Step<'a, T>> {
+        std::iter::from_fn(move || {
+            let step = self.step(rows, rows.len())?;
+            rows = &rows[step.rows.len()..];
+            Some(step)
+        })
+    }
+
+    /// The first step of these rows, with at most so many of them. None when there are none.
+    fn step<'a, T>(&'static self, rows: &'a [T], at_most: usize) -> Option<Step<'a, T>> {
+        let shape = SHAPES.iter().position(|&shape| shape <= rows.len().min(at_most))?;
+        Some(Step { sql: &self.0[shape], rows: &rows[..SHAPES[shape]] })
+    }
+}
+
+/// One statement and its rows.
+pub(super) struct Step<'a, T> {
     pub(super) sql: &'static str,
-    pub(super) events: &'a [Event],
+    pub(super) rows: &'a [T],
+}
+
+/// A connection within a transaction that survives a statement that failed.
+pub(super) trait Table {
+    /// Stores events; none of them when one is there already, which is an error.
+    fn insert(&mut self, step: Step<'_, Event>) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// The keys of those events that are there, whoever committed them.
+    fn find(&mut self, step: Step<'_, Event>) -> impl Future<Output = Result<Vec<EventKey>, sqlx::Error>> + Send;
+}
+
+/// Stores those events that are not there yet, `max_bytes` of them in a statement, and says which these are.
+pub(super) async fn insert<'a>(
+    table: &mut impl Table,
+    batch: &'a [Event],
+    max_bytes: usize,
+) -> Result<Cow<'a, [Event]>, sqlx::Error> {
+    let mut known = BTreeSet::new();
+    let mut rest = Cow::Borrowed(batch);
+    while let Some(step) = STATEMENTS.insert.step(&rest, count_within(&rest, max_bytes).max(1)) {
+        let events = step.rows.len();
+        match table.insert(step).await {
+            Ok(()) => rest = after(rest, events),
+            // Another node may be storing the same events: what it has not committed yet is found the next time.
+            Err(error) if error::is_duplicate(&error) => {
+                let known_before = known.len();
+                for step in STATEMENTS.find.steps(&rest[..events]) {
+                    known.extend(table.find(step).await?);
+                }
+                if known.len() == known_before {
+                    // Not the key, but a constraint that the operator made.
+                    return Err(error);
+                }
+                rest = Cow::Owned(without(&rest, &known));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(if known.is_empty() { Cow::Borrowed(batch) } else { Cow::Owned(without(batch, &known)) })
+}
+
+fn after(events: Cow<'_, [Event]>, done: usize) -> Cow<'_, [Event]> {
+    match events {
+        Cow::Borrowed(events) => Cow::Borrowed(&events[done..]),
+        Cow::Owned(mut events) => Cow::Owned(events.split_off(done)),
+    }
+}
+
+fn without(events: &[Event], known: &BTreeSet<EventKey>) -> Vec<Event> {
+    events.iter().filter(|event| !known.contains(&event.key())).cloned().collect()
 }
 
 /// How many of the first events have at most `max_bytes` together.
@@ -63,8 +142,13 @@ mod tests {
     }
 
     fn lengths(events: &[Event], max_bytes: usize) -> Vec<usize> {
-        let statements: &'static _ = Box::leak(Box::new(InsertStatements::new("INSERT", "")));
-        statements.steps(events, max_bytes).map(|step| step.events.len()).collect()
+        let mut rest = events;
+        let step = || {
+            let step = STATEMENTS.insert.step(rest, count_within(rest, max_bytes).max(1))?;
+            rest = &rest[step.rows.len()..];
+            Some(step.rows.len())
+        };
+        std::iter::from_fn(step).collect()
     }
 
     #[test]
@@ -80,11 +164,12 @@ mod tests {
     }
 
     #[test]
-    fn a_statement_has_seven_values_a_row() {
-        let statements = InsertStatements::new("INSERT", "TAIL");
-        for (sql, rows) in statements.0.iter().zip(SHAPES) {
-            assert_eq!(sql.matches('?').count(), rows * COLUMNS);
-            assert!(sql.ends_with(") TAIL"));
+    fn a_statement_has_a_value_for_each_place() {
+        let statements = Statements::new();
+        for (shapes, values) in [(statements.insert, 7), (statements.find, 2)] {
+            for (sql, rows) in shapes.0.iter().zip(SHAPES) {
+                assert_eq!(sql.matches('?').count(), rows * values, "{sql}");
+            }
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::database::{Database, Engine, Server};
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A proxy on a port of 127.0.0.1, for as long as the runtime lives that it was started on. A commit is what ends a
-/// transaction that inserts events: `COMMIT`, or a lone `INSERT`.
+/// transaction that inserts events: `COMMIT`, or PostgreSQL's lone statement.
 #[derive(Debug)]
 pub struct Proxy {
     url: String,
@@ -135,12 +135,16 @@ async fn relay(mut client: TcpStream, port: u16, mut session: Session, control: 
 enum Session {
     /// The names of the prepared statements that insert events, and what has been sent since the last `Sync`.
     Postgres { is_started: bool, inserts: Vec<Vec<u8>>, is_inserting: bool },
-    /// The same by number; `is_preparing` until the number is known.
+    /// The same by number; `is_preparing` until the number is known. A transaction begins with its first statement.
     MariaDb { inserts: Vec<[u8; 4]>, is_preparing: bool, in_transaction: bool },
 }
 
-/// How the program's statement begins.
+/// What the program's statement has in it.
 const INSERT: &[u8] = b"INSERT INTO event ";
+
+fn inserts_events(sql: &[u8]) -> bool {
+    sql.windows(INSERT.len()).any(|part| part == INSERT)
+}
 
 impl Session {
     fn new(engine: Engine) -> Self {
@@ -180,7 +184,7 @@ impl Session {
                 let texts: Vec<&[u8]> =
                     message[1..].get(4..).unwrap_or_default().splitn(3, |byte| *byte == 0).collect();
                 match (message[0], texts.as_slice()) {
-                    (b'P', [name, sql, ..]) if sql.starts_with(INSERT) => inserts.push(name.to_vec()),
+                    (b'P', [name, sql, ..]) if inserts_events(sql) => inserts.push(name.to_vec()),
                     (b'B', [_portal, name, ..]) => *is_inserting |= inserts.iter().any(|insert| insert == name),
                     (b'S', _) => return std::mem::take(is_inserting),
                     _ => {}
@@ -190,12 +194,12 @@ impl Session {
             Self::MariaDb { inserts, is_preparing, in_transaction } => {
                 let (number, payload) = (message[3], &message[4..]);
                 match (number, payload.split_first()) {
-                    (0, Some((0x03, b"BEGIN"))) => *in_transaction = true,
-                    (0, Some((0x03, b"COMMIT"))) => return std::mem::take(in_transaction),
                     (0, Some((0x03, b"ROLLBACK"))) => *in_transaction = false,
-                    (0, Some((0x16, sql))) => *is_preparing = sql.starts_with(INSERT),
+                    // With what else is in its text.
+                    (0, Some((0x03, sql))) if sql.ends_with(b"COMMIT") => return std::mem::take(in_transaction),
+                    (0, Some((0x16, sql))) => *is_preparing = inserts_events(sql),
                     (0, Some((0x17, rest))) => {
-                        return !*in_transaction && inserts.iter().any(|insert| rest.starts_with(insert));
+                        *in_transaction |= inserts.iter().any(|insert| rest.starts_with(insert));
                     }
                     _ => {}
                 }
@@ -212,11 +216,26 @@ impl Session {
                 if let (true, [_, _, _, 1, 0, a, b, c, d, ..]) = (std::mem::take(is_preparing), message) {
                     inserts.push([*a, *b, *c, *d]);
                 }
-                // To a commit it is one message.
-                true
+                // To a commit it is one message for each statement of its text.
+                !has_more_results(&message[4..])
             }
         }
     }
+}
+
+/// Whether MariaDB's `OK` is followed by others: a bit of its status, after two numbers.
+fn has_more_results(payload: &[u8]) -> bool {
+    let after_number = |bytes: &[u8], start: usize| {
+        start
+            + match bytes.get(start) {
+                Some(0xfc) => 3,
+                Some(0xfd) => 4,
+                Some(0xfe) => 9,
+                _ => 1,
+            }
+    };
+    let status = after_number(payload, after_number(payload, 1));
+    payload.first() == Some(&0) && payload.get(status).is_some_and(|status| status & 8 != 0)
 }
 
 fn big_endian(bytes: &[u8]) -> Option<usize> {

@@ -1,0 +1,199 @@
+//! Counts of events by hour, category and name: what a batch adds to them, and which of them answer a query.
+//!
+//! `event_count` and `event_count_delta` are explained where they are made, in the migrations.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
+use eye_core::event::Event;
+use eye_core::store::EventFilter;
+use eye_core::timestamp::Timestamp;
+
+const HOUR_MICROS: i64 = 3_600_000_000;
+
+/// How many events there are of each hour, category and name.
+pub(super) type Counts<Text> = BTreeMap<i32, BTreeMap<Text, BTreeMap<Text, i64>>>;
+
+/// What these events add to the counts: JSON such as `{"438291":{"page interaction":{"cta click":3}}}`. In several
+/// deltas where one would be longer than `max_bytes`.
+pub(super) fn deltas(events: &[Event], max_bytes: usize) -> Vec<String> {
+    let mut counts = Counts::new();
+    for event in events {
+        let names = counts.entry(hour(event.timestamp())).or_default().entry(event.category()).or_default();
+        *names.entry(event.name()).or_default() += 1;
+    }
+    let delta = serde_json::to_string(&counts).expect("texts and numbers are always JSON");
+    if delta.len() <= max_bytes || events.len() < 2 {
+        return vec![delta];
+    }
+    let (some, others) = events.split_at(events.len() / 2);
+    [some, others].into_iter().flat_map(|events| deltas(events, max_bytes)).collect()
+}
+
+/// What a delta says.
+pub(super) fn counts(delta: &str) -> Result<Counts<String>, serde_json::Error> {
+    serde_json::from_str(delta)
+}
+
+/// How many events of this category and name a delta adds to each hour. `None` is all.
+pub(super) fn of_delta(
+    delta: &str,
+    category: Option<&str>,
+    name: Option<&str>,
+) -> Result<impl Iterator<Item = (i32, i64)>, serde_json::Error> {
+    let is = |wanted: Option<&str>, text: &str| wanted.is_none_or(|wanted| wanted == text);
+    let count = move |(hour, categories): (i32, BTreeMap<String, BTreeMap<String, i64>>)| {
+        let names = categories.iter().filter(|(text, _)| is(category, text)).flat_map(|(_, names)| names);
+        (hour, names.filter(|(text, _)| is(name, text)).map(|(_, count)| count).sum())
+    };
+    Ok(counts(delta)?.into_iter().map(count).filter(|(_, count)| *count > 0))
+}
+
+/// The hour that an instant lies in. The year 9999 is hour 70 million.
+pub(super) fn hour(timestamp: Timestamp) -> i32 {
+    hour_of(timestamp.as_micros())
+}
+
+fn hour_of(micros: i64) -> i32 {
+    micros.div_euclid(HOUR_MICROS) as i32
+}
+
+/// The first instant of an hour.
+pub(super) fn start_of(hour: i32) -> Timestamp {
+    Timestamp::from_micros(i64::from(hour) * HOUR_MICROS).unwrap_or(Timestamp::MIN)
+}
+
+/// The last instant of an hour.
+pub(super) fn end_of(hour: i32) -> Timestamp {
+    Timestamp::from_micros((i64::from(hour) + 1) * HOUR_MICROS - 1).unwrap_or(Timestamp::MAX)
+}
+
+/// The first and the last of these hours that one has to look at to find `needed` events, wherever in the first of them
+/// one starts. `hours` are in the order in which one looks, with their counts.
+pub(super) fn hours_with(needed: u64, hours: impl IntoIterator<Item = (i32, i64)>) -> Option<(i32, i32)> {
+    let mut hours = hours.into_iter();
+    let (first, _) = hours.next()?;
+    let (mut last, mut found) = (first, 0);
+    for (hour, count) in hours {
+        if found >= needed {
+            break;
+        }
+        last = hour;
+        found += u64::try_from(count).unwrap_or(0);
+    }
+    Some((first, last))
+}
+
+/// Where the counts of a filter are to be found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Counted {
+    /// The hours that lie within the filter's range as a whole.
+    pub(super) hours: RangeInclusive<i32>,
+    /// What of the range lies outside of them, from the first to the last microsecond.
+    pub(super) edges: Vec<(Timestamp, Timestamp)>,
+}
+
+impl Counted {
+    /// None for a filter that the counts do not know: by session, or without a whole hour.
+    pub(super) fn of(filter: &EventFilter) -> Option<Self> {
+        if filter.session_id.is_some() {
+            return None;
+        }
+        let after = filter.timestamp_after.unwrap_or(Timestamp::MIN).as_micros();
+        let before = filter.timestamp_before.unwrap_or(Timestamp::MAX).as_micros();
+        let (first, after_last) = (hour_of(after + HOUR_MICROS - 1), hour_of(before + 1));
+        if first >= after_last {
+            return None;
+        }
+        let [start, end] = [first, after_last].map(|hour| i64::from(hour) * HOUR_MICROS);
+        let edges = [(after, start - 1), (end, before)].into_iter().filter(|(first, last)| first <= last);
+        let edges = edges.filter_map(|(first, last)| Timestamp::from_micros(first).zip(Timestamp::from_micros(last)));
+        Some(Self { hours: first..=after_last - 1, edges: edges.collect() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use eye_core::testkit::event_with;
+
+    use super::*;
+
+    fn filter(after: Option<i64>, before: Option<i64>) -> EventFilter {
+        let timestamp = |micros| Timestamp::from_micros(micros);
+        EventFilter {
+            timestamp_after: after.and_then(timestamp),
+            timestamp_before: before.and_then(timestamp),
+            ..EventFilter::default()
+        }
+    }
+
+    /// Each microsecond of a range lies in one of the hours or one of the edges, and no other does.
+    #[test]
+    fn hours_and_edges_make_up_the_range() {
+        let near = [-2, -1, 0, 1, 2].map(|delta| [HOUR_MICROS, 2 * HOUR_MICROS, 3 * HOUR_MICROS].map(|h| h + delta));
+        let instants: Vec<i64> = near.into_iter().flatten().chain([0, 1]).collect();
+        for &after in &instants {
+            for &before in &instants {
+                let filter = filter(Some(after), Some(before));
+                let Some(counted) = Counted::of(&filter) else {
+                    assert!((before + 1) / HOUR_MICROS <= (after + HOUR_MICROS - 1) / HOUR_MICROS, "{after} {before}");
+                    continue;
+                };
+                for &instant in &instants {
+                    let in_edges = counted
+                        .edges
+                        .iter()
+                        .filter(|(first, last)| (first.as_micros()..=last.as_micros()).contains(&instant));
+                    let places = in_edges.count() + usize::from(counted.hours.contains(&hour_of(instant)));
+                    assert_eq!(places, usize::from((after..=before).contains(&instant)), "{after} {instant} {before}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn without_bounds_there_are_no_edges() {
+        let filter = filter(None, None);
+        let counted = Counted::of(&filter).unwrap_or_else(|| panic!("counted"));
+        assert!(counted.edges.is_empty() && counted.hours.contains(&0));
+        assert!(counted.hours.contains(&hour(Timestamp::MAX)));
+    }
+
+    #[test]
+    fn a_session_is_not_counted() {
+        let filter = EventFilter { session_id: Some("s".to_owned()), ..EventFilter::default() };
+        assert_eq!(Counted::of(&filter), None);
+    }
+
+    #[test]
+    fn as_many_hours_as_it_takes() {
+        let hours = [(9, 100), (8, 1), (5, 2), (4, 3), (1, 1)];
+        for (needed, last) in [(1, 8), (2, 5), (3, 5), (4, 4), (6, 4), (7, 1), (8, 1)] {
+            assert_eq!(hours_with(needed, hours), Some((9, last)), "{needed}");
+        }
+        assert_eq!(hours_with(5, []), None);
+        assert_eq!(hours_with(5, [(3, 1)]), Some((3, 3)));
+    }
+
+    #[test]
+    fn a_delta_has_a_count_for_each_hour_category_and_name() {
+        // One each millisecond, in three categories; the last is hours later.
+        let events =
+            [(0, "a"), (3, "a"), (3, "b"), (4, "a"), (30_000_000, "a")].map(|(n, name)| event_with(n, name, "1"));
+        let deltas = deltas(&events, 1000);
+        let expected =
+            r#"[{"447072":{"category 0":{"a":2,"b":1},"category 1":{"a":1}},"447080":{"category 0":{"a":1}}}]"#;
+        assert_eq!(format!("[{}]", deltas.join(",")), expected);
+    }
+
+    #[test]
+    fn a_delta_that_is_too_long_is_cut() {
+        let events: Vec<_> = (0..50).map(|number| event_with(0, &format!("\u{1}\"{number}"), "1")).collect();
+        let deltas = deltas(&events, 200);
+        assert!(deltas.len() > 5 && deltas.iter().all(|delta| delta.len() <= 200), "{deltas:?}");
+        let counts = deltas.iter().flat_map(|delta| counts(delta).unwrap_or_else(|error| panic!("{error}")));
+        let names = counts.flat_map(|(_, categories)| categories).flat_map(|(_, names)| names);
+        assert_eq!(names.map(|(_, count)| count).sum::<i64>(), 50);
+        assert_eq!(super::deltas(&events[..1], 0).len(), 1);
+    }
+}

@@ -1,0 +1,146 @@
+//! How each database goes about each documented query, on a table large enough that it matters: an index that is lost,
+//! or no longer used, shows as a difference.
+
+use std::fmt::Write;
+use std::sync::{Arc, Mutex};
+
+use eye_core::event::EventFields;
+use eye_core::sink::SinkConfig;
+use eye_core::timestamp::Timestamp;
+use eye_harness::{MariaDb, Postgres, Server};
+use sea_orm::{Database, QueryResult, Statement};
+use serde::de::value::{Error, MapDeserializer};
+use tempfile::TempDir;
+
+use super::*;
+use crate::{MysqlConfig, PostgresConfig, SqliteConfig};
+
+const EVENTS: u64 = 60_000;
+const START_MICROS: i64 = 1_600_000_000_000_000;
+/// 360 hours in all.
+const STEP_MICROS: i64 = 21_600_000;
+
+fn instant_of(number: u64) -> Timestamp {
+    Timestamp::from_micros(START_MICROS + number as i64 * STEP_MICROS).unwrap()
+}
+
+fn event(number: u64) -> Event {
+    let [session_id, category, name] = [("session", number / 20), ("category", number % 8), ("name", number / 8 % 16)]
+        .map(|(what, n)| format!("{what}-{n}"));
+    Event::from(EventFields {
+        id: Uuid::from_u128(u128::from(number) + 1),
+        timestamp: instant_of(number),
+        received_at: instant_of(number),
+        session_id: &session_id,
+        category: &category,
+        name: &name,
+        data: "{}",
+    })
+}
+
+/// Stores the events, and with them their counts: at once, so that the counts lie in the same order each time.
+async fn fill<C: SinkConfig>(url: &str) {
+    let config = C::deserialize(MapDeserializer::<_, Error>::new([("url", url)].into_iter())).unwrap();
+    let sink = config.build().await.unwrap();
+    sink.prepare().await.unwrap();
+    sink.write(&(0..EVENTS).map(event).collect::<Vec<_>>()).await.unwrap();
+    sink.close().await.unwrap();
+}
+
+/// The documented filters, each alone and with each other one.
+fn filters() -> Vec<(String, EventFilter)> {
+    type Condition = (&'static str, fn(&mut EventFilter));
+    const CONDITIONS: [Condition; 5] = [
+        ("session_id", |filter| filter.session_id = Some("session-1007".to_owned())),
+        ("category", |filter| filter.category = Some("category-3".to_owned())),
+        ("name", |filter| filter.name = Some("name-5".to_owned())),
+        ("timestamp_after", |filter| filter.timestamp_after = Some(instant_of(20_000))),
+        ("timestamp_before", |filter| filter.timestamp_before = Some(instant_of(40_000))),
+    ];
+    let mut filters = vec![("no filter".to_owned(), EventFilter::default())];
+    for (index, (name, set)) in CONDITIONS.into_iter().enumerate() {
+        let mut filter = EventFilter::default();
+        set(&mut filter);
+        filters.push((name.to_owned(), filter.clone()));
+        for (other_name, set_other) in &CONDITIONS[index + 1..] {
+            let mut filter = filter.clone();
+            set_other(&mut filter);
+            filters.push((format!("{name}, {other_name}"), filter));
+        }
+    }
+    filters
+}
+
+/// The plan of each statement of each query.
+async fn plans(url: &str, explain: &str, line: fn(&QueryResult) -> String) -> String {
+    let mut db = Database::connect(url).await.unwrap();
+    let statements = Arc::<Mutex<Vec<Statement>>>::default();
+    let seen = Arc::clone(&statements);
+    db.set_metric_callback(move |info| seen.lock().unwrap().push(info.statement.clone()));
+    let mut plans = String::new();
+    for (name, filter) in filters() {
+        let middle = PageStart::OlderThan(event(30_000).key());
+        for (page, start) in [("first page", PageStart::Newest), ("by cursor", middle)] {
+            statements.lock().unwrap().clear();
+            read(&db, &EventQuery { filter: filter.clone(), start, limit: 100 }).await.unwrap();
+            let asked = std::mem::take(&mut *statements.lock().unwrap());
+            writeln!(plans, "{name}: {page}").unwrap();
+            for mut statement in asked.into_iter().filter(|statement| statement.sql.starts_with("SELECT")) {
+                let what = if statement.sql.contains("received_at") { "events" } else { "numbers" };
+                writeln!(plans, "  {what}").unwrap();
+                statement.sql.insert_str(0, explain);
+                for row in db.query_all_raw(statement).await.unwrap() {
+                    writeln!(plans, "    {}", line(&row)).unwrap();
+                }
+            }
+        }
+    }
+    plans
+}
+
+/// `analyze` makes the server look at all rows of a table: what it takes for its plans is the same each time.
+async fn server_plans<C: SinkConfig>(
+    server: &Server,
+    analyze: &[&str],
+    explain: &str,
+    line: fn(&QueryResult) -> String,
+) -> String {
+    let database = server.create_database();
+    fill::<C>(&database.url).await;
+    for sql in analyze {
+        server.sql(&database.name, sql);
+    }
+    plans(&database.url, explain, line).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sqlite() {
+    let folder = TempDir::new().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("eye.db").display());
+    fill::<SqliteConfig>(&url).await;
+    let line = |row: &QueryResult| row.try_get("", "detail").unwrap();
+    let plans = plans(&url, "EXPLAIN QUERY PLAN ", line).await;
+    insta::assert_snapshot!(plans);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres() {
+    let line = |row: &QueryResult| row.try_get_by_index(0).unwrap();
+    let analyze = ["ALTER ROLE eye SET default_statistics_target = 1000", "VACUUM ANALYZE"];
+    let plans = server_plans::<PostgresConfig>(Postgres::shared(), &analyze, "EXPLAIN (COSTS OFF) ", line).await;
+    insta::assert_snapshot!(plans);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mariadb() {
+    let line = |row: &QueryResult| {
+        let column = |name| row.try_get::<Option<String>>("", name).unwrap().unwrap_or_default();
+        // Of what else it says, only this is the same each time, and matters.
+        let extra = column("Extra");
+        let sorts = ["filesort", "temporary"].into_iter().filter(|word| extra.contains(word)).collect::<String>();
+        format!("{} | {} | {} | {} | {sorts}", column("table"), column("type"), column("key"), column("key_len"))
+    };
+    let analyze = ["ANALYZE TABLE event, event_count, event_count_delta"];
+    let plans = server_plans::<MysqlConfig>(MariaDb::shared(), &analyze, "EXPLAIN ", line).await;
+    insta::assert_snapshot!(plans);
+}

@@ -211,7 +211,13 @@ async fn serve_connection(
         let mut app = app.clone();
         let answer = async move {
             let answered = tower::Service::call(&mut app, request.map(Body::new));
-            Ok::<_, Infallible>(answer_of(AssertUnwindSafe(answered).catch_unwind().await))
+            let answer = answer_of(AssertUnwindSafe(answered).catch_unwind().await);
+            if !answer.status().is_success() {
+                // Where the body was not read, the connection ends with this answer. hyper finds out when it is polled
+                // again, and only then says so to the client, who would send its next request in vain.
+                tokio::task::yield_now().await;
+            }
+            Ok::<_, Infallible>(answer)
         };
         ToTheEnd::new(answer, tasks.clone())
     });

@@ -219,6 +219,23 @@ async fn a_client_that_is_still_sending_what_was_refused_gets_its_answer() {
 }
 
 #[tokio::test]
+async fn an_answer_before_the_body_says_that_its_connection_ends() {
+    let running = start(config(), ingest(HttpConfig::default()).await).await;
+    for (content_type, bytes, status) in [("application/json", 8 << 20, 413), ("text/html", 1, 415)] {
+        let answer = to_end(
+            running
+                .send(&format!(
+                    "POST /api/event/ HTTP/1.1\r\nHost: eye\r\nContent-Type: {content_type}\r\nContent-Length: {bytes}\r\n\r\n"
+                ))
+                .await,
+        )
+        .await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains("connection: close"), "{answer}");
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_handler_runs_to_its_end_when_its_client_disconnects() {
     let Held { app, mut begun, go, mut done } = held();
     let max_connections = NonZeroU32::new(1).unwrap();

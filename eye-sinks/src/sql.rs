@@ -13,6 +13,7 @@ mod url;
 mod write;
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use eye_core::sink::{Sink, SinkError, WriteError, Written};
 use eye_core::store::{EventPage, EventQuery, EventStore, StoreError};
 use sea_orm::{DatabaseConnection, DbErr, RuntimeErr};
 use sqlx::Connection;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use self::connections::Connections;
@@ -33,7 +35,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How long one write may take, waiting for a connection included. Only a server that hangs needs so long.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long adding up counts may take; the writer waits meanwhile.
+/// How long adding up counts may take. A shutdown waits for it, and in SQLite the next batch.
 const FOLD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the database may work on one statement of a query.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -68,19 +70,21 @@ trait Driver: fmt::Display + Send + Sync + 'static {
 
 /// A sink that writes to an SQL database over a few connections of its own and reads over a pool of others.
 struct SqlSink<D: Driver> {
-    driver: D,
-    connections: Connections<D::Connection>,
+    database: Arc<Database<D>>,
     reader: DatabaseConnection,
     is_ready: AtomicBool,
+    /// Counts are added up by one task at a time.
+    may_fold: Arc<Semaphore>,
+}
+
+/// What is written to.
+struct Database<D: Driver> {
+    driver: D,
+    connections: Connections<D::Connection>,
     fold_clock: FoldClock,
 }
 
-impl<D: Driver> SqlSink<D> {
-    fn new(driver: D, reader: DatabaseConnection) -> Self {
-        let connections = Connections::new(D::MAX_WRITE_CONNECTIONS);
-        Self { driver, connections, reader, is_ready: AtomicBool::new(false), fold_clock: FoldClock::new() }
-    }
-
+impl<D: Driver> Database<D> {
     async fn connect(&self) -> Result<D::Connection, sqlx::Error> {
         let connecting = timeout(CONNECT_TIMEOUT, self.driver.connect());
         connecting.await.unwrap_or_else(|_| Err(error::timed_out("connecting", CONNECT_TIMEOUT)))
@@ -121,12 +125,9 @@ impl<D: Driver> SqlSink<D> {
         })
     }
 
-    /// Adds up the deltas of counts when it is time. Nothing depends on it but the speed of queries, so that an error
-    /// is not the writer's: what was not added up is tried again later.
+    /// Adds up deltas of counts. Nothing depends on it but the speed of queries: what was not added up is tried again
+    /// later.
     async fn fold(&self) {
-        if !self.fold_clock.is_due() {
-            return;
-        }
         let folded = timeout(FOLD_TIMEOUT, self.fold_once()).await;
         match folded.unwrap_or_else(|_| Err(error::timed_out("adding up counts", FOLD_TIMEOUT))) {
             Ok(true) => self.fold_clock.more(),
@@ -145,12 +146,33 @@ impl<D: Driver> SqlSink<D> {
         lease.give_back();
         Ok(has_others)
     }
+}
+
+impl<D: Driver> SqlSink<D> {
+    fn new(driver: D, reader: DatabaseConnection) -> Self {
+        let connections = Connections::new(D::MAX_WRITE_CONNECTIONS);
+        let database = Arc::new(Database { driver, connections, fold_clock: FoldClock::new() });
+        Self { database, reader, is_ready: AtomicBool::new(false), may_fold: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// Adds up the deltas of counts when it is time, beside the next batches: what is stored is to be acknowledged at
+    /// once, and another node may be adding up the same counts.
+    fn fold(&self) {
+        let Ok(alone) = self.may_fold.clone().try_acquire_owned() else { return };
+        if self.database.fold_clock.is_due() {
+            let database = self.database.clone();
+            tokio::spawn(async move {
+                database.fold().await;
+                drop(alone);
+            });
+        }
+    }
 
     /// Names the place where a retry helps. A refusal goes to the producer, whom the place does not concern.
     fn located(&self, error: WriteError) -> WriteError {
         match error {
             WriteError::Retry { reason, after } => {
-                WriteError::Retry { reason: format!("{}: {reason}", self.driver), after }
+                WriteError::Retry { reason: format!("{}: {reason}", self.database.driver), after }
             }
             other => other,
         }
@@ -160,15 +182,15 @@ impl<D: Driver> SqlSink<D> {
 #[async_trait]
 impl<D: Driver> Sink for SqlSink<D> {
     async fn prepare(&self) -> Result<(), WriteError> {
-        if self.is_ready.load(Ordering::Relaxed) && matches!(timeout(CONNECT_TIMEOUT, self.ping()).await, Ok(Ok(()))) {
-            self.fold().await;
+        if self.is_ready.load(Ordering::Relaxed) && matches!(timeout(CONNECT_TIMEOUT, self.database.ping()).await, Ok(Ok(()))) {
+            self.fold();
             return Ok(());
         }
         self.is_ready.store(false, Ordering::Relaxed);
-        self.connections.clear();
-        let connection = self.connect().await.map_err(|error| self.located(error::connect_error(&error)))?;
-        self.migrate().await.map_err(|error| self.located(error::prepare_error(&error)))?;
-        self.connections.put(connection);
+        self.database.connections.clear();
+        let connection = self.database.connect().await.map_err(|error| self.located(error::connect_error(&error)))?;
+        self.database.migrate().await.map_err(|error| self.located(error::prepare_error(&error)))?;
+        self.database.connections.put(connection);
         self.is_ready.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -177,25 +199,28 @@ impl<D: Driver> Sink for SqlSink<D> {
         if batch.is_empty() {
             return Ok(Written::default());
         }
-        let written = timeout(WRITE_TIMEOUT, self.insert(batch)).await;
+        let written = timeout(WRITE_TIMEOUT, self.database.insert(batch)).await;
         let written = written.unwrap_or_else(|_| Err(error::timed_out("writing", WRITE_TIMEOUT)));
         let written = written.map_err(|error| {
             let error = error::write_error(&error);
             if matches!(error, WriteError::Retry { .. }) {
                 // The other connections are as old as the one that failed, and the schema may be gone.
-                self.connections.clear();
+                self.database.connections.clear();
                 self.is_ready.store(false, Ordering::Relaxed);
             }
             self.located(error)
         })?;
-        self.fold().await;
+        self.fold();
         Ok(written)
     }
 
     async fn close(&self) -> Result<(), SinkError> {
+        // What is being added up is waited for, and nothing more is.
+        drop(self.may_fold.acquire().await);
+        self.may_fold.close();
         let reader = self.reader.close_by_ref().await;
-        self.connections.close().await.map_err(|error| SinkError(format!("{}: {error}", self.driver)))?;
-        reader.map_err(|error| SinkError(format!("{}: {error}", self.driver)))
+        self.database.connections.close().await.map_err(|error| SinkError(format!("{}: {error}", self.database.driver)))?;
+        reader.map_err(|error| SinkError(format!("{}: {error}", self.database.driver)))
     }
 
     fn store(&self) -> Option<&dyn EventStore> {

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use eye_core::store::{EventFilter, EventQuery, PageStart, StoreError};
 use eye_core::timestamp::Timestamp;
 use eye_harness::{MariaDb, PASSWORD, Postgres, Server};
 use eye_sinks::{MysqlConfig, PostgresConfig};
+use sqlx::{Connection, Executor, MySqlConnection, PgConnection};
 
 /// Runs each case against both servers.
 macro_rules! on_both {
@@ -47,6 +49,7 @@ on_both! {
     the_first_and_the_last_instant_are_kept
     a_question_with_nul_finds_nothing
     callers_may_leave
+    counts_that_another_node_holds_delay_no_write
     the_key_itself_counts
 }
 
@@ -294,6 +297,27 @@ async fn callers_may_leave<C: SinkConfig>(servers: Servers) {
     for _ in 0..8 {
         assert_eq!(newest(&*sink, 10).await.count, 1000);
     }
+}
+
+/// A node that hangs while it adds up counts has them locked for as long.
+async fn counts_that_another_node_holds_delay_no_write<C: SinkConfig>(servers: Servers) {
+    let database = (servers.shared)().create_database();
+    let sink = open::<C>(&database.url).await;
+    let _holder: Box<dyn Any> = if is_postgres::<C>() {
+        let mut holder = PgConnection::connect(&database.url).await.unwrap();
+        holder.execute("BEGIN").await.unwrap();
+        holder.execute("LOCK TABLE event_count IN EXCLUSIVE MODE").await.unwrap();
+        Box::new(holder)
+    } else {
+        let mut holder = MySqlConnection::connect(&database.url).await.unwrap();
+        holder.execute("LOCK TABLES event_count WRITE").await.unwrap();
+        Box::new(holder)
+    };
+    let started = Instant::now();
+    for number in 0..3 {
+        sink.write(&[event(number)]).await.unwrap();
+    }
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -90,7 +90,7 @@ impl SinkConfig for SqliteConfig {
         create(&path).map_err(|error| unusable(&error))?;
         let sink = SqlSink::new(SqliteDriver::new(path.clone()), reader(&path, self.max_read_connections));
         // Another process may hold the file for a moment: then it is `prepare` that waits for it.
-        match sink.connect().await {
+        match sink.database.connect().await {
             Ok(connection) => connection.close().await.map_err(|error| unusable(&error))?,
             Err(error) if error::is_busy(&error) => {}
             Err(error) => return Err(unusable(&error)),
@@ -141,8 +141,8 @@ fn options(path: &Path) -> SqliteConnectOptions {
 
 /// Readers never write, keep to a bound in time, and see the last commit while another one is being written.
 fn reader(path: &Path, max: MaxReadConnections) -> DatabaseConnection {
-    // A page of a thousand, so that the thread that reads it need not wait until the rows are taken.
-    let options = options(path).pragma("query_only", "ON").pragma("cache_size", "-16384").row_buffer_size(1024);
+    // Enough that the thread that reads need not wait for each row to be taken; events may be large.
+    let options = options(path).pragma("query_only", "ON").pragma("cache_size", "-16384").row_buffer_size(16);
     let file = Arc::new(ReadFile::new(path));
     let pool = SqlitePoolOptions::new()
         .max_connections(max.0)

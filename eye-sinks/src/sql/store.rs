@@ -5,6 +5,7 @@ mod count;
 use eye_core::event::Event;
 use eye_core::store::{EventFilter, EventKey, EventPage, EventQuery, MAX_PAGE_BYTES, MAX_PAGE_EVENTS, PageStart};
 use eye_core::timestamp::Timestamp;
+use futures_util::TryStreamExt;
 use sea_orm::sea_query::extension::mysql::{IndexHintScope, MySqlSelectStatementExt};
 use sea_orm::sea_query::{BinOper, Expr, ExprTrait};
 use sea_orm::{
@@ -159,22 +160,25 @@ impl Reader<'_> {
     /// The first `limit` events of `select`, whose order is that of `than`, and whether more are there: beyond `limit`, or
     /// beyond [`MAX_PAGE_BYTES`].
     ///
-    /// In steps, since a database sends all it was asked for: the first is small enough for events of any size, and what
-    /// it finds tells how large the next may be.
+    /// In steps, since a database sends all it was asked for: the first is the usual page, and what it finds tells how
+    /// large the next may be. Row by row, since none of it has to be as large as the ones before.
     async fn fetch(&self, mut select: Select<Entity>, than: Than, limit: u64) -> Result<(Vec<Event>, bool), DbErr> {
         let (mut events, mut bytes, mut step) = (Vec::new(), 0, FIRST_STEP_EVENTS);
         loop {
             let asked = Ord::min(step, limit as usize + 1 - events.len());
-            let rows = select.limit(asked as u64).into_model::<StoredEvent>().all(self.snapshot).await?;
-            let is_last_step = rows.len() < asked;
-            for StoredEvent(event) in rows {
+            let selected = select.limit(asked as u64).into_model::<StoredEvent>();
+            let mut rows = selected.stream(self.snapshot).await?;
+            let mut found = 0;
+            while let Some(StoredEvent(event)) = rows.try_next().await? {
                 if events.len() as u64 == limit || bytes >= MAX_PAGE_BYTES {
                     return Ok((events, true));
                 }
+                found += 1;
                 bytes += event.size_bytes();
                 events.push(event);
             }
-            let Some(last) = events.last().filter(|_| !is_last_step) else { return Ok((events, false)) };
+            drop(rows);
+            let Some(last) = events.last().filter(|_| found == asked) else { return Ok((events, false)) };
             let average = bytes / events.len() + 1;
             step = MAX_PAGE_BYTES.saturating_sub(bytes) / average + 1;
             select = self.events_beside(than, &last.key());

@@ -115,6 +115,9 @@ impl Reader<'_> {
                 (Order::Asc, 0)
             }
         };
+        if after > before {
+            return Ok(None);
+        }
         // One more tells whether the page is the last.
         let needed = skipped.saturating_add(limit + 1);
         let mut hours = Hours { category: Some(category), name: Some(name), range: hour(after)..=hour(before) };

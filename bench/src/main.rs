@@ -19,11 +19,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use mimalloc::MiMalloc;
 
 use crate::database::Db;
 use crate::events::Sessions;
 use crate::load::{Load, NatsMode, Target};
 use crate::rows::Settings;
+
+/// The Eye's, so that the limits are limits of what it does, and not of their allocator.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[derive(Parser)]
 #[command(name = "eye-bench", about = "Measures The Eye beside the limits of the machine")]

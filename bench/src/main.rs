@@ -5,6 +5,7 @@ mod client;
 mod database;
 mod direct;
 mod events;
+mod figures;
 mod load;
 mod measure;
 mod process;

@@ -8,8 +8,9 @@ use chrono::Utc;
 
 use crate::database::{Db, Kind, Servers};
 use crate::direct::Way;
+use crate::figures::{Figures, median};
 use crate::report::{Machine, Measured, Results, commit, said};
-use crate::rows::{self, Figures, ROWS, Row, Settings, Via, median};
+use crate::rows::{self, ROWS, Row, Settings, Via};
 
 /// What the guard looks at.
 const QUICK: [&str; 5] = ["postgres-256x1", "postgres-16x100", "sqlite-256x1", "sqlite-16x100", "mariadb-16x100"];
@@ -46,7 +47,7 @@ pub(crate) async fn measure(rows: &[&'static Row], runs: usize, settings: &Setti
         date: date.clone(),
         runs,
         duration_s: settings.duration.as_secs(),
-        figures: Figures::median(&figures),
+        figures: Figures::of_runs(&figures),
     };
     Ok(Results {
         machine: Machine::this(),

@@ -10,8 +10,8 @@ use serde::Deserialize;
 
 use crate::client::HttpClient;
 use crate::events::now_us;
+use crate::figures::median;
 use crate::process::Killed;
-use crate::rows::median;
 
 #[derive(Args)]
 pub(crate) struct QueriesArgs {

@@ -9,7 +9,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::rows::{Figures, ROWS, Ratio, Row};
+use crate::figures::Figures;
+use crate::rows::{ROWS, Ratio, Row};
 
 /// What a ratio may fall by before it is named.
 const TOLERANCE: f64 = 0.2;
@@ -132,6 +133,13 @@ impl Results {
         for row in ROWS {
             if let Some(measured) = self.rows.get(row.name) {
                 line(&mut text, row, measured);
+            }
+        }
+        text.push_str("\n| row | The Eye's memory at ten moments of the last run, MiB |\n|---|---|\n");
+        for row in ROWS {
+            if let Some(Measured { figures, duration_s, .. }) = self.rows.get(row.name) {
+                let moments: Vec<String> = figures.resident_mib.iter().map(|mib| format!("{mib:.0}")).collect();
+                let _ = writeln!(text, "| {}, {duration_s} s | {} |", row.name, moments.join(", "));
             }
         }
         text.push_str("\n| limit | events/s |\n|---|---:|\n");
@@ -290,6 +298,13 @@ mod tests {
         let row = table.lines().find(|line| line.contains("postgres-256x1")).unwrap();
         assert!(row.contains("| 0.44 (≥ 0.45, **missed**) | 0.40 |"), "{row}");
         assert_eq!(row.matches('|').count(), HEADER.lines().next().unwrap().matches('|').count());
+    }
+
+    #[test]
+    fn the_table_says_whether_memory_is_flat() {
+        let mut results = results(0.5, 0.4);
+        results.rows.values_mut().for_each(|row| row.figures.resident_mib = vec![20.4, 31.0, 30.6]);
+        assert!(results.markdown().contains("\n| postgres-256x1, 15 s | 20, 31, 31 |\n"));
     }
 
     #[test]

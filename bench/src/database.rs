@@ -6,6 +6,7 @@ use std::process::Command;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
+use chrono::{DateTime, Utc};
 use clap::ValueEnum;
 use eye_harness::{MariaDb, Postgres, Server};
 use futures_util::TryStreamExt;
@@ -183,60 +184,43 @@ impl Db {
                     .journal_mode(SqliteJournalMode::Wal)
                     .synchronous(SqliteSynchronous::Full)
                     .pragma("wal_autocheckpoint", "8192")
-                    .pragma("cache_size", "-65536");
+                    .pragma("cache_size", "-40960");
                 Self::Sqlite(options.connect().await?)
             }
         })
     }
 
-    /// Compares what is stored with what was acknowledged, event by event.
+    /// Compares what is stored since the ledger began with what was acknowledged, event by event.
     pub(crate) async fn verdict(&mut self, ledger: &Ledger) -> Result<Verdict> {
-        const IDS: &str = "SELECT id FROM event";
+        const IDS: &str = "SELECT id FROM event WHERE timestamp >= ?";
         let mut audit = ledger.audit();
+        let since = instant(ledger.since_us);
         macro_rules! see_all {
-            ($db:expr) => {{
-                let mut ids = sqlx::query_scalar::<_, Uuid>(IDS).fetch($db);
+            ($db:expr, $sql:expr, $since:expr) => {{
+                let mut ids = sqlx::query_scalar::<_, Uuid>($sql).bind($since).fetch($db);
                 while let Some(id) = ids.try_next().await? {
                     audit.see(id);
                 }
             }};
         }
         match self {
-            Self::Postgres(db) => see_all!(db),
-            Self::Sqlite(db) => see_all!(db),
-            Self::Mariadb(db) => see_all!(db),
+            Self::Postgres(db) => see_all!(db, "SELECT id FROM event WHERE timestamp >= $1", since),
+            Self::Sqlite(db) => see_all!(db, IDS, ledger.since_us),
+            Self::Mariadb(db) => see_all!(db, IDS, since.naive_utc()),
         }
         Ok(audit.verdict())
     }
 
-    /// About how many events were stored so far, without reading them: what a second sees while others write. It may
-    /// be a second behind, and counts from another start in each database.
-    pub(crate) async fn progress(&mut self) -> Result<u64> {
-        Ok(match self {
-            Self::Postgres(db) => {
-                let sql = "SELECT n_tup_ins FROM pg_stat_user_tables WHERE relname = 'event'";
-                sqlx::query_scalar::<_, i64>(sql).fetch_optional(db).await?.unwrap_or(0) as u64
-            }
-            // Nothing is ever removed.
-            Self::Sqlite(db) => {
-                let sql = "SELECT COALESCE(MAX(rowid), 0) FROM event";
-                sqlx::query_scalar::<_, i64>(sql).fetch_one(db).await? as u64
-            }
-            Self::Mariadb(db) => {
-                let sql = "SELECT variable_value FROM information_schema.global_status \
-                           WHERE variable_name = 'HANDLER_WRITE'";
-                sqlx::query_scalar::<_, String>(sql).fetch_one(db).await?.parse()?
-            }
-        })
-    }
-
-    /// How many events are stored. Reads them all.
-    pub(crate) async fn count(&mut self) -> Result<u64> {
-        const SQL: &str = "SELECT COUNT(*) FROM event";
+    /// How many events since then (microseconds since 1970) are stored. Reads them all, by the primary key.
+    pub(crate) async fn count(&mut self, since_us: i64) -> Result<u64> {
+        const COUNT: &str = "SELECT COUNT(*) FROM event WHERE timestamp >= ?";
+        let since = instant(since_us);
         let count: i64 = match self {
-            Self::Postgres(db) => sqlx::query_scalar(SQL).fetch_one(db).await?,
-            Self::Sqlite(db) => sqlx::query_scalar(SQL).fetch_one(db).await?,
-            Self::Mariadb(db) => sqlx::query_scalar(SQL).fetch_one(db).await?,
+            Self::Postgres(db) => {
+                sqlx::query_scalar("SELECT COUNT(*) FROM event WHERE timestamp >= $1").bind(since).fetch_one(db).await?
+            }
+            Self::Sqlite(db) => sqlx::query_scalar(COUNT).bind(since_us).fetch_one(db).await?,
+            Self::Mariadb(db) => sqlx::query_scalar(COUNT).bind(since.naive_utc()).fetch_one(db).await?,
         };
         Ok(count as u64)
     }
@@ -257,4 +241,8 @@ impl Db {
             Self::Mariadb(db) => sqlx::query_scalar("SELECT VERSION()").fetch_one(db).await?,
         })
     }
+}
+
+fn instant(us: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp_micros(us).unwrap_or_default()
 }

@@ -272,6 +272,8 @@ pub(crate) fn now_us() -> i64 {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ledger {
     pub(crate) run: u32,
+    /// When the run began, in microseconds since 1970: none of its events is older.
+    pub(crate) since_us: i64,
     /// For each connection: how many events were sent, and those of them that were not acknowledged.
     pub(crate) connections: Vec<(u64, Vec<Range<u64>>)>,
 }
@@ -387,7 +389,7 @@ mod tests {
         let mut maker = maker();
         let ids: Vec<Uuid> = (0..10).map(|_| maker.make(0).id).collect();
         // Of ten, 1, 4 and 5 were not acknowledged.
-        let ledger = Ledger { run: 7, connections: vec![(10, vec![1..2, 4..6])] };
+        let ledger = Ledger { run: 7, since_us: 0, connections: vec![(10, vec![1..2, 4..6])] };
         assert_eq!(ledger.acked(), 7);
         let mut audit = ledger.audit();
         ids.iter().filter(|&&id| id != ids[3] && id != ids[4]).for_each(|&id| audit.see(id));

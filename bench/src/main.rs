@@ -81,8 +81,8 @@ struct LoadArgs {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     events: u16,
     /// Events a second, all together; without it as fast as answers come
-    #[arg(long)]
-    rate: Option<f64>,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
     /// Threads that send
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     threads: u16,

@@ -176,7 +176,7 @@ pub(crate) async fn growth(
         }
         let store = servers.create(row.kind, &settings.program)?;
         fill(&store.url).await?;
-        let before = Db::open(&store.url).await?.count().await?;
+        let before = Db::open(&store.url).await?.count(0).await?;
         let bytes = store.size_bytes().await? as f64 / before as f64;
         let mut filled = Vec::new();
         for _ in 0..runs {

@@ -1,5 +1,6 @@
 //! The databases that are written to, with the settings their makers ship.
 
+use std::cell::OnceCell;
 use std::fmt;
 use std::path::Path;
 use std::process::Command;
@@ -18,7 +19,8 @@ use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::events::{Ledger, Verdict};
+use crate::direct::{FillWith, Way};
+use crate::events::{Ledger, Sessions, Verdict};
 
 /// A database that The Eye stores into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
@@ -62,29 +64,29 @@ impl Kind {
 /// The servers, each started when it is first needed.
 #[derive(Default)]
 pub(crate) struct Servers {
-    postgres: Option<Server>,
-    mariadb: Option<Server>,
+    postgres: OnceCell<Server>,
+    mariadb: OnceCell<Server>,
 }
 
 impl Servers {
     /// A database with The Eye's schema as `program` makes it, and nothing in it.
-    pub(crate) fn create(&mut self, kind: Kind, program: &Path) -> Result<Store<'_>> {
+    pub(crate) fn create(&self, kind: Kind, program: &Path) -> Result<Store<'_>> {
         let folder = tempfile::tempdir()?;
         let (server, name, url) = match kind {
             Kind::Sqlite => (None, String::new(), format!("sqlite://{}/eye.db", folder.path().display())),
             Kind::Postgres => {
                 // Over a Unix socket, too. The rest is PostgreSQL's default already.
                 let start = || Postgres::start_with(&["-c unix_socket_directories=@"]);
-                let server = self.postgres.get_or_insert_with(start);
+                let server = self.postgres.get_or_init(start);
                 let database = server.create_database();
-                (Some(&*server), database.name, database.url)
+                (Some(server), database.name, database.url)
             }
             Kind::Mariadb => {
                 // MariaDB's defaults, where the tests take less.
                 let settings = ["--innodb-log-file-size=96M", "--innodb-buffer-pool-size=128M"];
-                let server = self.mariadb.get_or_insert_with(|| MariaDb::start_with(&settings));
+                let server = self.mariadb.get_or_init(|| MariaDb::start_with(&settings));
                 let database = server.create_database();
-                (Some(&*server), database.name, database.url)
+                (Some(server), database.name, database.url)
             }
         };
         let store = Store { kind, url, name, server, folder };
@@ -120,12 +122,38 @@ impl Store<'_> {
         self.server.map(Server::pid)
     }
 
-    /// Bytes on the disk, once all is written to where it belongs.
+    /// A configuration that takes events by HTTP and answers queries.
+    pub(crate) fn config(&self) -> String {
+        format!("[server]\nlisten = \"127.0.0.1:0\"\n[sources.web]\ntype = \"http\"\n{}", self.sink())
+    }
+
+    /// Fills it, and leaves it as if the events had come by The Eye, long ago: they are counted, and what a server does
+    /// in the background after so many is done.
+    pub(crate) async fn fill(&self, with: &FillWith, sessions: Sessions, program: &Path) -> Result<()> {
+        eprintln!("    {} is filled with {} events", self.kind, with.events);
+        match self.socket_url() {
+            Some(url) => with.fill(&url, Way::Copy, sessions).await?,
+            None => with.fill(&self.url, Way::Insert, sessions).await?,
+        }
+        eprintln!("    {} counts them", self.kind);
+        let mut db = Db::open(&self.url).await?;
+        db.forget_counts().await?;
+        db.close().await?;
+        self.migrate(program)?;
+        if let (Kind::Postgres, Some(server)) = (self.kind, self.server) {
+            server.sql(&self.name, "VACUUM (ANALYZE)");
+            server.sql(&self.name, "CHECKPOINT");
+        }
+        Ok(())
+    }
+
+    /// Bytes on the disk, of the events, their indexes and their counts, once all is written to where it belongs.
     pub(crate) async fn size_bytes(&self) -> Result<u64> {
         let mut db = Db::open(&self.url).await?;
         match &mut db {
             Db::Postgres(db) => {
-                let sql = "SELECT pg_total_relation_size('event')";
+                let sql = "SELECT SUM(pg_total_relation_size(relid))::bigint FROM pg_stat_user_tables
+                           WHERE relname IN ('event', 'event_count', 'event_count_delta')";
                 Ok(sqlx::query_scalar::<_, i64>(sql).fetch_one(db).await? as u64)
             }
             Db::Sqlite(db) => {
@@ -134,7 +162,8 @@ impl Store<'_> {
             }
             Db::Mariadb(db) => {
                 let sql = "SELECT CAST(SUM(file_size) AS UNSIGNED) FROM information_schema.innodb_sys_tablespaces \
-                           WHERE name = CONCAT(DATABASE(), '/event')";
+                           WHERE name IN (CONCAT(DATABASE(), '/event'), CONCAT(DATABASE(), '/event_count'), \
+                           CONCAT(DATABASE(), '/event_count_delta'))";
                 Ok(sqlx::query_scalar::<_, u64>(sql).fetch_one(db).await?)
             }
         }
@@ -142,7 +171,7 @@ impl Store<'_> {
 
     fn migrate(&self, program: &Path) -> Result<()> {
         let config = self.folder.path().join("migrate.toml");
-        std::fs::write(&config, format!("[sources.web]\ntype = \"http\"\n{}", self.sink()))?;
+        std::fs::write(&config, self.config())?;
         let output = Command::new(program).arg("migrate").arg("--config").arg(&config).output();
         let output = output.with_context(|| format!("cannot run {}", program.display()))?;
         ensure!(output.status.success(), "eye migrate: {}", String::from_utf8_lossy(&output.stderr));
@@ -223,6 +252,18 @@ impl Db {
             Self::Mariadb(db) => sqlx::query_scalar(COUNT).bind(since.naive_utc()).fetch_one(db).await?,
         };
         Ok(count as u64)
+    }
+
+    /// Has the next `eye migrate` count all events anew.
+    async fn forget_counts(&mut self) -> Result<()> {
+        const SQL: &str = "DELETE FROM eye_migration WHERE version = 'm0002_event_count'";
+        let forgotten = match self {
+            Self::Postgres(db) => sqlx::query(SQL).execute(db).await?.rows_affected(),
+            Self::Sqlite(db) => sqlx::query(SQL).execute(db).await?.rows_affected(),
+            Self::Mariadb(db) => sqlx::query(SQL).execute(db).await?.rows_affected(),
+        };
+        ensure!(forgotten == 1, "the migration that counts has another name now");
+        Ok(())
     }
 
     pub(crate) async fn close(self) -> Result<()> {

@@ -6,8 +6,10 @@ mod database;
 mod direct;
 mod events;
 mod figures;
+mod growth;
 mod load;
 mod measure;
+mod origin;
 mod process;
 mod queries;
 mod report;
@@ -23,6 +25,7 @@ use clap::{Args, Parser, Subcommand};
 use mimalloc::MiMalloc;
 
 use crate::database::Db;
+use crate::direct::{FillWith, Way};
 use crate::events::Sessions;
 use crate::load::{Load, NatsMode, Target};
 use crate::rows::Settings;
@@ -32,7 +35,7 @@ use crate::rows::Settings;
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[derive(Parser)]
-#[command(name = "eye-bench", about = "Measures The Eye beside the limits of the machine")]
+#[command(name = "eye-bench", about = "Measures The Eye beside the limits of the machine", args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -49,10 +52,10 @@ enum Command {
     Quick(RunArgs),
     /// Fills the table `event` of a database straight by its driver
     Fill(FillArgs),
-    /// Measures queries on a running program
+    /// Measures queries on a database that it makes and fills, or on a running program
     Queries(queries::QueriesArgs),
-    /// Measures rows into an empty table, and into one that was filled before
-    Growth(GrowthArgs),
+    /// Measures rows into an empty table and into one that was filled before, in turns
+    Growth(growth::GrowthArgs),
     /// The limit H: a server that parses, queues and answers, and does nothing else
     Bare {
         /// Address and port
@@ -96,7 +99,7 @@ struct LoadArgs {
 #[derive(Args)]
 struct TimeArgs {
     /// Seconds that are measured
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
     duration_s: u64,
     /// Seconds before that
     #[arg(long, default_value_t = 2)]
@@ -106,10 +109,16 @@ struct TimeArgs {
 }
 
 #[derive(Args)]
-struct RunArgs {
+struct ProgramArg {
     /// The program to measure. Without it the one beside this one
     #[arg(long)]
     program: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct RunArgs {
+    #[command(flatten)]
+    program: ProgramArg,
     /// How often everything is measured; the medians count
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     runs: u16,
@@ -140,44 +149,25 @@ struct FillArgs {
     sessions: Sessions,
 }
 
-#[derive(Args)]
-struct FillWith {
-    /// How many, rounded up to batches of 5,000
-    #[arg(long, default_value_t = 10_000_000)]
-    events: u64,
-    /// Over how many days until now they happened
-    #[arg(long, default_value_t = 365)]
-    days: u32,
-}
-
-#[derive(Args)]
-struct GrowthArgs {
-    #[command(flatten)]
-    row: RowArgs,
-    #[command(flatten)]
-    fill: FillWith,
-}
-
-impl RunArgs {
-    fn settings(&self) -> Result<Settings> {
+impl ProgramArg {
+    fn path(&self) -> Result<PathBuf> {
         let beside = || Ok::<_, std::io::Error>(std::env::current_exe()?.with_file_name("eye"));
         let program = self.program.clone().map_or_else(beside, Ok)?;
-        let program = program.canonicalize().with_context(|| {
+        program.canonicalize().with_context(|| {
             format!("{} is missing: build it by `cargo build --release -p eye-bin`", program.display())
-        })?;
-        let time = &self.time;
-        Ok(Settings {
-            program,
-            warmup: Duration::from_secs(time.warmup_s),
-            duration: Duration::from_secs(time.duration_s),
-            sessions: time.sessions,
         })
     }
 }
 
-impl FillWith {
-    async fn fill(&self, url: &str, sessions: Sessions) -> Result<()> {
-        direct::fill(url, self.events, sessions, Duration::from_secs(86_400) * self.days).await
+impl RunArgs {
+    fn settings(&self) -> Result<Settings> {
+        let time = &self.time;
+        Ok(Settings {
+            program: self.program.path()?,
+            warmup: Duration::from_secs(time.warmup_s),
+            duration: Duration::from_secs(time.duration_s),
+            sessions: time.sessions,
+        })
     }
 }
 
@@ -188,24 +178,14 @@ async fn main() -> Result<ExitCode> {
         Command::Load(args) => send(args).await?,
         Command::Row(args) => {
             let rows = measure::named(&args.names)?;
-            let results = measure::measure(&rows, args.run.runs.into(), &args.run.settings()?).await?;
+            let results = measure::measure(&rows, args.run.runs.into(), &args.run.settings()?, args.save).await?;
             println!("{}", results.markdown());
-            if args.save {
-                results.save()?;
-            }
             return Ok(measure::losses(&results));
         }
         Command::Quick(args) => return measure::quick(args.runs.into(), &args.settings()?).await,
-        Command::Fill(args) => args.fill.fill(&args.url, args.sessions).await?,
+        Command::Fill(args) => args.fill.fill(&args.url, Way::Insert, args.sessions).await?,
         Command::Queries(args) => queries::measure(&args).await?,
-        Command::Growth(args) => {
-            let rows = measure::named(&args.row.names)?;
-            let settings = args.row.run.settings()?;
-            measure::growth(&rows, args.row.run.runs.into(), &settings, async |url| {
-                args.fill.fill(url, settings.sessions).await
-            })
-            .await?;
-        }
+        Command::Growth(args) => growth::measure(&args).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

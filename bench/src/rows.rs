@@ -127,7 +127,7 @@ fn load(target: Target, connections: usize, events: usize, settings: &Settings) 
 
 impl Row {
     /// One run into a table that is empty, or as it is. The ratios are left to the caller.
-    pub(crate) async fn run(&self, servers: &mut Servers, settings: &Settings) -> Result<Figures> {
+    pub(crate) async fn run(&self, servers: &Servers, settings: &Settings) -> Result<Figures> {
         let store = servers.create(self.kind, &settings.program)?;
         self.run_into(&store, settings).await
     }

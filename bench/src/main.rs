@@ -23,11 +23,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use mimalloc::MiMalloc;
+use tokio::time::sleep_until;
 
 use crate::database::Db;
 use crate::direct::{FillWith, Way};
 use crate::events::Sessions;
-use crate::load::{Load, NatsMode, Target};
+use crate::load::{Load, NatsMode, Target, Window};
 use crate::rows::Settings;
 
 /// The Eye's, so that the limits are limits of what it does, and not of their allocator.
@@ -92,6 +93,9 @@ struct LoadArgs {
     /// Checks in this database of The Eye (postgres:, mysql:, sqlite:) that all that was acknowledged is stored
     #[arg(long)]
     check: Option<String>,
+    /// A process whose peak memory and CPU time an event are told, such as the one that takes the events
+    #[arg(long)]
+    pid: Option<u32>,
     #[command(flatten)]
     time: TimeArgs,
 }
@@ -191,7 +195,7 @@ async fn main() -> Result<ExitCode> {
 }
 
 async fn send(args: LoadArgs) -> Result<()> {
-    let LoadArgs { url, nats, subject, mode, connections, events, rate, threads, check, time } = args;
+    let LoadArgs { url, nats, subject, mode, connections, events, rate, threads, check, pid, time } = args;
     let target = match (nats, url) {
         (Some(url), _) => Target::Nats { url, subject, mode },
         (None, url) => Target::Http { url: url.context("--url or --nats")? },
@@ -206,11 +210,20 @@ async fn send(args: LoadArgs) -> Result<()> {
         warmup: Duration::from_secs(time.warmup_s),
         duration: Duration::from_secs(time.duration_s),
     };
-    let outcome = load.start()?.finish().await?;
+    let running = load.start()?;
+    let used = match &pid {
+        Some(pid) => Some(used_within(running.window, &pid.to_string()).await?),
+        None => None,
+    };
+    let outcome = running.finish().await?;
     println!("{:.0} events/s acknowledged", outcome.events_per_s());
     let [p50, p99, max] = [0.5, 0.99, 1.0].map(|quantile| outcome.quantile_ms(quantile));
     println!("p50 {p50:.2} ms, p99 {p99:.2} ms, max {max:.2} ms");
     println!("{} events acknowledged in all, warm-up included", outcome.ledger.acked());
+    if let Some((cpu_s, peak_mib)) = used {
+        let cpu_us = cpu_s * 1e6 / outcome.events.max(1) as f64;
+        println!("its peak memory {peak_mib:.0} MiB, its CPU time {cpu_us:.1} µs/event");
+    }
     for (error, count) in &outcome.errors {
         println!("{count} × {error}");
     }
@@ -220,4 +233,12 @@ async fn send(args: LoadArgs) -> Result<()> {
         anyhow::ensure!(verdict.lost == 0 && verdict.twice == 0, "acknowledged events are not stored, or twice");
     }
     Ok(())
+}
+
+/// Seconds of CPU time that a process uses within the window, and MiB of memory that it has used at most by its end.
+async fn used_within(window: Window, pid: &str) -> Result<(f64, f64)> {
+    sleep_until(window.start.into()).await;
+    let before = process::cpu_s(pid)?;
+    sleep_until(window.end.into()).await;
+    Ok((process::cpu_s(pid)? - before, process::peak_mib(pid)?))
 }

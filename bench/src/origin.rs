@@ -1,6 +1,6 @@
 //! Where measurements come from: the commit, the machine, and the versions of all that takes part.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::path::Path;
@@ -33,12 +33,9 @@ impl Origin {
     /// This machine with these databases.
     pub(crate) async fn of(kinds: impl IntoIterator<Item = Kind>, servers: &Servers, program: &Path) -> Result<Self> {
         let mut origin = Self::here();
-        for kind in kinds {
-            let name = kind.to_string();
-            if !origin.versions.contains_key(&name) {
-                let store = servers.create(kind, program)?;
-                origin.versions.insert(name, Db::open(&store.url).await?.version().await?);
-            }
+        for kind in kinds.into_iter().collect::<BTreeSet<_>>() {
+            let store = servers.create(kind, program)?;
+            origin.versions.insert(kind.to_string(), Db::open(&store.url).await?.version().await?);
         }
         Ok(origin)
     }

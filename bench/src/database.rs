@@ -1,11 +1,13 @@
 //! The databases that are written to, with the settings their makers ship.
 
+use std::cell::OnceCell;
 use std::fmt;
 use std::path::Path;
 use std::process::Command;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
+use chrono::{DateTime, Utc};
 use clap::ValueEnum;
 use eye_harness::{MariaDb, Postgres, Server};
 use futures_util::TryStreamExt;
@@ -17,7 +19,8 @@ use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::events::{Ledger, Verdict};
+use crate::direct::{FillWith, Way};
+use crate::events::{Ledger, Sessions, Verdict};
 
 /// A database that The Eye stores into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
@@ -61,29 +64,29 @@ impl Kind {
 /// The servers, each started when it is first needed.
 #[derive(Default)]
 pub(crate) struct Servers {
-    postgres: Option<Server>,
-    mariadb: Option<Server>,
+    postgres: OnceCell<Server>,
+    mariadb: OnceCell<Server>,
 }
 
 impl Servers {
     /// A database with The Eye's schema as `program` makes it, and nothing in it.
-    pub(crate) fn create(&mut self, kind: Kind, program: &Path) -> Result<Store<'_>> {
+    pub(crate) fn create(&self, kind: Kind, program: &Path) -> Result<Store<'_>> {
         let folder = tempfile::tempdir()?;
         let (server, name, url) = match kind {
             Kind::Sqlite => (None, String::new(), format!("sqlite://{}/eye.db", folder.path().display())),
             Kind::Postgres => {
                 // Over a Unix socket, too. The rest is PostgreSQL's default already.
                 let start = || Postgres::start_with(&["-c unix_socket_directories=@"]);
-                let server = self.postgres.get_or_insert_with(start);
+                let server = self.postgres.get_or_init(start);
                 let database = server.create_database();
-                (Some(&*server), database.name, database.url)
+                (Some(server), database.name, database.url)
             }
             Kind::Mariadb => {
                 // MariaDB's defaults, where the tests take less.
                 let settings = ["--innodb-log-file-size=96M", "--innodb-buffer-pool-size=128M"];
-                let server = self.mariadb.get_or_insert_with(|| MariaDb::start_with(&settings));
+                let server = self.mariadb.get_or_init(|| MariaDb::start_with(&settings));
                 let database = server.create_database();
-                (Some(&*server), database.name, database.url)
+                (Some(server), database.name, database.url)
             }
         };
         let store = Store { kind, url, name, server, folder };
@@ -119,12 +122,38 @@ impl Store<'_> {
         self.server.map(Server::pid)
     }
 
-    /// Bytes on the disk, once all is written to where it belongs.
+    /// A configuration that takes events by HTTP and answers queries.
+    pub(crate) fn config(&self) -> String {
+        format!("[server]\nlisten = \"127.0.0.1:0\"\n[sources.web]\ntype = \"http\"\n{}", self.sink())
+    }
+
+    /// Fills it, and leaves it as if the events had come by The Eye, long ago: they are counted, and what a server does
+    /// in the background after so many is done.
+    pub(crate) async fn fill(&self, with: &FillWith, sessions: Sessions, program: &Path) -> Result<()> {
+        eprintln!("    {} is filled with {} events", self.kind, with.events);
+        match self.socket_url() {
+            Some(url) => with.fill(&url, Way::Copy, sessions).await?,
+            None => with.fill(&self.url, Way::Insert, sessions).await?,
+        }
+        eprintln!("    {} counts them", self.kind);
+        let mut db = Db::open(&self.url).await?;
+        db.forget_counts().await?;
+        db.close().await?;
+        self.migrate(program)?;
+        if let (Kind::Postgres, Some(server)) = (self.kind, self.server) {
+            server.sql(&self.name, "VACUUM (ANALYZE)");
+            server.sql(&self.name, "CHECKPOINT");
+        }
+        Ok(())
+    }
+
+    /// Bytes on the disk, of the events, their indexes and their counts, once all is written to where it belongs.
     pub(crate) async fn size_bytes(&self) -> Result<u64> {
         let mut db = Db::open(&self.url).await?;
         match &mut db {
             Db::Postgres(db) => {
-                let sql = "SELECT pg_total_relation_size('event')";
+                let sql = "SELECT SUM(pg_total_relation_size(relid))::bigint FROM pg_stat_user_tables
+                           WHERE relname IN ('event', 'event_count', 'event_count_delta')";
                 Ok(sqlx::query_scalar::<_, i64>(sql).fetch_one(db).await? as u64)
             }
             Db::Sqlite(db) => {
@@ -133,7 +162,8 @@ impl Store<'_> {
             }
             Db::Mariadb(db) => {
                 let sql = "SELECT CAST(SUM(file_size) AS UNSIGNED) FROM information_schema.innodb_sys_tablespaces \
-                           WHERE name = CONCAT(DATABASE(), '/event')";
+                           WHERE name IN (CONCAT(DATABASE(), '/event'), CONCAT(DATABASE(), '/event_count'), \
+                           CONCAT(DATABASE(), '/event_count_delta'))";
                 Ok(sqlx::query_scalar::<_, u64>(sql).fetch_one(db).await?)
             }
         }
@@ -141,7 +171,7 @@ impl Store<'_> {
 
     fn migrate(&self, program: &Path) -> Result<()> {
         let config = self.folder.path().join("migrate.toml");
-        std::fs::write(&config, format!("[sources.web]\ntype = \"http\"\n{}", self.sink()))?;
+        std::fs::write(&config, self.config())?;
         let output = Command::new(program).arg("migrate").arg("--config").arg(&config).output();
         let output = output.with_context(|| format!("cannot run {}", program.display()))?;
         ensure!(output.status.success(), "eye migrate: {}", String::from_utf8_lossy(&output.stderr));
@@ -183,62 +213,57 @@ impl Db {
                     .journal_mode(SqliteJournalMode::Wal)
                     .synchronous(SqliteSynchronous::Full)
                     .pragma("wal_autocheckpoint", "8192")
-                    .pragma("cache_size", "-65536");
+                    .pragma("cache_size", "-40960");
                 Self::Sqlite(options.connect().await?)
             }
         })
     }
 
-    /// Compares what is stored with what was acknowledged, event by event.
+    /// Compares what is stored since the ledger began with what was acknowledged, event by event.
     pub(crate) async fn verdict(&mut self, ledger: &Ledger) -> Result<Verdict> {
-        const IDS: &str = "SELECT id FROM event";
+        const IDS: &str = "SELECT id FROM event WHERE timestamp >= ?";
         let mut audit = ledger.audit();
+        let since = instant(ledger.since_us);
         macro_rules! see_all {
-            ($db:expr) => {{
-                let mut ids = sqlx::query_scalar::<_, Uuid>(IDS).fetch($db);
+            ($db:expr, $sql:expr, $since:expr) => {{
+                let mut ids = sqlx::query_scalar::<_, Uuid>($sql).bind($since).fetch($db);
                 while let Some(id) = ids.try_next().await? {
                     audit.see(id);
                 }
             }};
         }
         match self {
-            Self::Postgres(db) => see_all!(db),
-            Self::Sqlite(db) => see_all!(db),
-            Self::Mariadb(db) => see_all!(db),
+            Self::Postgres(db) => see_all!(db, "SELECT id FROM event WHERE timestamp >= $1", since),
+            Self::Sqlite(db) => see_all!(db, IDS, ledger.since_us),
+            Self::Mariadb(db) => see_all!(db, IDS, since.naive_utc()),
         }
         Ok(audit.verdict())
     }
 
-    /// About how many events were stored so far, without reading them: what a second sees while others write. It may
-    /// be a second behind, and counts from another start in each database.
-    pub(crate) async fn progress(&mut self) -> Result<u64> {
-        Ok(match self {
-            Self::Postgres(db) => {
-                let sql = "SELECT n_tup_ins FROM pg_stat_user_tables WHERE relname = 'event'";
-                sqlx::query_scalar::<_, i64>(sql).fetch_optional(db).await?.unwrap_or(0) as u64
-            }
-            // Nothing is ever removed.
-            Self::Sqlite(db) => {
-                let sql = "SELECT COALESCE(MAX(rowid), 0) FROM event";
-                sqlx::query_scalar::<_, i64>(sql).fetch_one(db).await? as u64
-            }
-            Self::Mariadb(db) => {
-                let sql = "SELECT variable_value FROM information_schema.global_status \
-                           WHERE variable_name = 'HANDLER_WRITE'";
-                sqlx::query_scalar::<_, String>(sql).fetch_one(db).await?.parse()?
-            }
-        })
-    }
-
-    /// How many events are stored. Reads them all.
-    pub(crate) async fn count(&mut self) -> Result<u64> {
-        const SQL: &str = "SELECT COUNT(*) FROM event";
+    /// How many events since then (microseconds since 1970) are stored. Reads them all, by the primary key.
+    pub(crate) async fn count(&mut self, since_us: i64) -> Result<u64> {
+        const COUNT: &str = "SELECT COUNT(*) FROM event WHERE timestamp >= ?";
+        let since = instant(since_us);
         let count: i64 = match self {
-            Self::Postgres(db) => sqlx::query_scalar(SQL).fetch_one(db).await?,
-            Self::Sqlite(db) => sqlx::query_scalar(SQL).fetch_one(db).await?,
-            Self::Mariadb(db) => sqlx::query_scalar(SQL).fetch_one(db).await?,
+            Self::Postgres(db) => {
+                sqlx::query_scalar("SELECT COUNT(*) FROM event WHERE timestamp >= $1").bind(since).fetch_one(db).await?
+            }
+            Self::Sqlite(db) => sqlx::query_scalar(COUNT).bind(since_us).fetch_one(db).await?,
+            Self::Mariadb(db) => sqlx::query_scalar(COUNT).bind(since.naive_utc()).fetch_one(db).await?,
         };
         Ok(count as u64)
+    }
+
+    /// Has the next `eye migrate` count all events anew.
+    async fn forget_counts(&mut self) -> Result<()> {
+        const SQL: &str = "DELETE FROM eye_migration WHERE version = 'm0002_event_count'";
+        let forgotten = match self {
+            Self::Postgres(db) => sqlx::query(SQL).execute(db).await?.rows_affected(),
+            Self::Sqlite(db) => sqlx::query(SQL).execute(db).await?.rows_affected(),
+            Self::Mariadb(db) => sqlx::query(SQL).execute(db).await?.rows_affected(),
+        };
+        ensure!(forgotten == 1, "the migration that counts has another name now");
+        Ok(())
     }
 
     pub(crate) async fn close(self) -> Result<()> {
@@ -257,4 +282,8 @@ impl Db {
             Self::Mariadb(db) => sqlx::query_scalar("SELECT VERSION()").fetch_one(db).await?,
         })
     }
+}
+
+fn instant(us: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp_micros(us).unwrap_or_default()
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use chrono::{DateTime, Utc};
+use clap::Args;
 use sqlx::Connection;
 use sqlx::mysql::MySqlConnection;
 use sqlx::postgres::PgConnection;
@@ -30,6 +31,17 @@ pub(crate) enum Way {
     Insert,
     /// PostgreSQL alone.
     Copy,
+}
+
+/// What a database is filled with.
+#[derive(Args)]
+pub(crate) struct FillWith {
+    /// How many events, rounded up to batches of 5,000
+    #[arg(long, default_value_t = 10_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) events: u64,
+    /// Over how many days until now they happened
+    #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) days: u32,
 }
 
 /// A row with its own texts, as a sink gets it.
@@ -93,22 +105,24 @@ pub(crate) async fn measure(
     unreachable!("batches never end")
 }
 
-/// Stores so many events, rounded up to whole batches, that happened in the span before now, in the order of their time.
-pub(crate) async fn fill(url: &str, events: u64, sessions: Sessions, span: Duration) -> Result<()> {
-    let mut db = Db::open(url).await?;
-    let mut maker = Maker::new(fastrand::u32(..), 0, 1, sessions);
-    let span_us = span.as_micros();
-    let first_us = now_us() - span_us as i64;
-    let at = move |number: u64| first_us + (span_us * u128::from(number) / u128::from(events)) as i64;
-    let mut batches = made_ahead(move || {
-        let first = maker.next_number();
-        let numbers = first..first + BATCH as u64;
-        (first < events).then(|| numbers.map(|number| Record::new(&maker.make(at(number)))).collect())
-    });
-    while let Some(batch) = batches.recv().await {
-        write(&mut db, Way::Insert, &batch).await?;
+impl FillWith {
+    /// Stores the events straight by the driver, in the order of their time.
+    pub(crate) async fn fill(&self, url: &str, way: Way, sessions: Sessions) -> Result<()> {
+        let mut db = Db::open(url).await?;
+        let mut maker = Maker::new(fastrand::u32(..), 0, 1, sessions);
+        let (events, span_us) = (self.events, i128::from(self.days) * 86_400_000_000);
+        let first_us = now_us() - span_us as i64;
+        let at = move |number: u64| first_us + (span_us * i128::from(number.min(events)) / i128::from(events)) as i64;
+        let mut batches = made_ahead(move || {
+            let first = maker.next_number();
+            let numbers = first..first + BATCH as u64;
+            (first < events).then(|| numbers.map(|number| Record::new(&maker.make(at(number)))).collect())
+        });
+        while let Some(batch) = batches.recv().await {
+            write(&mut db, way, &batch).await?;
+        }
+        db.close().await
     }
-    Ok(())
 }
 
 /// Batches are made while others are written. Ends with the maker, or when the receiver is dropped.

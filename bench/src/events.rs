@@ -1,6 +1,6 @@
 //! The events that are sent: 338 bytes of JSON each, written once and patched in place.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::ops::Range;
 use std::sync::LazyLock;
 use std::time::SystemTime;
@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 /// Names that events have; the first ones are more frequent.
 pub(crate) const NAMES: u16 = 200;
-/// Categories; a name belongs to one.
+/// Categories. A name has one of its own, and in a quarter of its events any: then few events have both.
 pub(crate) const CATEGORIES: u16 = 20;
 
 /// Sessions that are open at once, over all connections.
@@ -33,6 +33,15 @@ pub(crate) enum Sessions {
     Random,
 }
 
+impl fmt::Display for Sessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ComeAndGo => "come and go",
+            Self::Random => "random",
+        })
+    }
+}
+
 /// One event, less what all events have in common.
 #[derive(Clone, Debug)]
 pub(crate) struct Event {
@@ -40,6 +49,8 @@ pub(crate) struct Event {
     /// Microseconds since 1970.
     pub(crate) timestamp_us: i64,
     pub(crate) session_id: Uuid,
+    /// Below [`CATEGORIES`].
+    category: u16,
     /// Below [`NAMES`].
     name: u16,
     /// Below [`ARTICLES`].
@@ -75,7 +86,8 @@ impl Maker {
         self.next += 1;
         let skewed = self.rng.f32();
         let name = (skewed * skewed * f32::from(NAMES)) as u16;
-        Event { id, timestamp_us, session_id: self.session(), name, article: self.rng.u32(..ARTICLES) }
+        let category = if self.rng.u8(..4) == 0 { self.rng.u16(..CATEGORIES) } else { name % CATEGORIES };
+        Event { id, timestamp_us, session_id: self.session(), category, name, article: self.rng.u32(..ARTICLES) }
     }
 
     fn session(&mut self) -> Uuid {
@@ -126,7 +138,7 @@ impl EventId {
 impl Event {
     pub(crate) fn category(&self) -> &'static str {
         static ALL: LazyLock<Vec<String>> = LazyLock::new(|| (0..CATEGORIES).map(category).collect());
-        &ALL[usize::from(self.name % CATEGORIES)]
+        &ALL[usize::from(self.category)]
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -155,6 +167,9 @@ pub(crate) fn name(number: u16) -> String {
 
 const DATA_START: &str = r#"{"host":"www.example.com","path":"/articles/"#;
 const DATA_END: &str = r#"","element":"chat bubble","viewport":[1280,720],"referrer":"https://search.example/"}"#;
+
+/// Bytes of the JSON of an event.
+pub(crate) const JSON_BYTES: usize = 338;
 
 /// Where the parts that differ lie in the JSON of an event.
 struct Form {
@@ -227,7 +242,7 @@ fn write(text: &mut [u8], event: &Event, clock: &mut Clock) {
     };
     uuid(form.id, event.id);
     uuid(form.session_id, event.session_id);
-    digits(&mut text[form.category..][..2], u64::from(event.name % CATEGORIES));
+    digits(&mut text[form.category..][..2], u64::from(event.category));
     digits(&mut text[form.name..][..3], u64::from(event.name));
     digits(&mut text[form.article..][..6], u64::from(event.article));
     clock.write(&mut text[form.timestamp..][..27], event.timestamp_us);
@@ -272,6 +287,8 @@ pub(crate) fn now_us() -> i64 {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ledger {
     pub(crate) run: u32,
+    /// When the run began, in microseconds since 1970: none of its events is older.
+    pub(crate) since_us: i64,
     /// For each connection: how many events were sent, and those of them that were not acknowledged.
     pub(crate) connections: Vec<(u64, Vec<Range<u64>>)>,
 }
@@ -366,6 +383,19 @@ mod tests {
     }
 
     #[test]
+    fn an_event_is_as_long_as_we_say() {
+        assert_eq!(Body::new(1).bytes().len(), JSON_BYTES);
+    }
+
+    #[test]
+    fn some_events_have_another_category_than_their_name() {
+        let mut maker = maker();
+        let others = (0..10_000).map(|_| maker.make(0)).filter(|event| event.category != event.name % CATEGORIES);
+        let others = others.count();
+        assert!((2000..3000).contains(&others), "{others}");
+    }
+
+    #[test]
     fn an_instant_is_written_to_the_microsecond() {
         let mut clock = Clock::default();
         let mut place = [0; 27];
@@ -387,7 +417,7 @@ mod tests {
         let mut maker = maker();
         let ids: Vec<Uuid> = (0..10).map(|_| maker.make(0).id).collect();
         // Of ten, 1, 4 and 5 were not acknowledged.
-        let ledger = Ledger { run: 7, connections: vec![(10, vec![1..2, 4..6])] };
+        let ledger = Ledger { run: 7, since_us: 0, connections: vec![(10, vec![1..2, 4..6])] };
         assert_eq!(ledger.acked(), 7);
         let mut audit = ledger.audit();
         ids.iter().filter(|&&id| id != ids[3] && id != ids[4]).for_each(|&id| audit.see(id));

@@ -12,7 +12,7 @@ use hdrhistogram::Histogram;
 use tokio::time::{sleep, sleep_until, timeout_at};
 
 use crate::client::Client;
-use crate::events::{Body, Ledger, Maker, Sessions};
+use crate::events::{Body, Ledger, Maker, Sessions, now_us};
 
 /// How long the last answers may take after the end.
 const GRACE: Duration = Duration::from_secs(30);
@@ -28,7 +28,7 @@ pub(crate) struct Load {
     pub(crate) events: usize,
     pub(crate) sessions: Sessions,
     /// Events a second at most, all together; without it as fast as the answers come.
-    pub(crate) rate: Option<f64>,
+    pub(crate) rate: Option<u32>,
     pub(crate) threads: usize,
     pub(crate) warmup: Duration,
     pub(crate) duration: Duration,
@@ -81,7 +81,7 @@ pub(crate) struct Outcome {
     pub(crate) ledger: Ledger,
     /// Events acknowledged within the window.
     pub(crate) events: u64,
-    /// Microseconds from request to answer within the window.
+    /// Microseconds from request to answer within the window; with a rate, from when the request was due.
     pub(crate) latency: Histogram<u64>,
     /// How often something else than success came, warm-up included.
     pub(crate) errors: BTreeMap<String, u64>,
@@ -103,6 +103,8 @@ impl Outcome {
 pub(crate) struct Running {
     pub(crate) window: Window,
     run: u32,
+    /// When it began, in microseconds since 1970.
+    pub(crate) since_us: i64,
     threads: Vec<JoinHandle<Result<Vec<Sent>>>>,
     tally: Arc<Mutex<Tally>>,
 }
@@ -123,7 +125,7 @@ struct Sent {
 impl Load {
     /// Starts sending.
     pub(crate) fn start(&self) -> Result<Running> {
-        let run = fastrand::u32(..);
+        let (run, since_us) = (fastrand::u32(..), now_us());
         let window = Window::after(self.warmup, self.duration);
         // One second longer than the longest wait, three digits.
         let latency = Histogram::new_with_max((self.duration + GRACE).as_micros() as u64 + 1_000_000, 3)?;
@@ -132,7 +134,7 @@ impl Load {
             let (load, tally) = (self.clone(), tally.clone());
             thread::spawn(move || load.run_thread(number, run, window, &tally))
         };
-        Ok(Running { window, run, threads: (0..self.threads).map(thread).collect(), tally })
+        Ok(Running { window, run, since_us, threads: (0..self.threads).map(thread).collect(), tally })
     }
 
     fn run_thread(&self, number: usize, run: u32, window: Window, tally: &Arc<Mutex<Tally>>) -> Result<Vec<Sent>> {
@@ -172,13 +174,16 @@ impl Load {
         let mut due = self.first_due(connection);
         let to_the_end = async {
             while Instant::now() < window.end {
+                let mut asked = None;
                 if let Some((due, interval)) = &mut due {
                     sleep_until((*due).into()).await;
+                    asked = Some(*due);
                     *due += *interval;
                 }
                 let numbers = body.fill(&mut maker);
                 waiting = Some(numbers.clone());
-                let sent = Instant::now();
+                // One that is late has waited, too: for the answer to the one before.
+                let asked = asked.unwrap_or_else(Instant::now);
                 let answer = client.send(body.bytes()).await;
                 let answered = Instant::now();
                 waiting = None;
@@ -189,7 +194,7 @@ impl Load {
                 } else if window.has(answered) {
                     let mut tally = lock(tally);
                     tally.events += self.events as u64;
-                    tally.latency.saturating_record((answered - sent).as_micros() as u64);
+                    tally.latency.saturating_record((answered - asked).as_micros() as u64);
                 }
             }
         };
@@ -202,7 +207,7 @@ impl Load {
 
     /// With a rate: when the first request is due, and how long it is from one to the next.
     fn first_due(&self, connection: u16) -> Option<(Instant, Duration)> {
-        let requests_per_s = self.rate? / self.events as f64;
+        let requests_per_s = f64::from(self.rate?) / self.events as f64;
         let gap = Duration::from_secs_f64(1.0 / requests_per_s);
         Some((Instant::now() + gap * u32::from(connection), gap * self.connections as u32))
     }
@@ -219,7 +224,7 @@ impl Running {
         }
         sent.sort_by_key(|sent: &Sent| sent.connection);
         let connections = sent.into_iter().map(|sent| (sent.events, sent.failed)).collect();
-        let ledger = Ledger { run: self.run, connections };
+        let ledger = Ledger { run: self.run, since_us: self.since_us, connections };
         let tally = Arc::into_inner(self.tally).expect("the threads have ended");
         let tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
         let Tally { events, latency, errors } = tally;

@@ -5,8 +5,11 @@ mod client;
 mod database;
 mod direct;
 mod events;
+mod figures;
+mod growth;
 mod load;
 mod measure;
+mod origin;
 mod process;
 mod queries;
 mod report;
@@ -19,14 +22,21 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use mimalloc::MiMalloc;
+use tokio::time::sleep_until;
 
 use crate::database::Db;
+use crate::direct::{FillWith, Way};
 use crate::events::Sessions;
-use crate::load::{Load, NatsMode, Target};
+use crate::load::{Load, NatsMode, Target, Window};
 use crate::rows::Settings;
 
+/// The Eye's, so that the limits are limits of what it does, and not of their allocator.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
 #[derive(Parser)]
-#[command(name = "eye-bench", about = "Measures The Eye beside the limits of the machine")]
+#[command(name = "eye-bench", about = "Measures The Eye beside the limits of the machine", args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -43,10 +53,10 @@ enum Command {
     Quick(RunArgs),
     /// Fills the table `event` of a database straight by its driver
     Fill(FillArgs),
-    /// Measures queries on a running program
+    /// Measures queries on a database that it makes and fills, or on a running program
     Queries(queries::QueriesArgs),
-    /// Measures rows into an empty table, and into one that was filled before
-    Growth(GrowthArgs),
+    /// Measures rows into an empty table and into one that was filled before, in turns
+    Growth(growth::GrowthArgs),
     /// The limit H: a server that parses, queues and answers, and does nothing else
     Bare {
         /// Address and port
@@ -75,14 +85,17 @@ struct LoadArgs {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     events: u16,
     /// Events a second, all together; without it as fast as answers come
-    #[arg(long)]
-    rate: Option<f64>,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
     /// Threads that send
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     threads: u16,
     /// Checks in this database of The Eye (postgres:, mysql:, sqlite:) that all that was acknowledged is stored
     #[arg(long)]
     check: Option<String>,
+    /// A process whose peak memory and CPU time an event are told, such as the one that takes the events
+    #[arg(long)]
+    pid: Option<u32>,
     #[command(flatten)]
     time: TimeArgs,
 }
@@ -90,7 +103,7 @@ struct LoadArgs {
 #[derive(Args)]
 struct TimeArgs {
     /// Seconds that are measured
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
     duration_s: u64,
     /// Seconds before that
     #[arg(long, default_value_t = 2)]
@@ -100,10 +113,16 @@ struct TimeArgs {
 }
 
 #[derive(Args)]
-struct RunArgs {
+struct ProgramArg {
     /// The program to measure. Without it the one beside this one
     #[arg(long)]
     program: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct RunArgs {
+    #[command(flatten)]
+    program: ProgramArg,
     /// How often everything is measured; the medians count
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     runs: u16,
@@ -134,44 +153,25 @@ struct FillArgs {
     sessions: Sessions,
 }
 
-#[derive(Args)]
-struct FillWith {
-    /// How many, rounded up to batches of 5,000
-    #[arg(long, default_value_t = 10_000_000)]
-    events: u64,
-    /// Over how many days until now they happened
-    #[arg(long, default_value_t = 365)]
-    days: u32,
-}
-
-#[derive(Args)]
-struct GrowthArgs {
-    #[command(flatten)]
-    row: RowArgs,
-    #[command(flatten)]
-    fill: FillWith,
-}
-
-impl RunArgs {
-    fn settings(&self) -> Result<Settings> {
+impl ProgramArg {
+    fn path(&self) -> Result<PathBuf> {
         let beside = || Ok::<_, std::io::Error>(std::env::current_exe()?.with_file_name("eye"));
         let program = self.program.clone().map_or_else(beside, Ok)?;
-        let program = program.canonicalize().with_context(|| {
+        program.canonicalize().with_context(|| {
             format!("{} is missing: build it by `cargo build --release -p eye-bin`", program.display())
-        })?;
-        let time = &self.time;
-        Ok(Settings {
-            program,
-            warmup: Duration::from_secs(time.warmup_s),
-            duration: Duration::from_secs(time.duration_s),
-            sessions: time.sessions,
         })
     }
 }
 
-impl FillWith {
-    async fn fill(&self, url: &str, sessions: Sessions) -> Result<()> {
-        direct::fill(url, self.events, sessions, Duration::from_secs(86_400) * self.days).await
+impl RunArgs {
+    fn settings(&self) -> Result<Settings> {
+        let time = &self.time;
+        Ok(Settings {
+            program: self.program.path()?,
+            warmup: Duration::from_secs(time.warmup_s),
+            duration: Duration::from_secs(time.duration_s),
+            sessions: time.sessions,
+        })
     }
 }
 
@@ -182,30 +182,20 @@ async fn main() -> Result<ExitCode> {
         Command::Load(args) => send(args).await?,
         Command::Row(args) => {
             let rows = measure::named(&args.names)?;
-            let results = measure::measure(&rows, args.run.runs.into(), &args.run.settings()?).await?;
+            let results = measure::measure(&rows, args.run.runs.into(), &args.run.settings()?, args.save).await?;
             println!("{}", results.markdown());
-            if args.save {
-                results.save()?;
-            }
             return Ok(measure::losses(&results));
         }
         Command::Quick(args) => return measure::quick(args.runs.into(), &args.settings()?).await,
-        Command::Fill(args) => args.fill.fill(&args.url, args.sessions).await?,
+        Command::Fill(args) => args.fill.fill(&args.url, Way::Insert, args.sessions).await?,
         Command::Queries(args) => queries::measure(&args).await?,
-        Command::Growth(args) => {
-            let rows = measure::named(&args.row.names)?;
-            let settings = args.row.run.settings()?;
-            measure::growth(&rows, args.row.run.runs.into(), &settings, async |url| {
-                args.fill.fill(url, settings.sessions).await
-            })
-            .await?;
-        }
+        Command::Growth(args) => growth::measure(&args).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
 async fn send(args: LoadArgs) -> Result<()> {
-    let LoadArgs { url, nats, subject, mode, connections, events, rate, threads, check, time } = args;
+    let LoadArgs { url, nats, subject, mode, connections, events, rate, threads, check, pid, time } = args;
     let target = match (nats, url) {
         (Some(url), _) => Target::Nats { url, subject, mode },
         (None, url) => Target::Http { url: url.context("--url or --nats")? },
@@ -220,11 +210,20 @@ async fn send(args: LoadArgs) -> Result<()> {
         warmup: Duration::from_secs(time.warmup_s),
         duration: Duration::from_secs(time.duration_s),
     };
-    let outcome = load.start()?.finish().await?;
+    let running = load.start()?;
+    let used = match &pid {
+        Some(pid) => Some(used_within(running.window, &pid.to_string()).await?),
+        None => None,
+    };
+    let outcome = running.finish().await?;
     println!("{:.0} events/s acknowledged", outcome.events_per_s());
     let [p50, p99, max] = [0.5, 0.99, 1.0].map(|quantile| outcome.quantile_ms(quantile));
     println!("p50 {p50:.2} ms, p99 {p99:.2} ms, max {max:.2} ms");
     println!("{} events acknowledged in all, warm-up included", outcome.ledger.acked());
+    if let Some((cpu_s, peak_mib)) = used {
+        let cpu_us = cpu_s * 1e6 / outcome.events.max(1) as f64;
+        println!("its peak memory {peak_mib:.0} MiB, its CPU time {cpu_us:.1} µs/event");
+    }
     for (error, count) in &outcome.errors {
         println!("{count} × {error}");
     }
@@ -234,4 +233,12 @@ async fn send(args: LoadArgs) -> Result<()> {
         anyhow::ensure!(verdict.lost == 0 && verdict.twice == 0, "acknowledged events are not stored, or twice");
     }
     Ok(())
+}
+
+/// Seconds of CPU time that a process uses within the window, and MiB of memory that it has used at most by its end.
+async fn used_within(window: Window, pid: &str) -> Result<(f64, f64)> {
+    sleep_until(window.start.into()).await;
+    let before = process::cpu_s(pid)?;
+    sleep_until(window.end.into()).await;
+    Ok((process::cpu_s(pid)? - before, process::peak_mib(pid)?))
 }

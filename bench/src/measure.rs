@@ -1,15 +1,16 @@
 //! Rounds of measurements: each row beside its limits, so that what slows the machine down slows all of them.
 
 use std::collections::BTreeMap;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
-use chrono::Utc;
+use anyhow::{Context, Result};
 
-use crate::database::{Db, Kind, Servers};
+use crate::database::{Kind, Servers};
 use crate::direct::Way;
-use crate::report::{Machine, Measured, Results, commit, said};
-use crate::rows::{self, Figures, ROWS, Row, Settings, Via, median};
+use crate::figures::{Figures, median};
+use crate::origin::Origin;
+use crate::report::{Measured, Results};
+use crate::rows::{self, ROWS, Row, Settings, Via};
 
 /// What the guard looks at.
 const QUICK: [&str; 5] = ["postgres-256x1", "postgres-16x100", "sqlite-256x1", "sqlite-16x100", "mariadb-16x100"];
@@ -24,13 +25,16 @@ pub(crate) fn named(names: &[String]) -> Result<Vec<&'static Row>> {
     Ok(ROWS.iter().filter(|row| names.iter().any(|name| name == "all" || name == row.name)).collect())
 }
 
-/// Measures all rows and their limits once a round.
-pub(crate) async fn measure(rows: &[&'static Row], runs: usize, settings: &Settings) -> Result<Results> {
-    let mut servers = Servers::default();
+/// Measures all rows and their limits once a round. `keep` keeps what there is after each round: one that fails ends it
+/// all.
+pub(crate) async fn measure(rows: &[&'static Row], runs: usize, settings: &Settings, keep: bool) -> Result<Results> {
+    let servers = Servers::default();
+    let origin = Origin::of(rows.iter().map(|row| row.kind), &servers, &settings.program).await?;
     let mut figures: BTreeMap<&str, Vec<Figures>> = BTreeMap::new();
     let mut limits: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let mut results = Results::default();
     for run in 1..=runs {
-        let mut round = Round { limits: BTreeMap::new(), servers: &mut servers, settings };
+        let mut round = Round { limits: BTreeMap::new(), servers: &servers, settings };
         for row in rows {
             let one = round.run(row).await.with_context(|| row.name)?;
             eprintln!("{run}/{runs} {:<16} {:>8.0} events/s", row.name, one.events_per_s);
@@ -39,28 +43,31 @@ pub(crate) async fn measure(rows: &[&'static Row], runs: usize, settings: &Setti
         for (name, limit) in round.limits {
             limits.entry(name).or_default().push(limit);
         }
+        let measured = |figures: &Vec<Figures>| Measured {
+            commit: origin.commit.clone(),
+            date: origin.date.clone(),
+            runs: run,
+            duration_s: settings.duration.as_secs(),
+            figures: Figures::of_runs(figures),
+        };
+        results = Results {
+            machine: origin.machine.clone(),
+            versions: origin.versions.clone(),
+            program_mib: settings.program.metadata()?.len() as f64 / f64::from(1 << 20),
+            limits: limits.iter().filter_map(|(name, values)| Some((name.clone(), median(values.clone())?))).collect(),
+            rows: figures.iter().map(|(&name, figures)| (name.to_owned(), measured(figures))).collect(),
+        };
+        if keep {
+            results.save()?;
+        }
     }
-    let (commit, date) = (commit(), Utc::now().format("%Y-%m-%d").to_string());
-    let measured = |figures: Vec<Figures>| Measured {
-        commit: commit.clone(),
-        date: date.clone(),
-        runs,
-        duration_s: settings.duration.as_secs(),
-        figures: Figures::median(&figures),
-    };
-    Ok(Results {
-        machine: Machine::this(),
-        versions: versions(rows, &mut servers, settings).await?,
-        program_mib: settings.program.metadata()?.len() as f64 / f64::from(1 << 20),
-        limits: limits.into_iter().filter_map(|(name, values)| Some((name, median(values)?))).collect(),
-        rows: figures.into_iter().map(|(name, figures)| (name.to_owned(), measured(figures))).collect(),
-    })
+    Ok(results)
 }
 
 /// Each limit is measured once a round, just before the first row that needs it.
 struct Round<'a> {
     limits: BTreeMap<String, f64>,
-    servers: &'a mut Servers,
+    servers: &'a Servers,
     settings: &'a Settings,
 }
 
@@ -113,23 +120,6 @@ impl Round<'_> {
     }
 }
 
-async fn versions(rows: &[&Row], servers: &mut Servers, settings: &Settings) -> Result<BTreeMap<String, String>> {
-    let mut versions = BTreeMap::new();
-    for kind in rows.iter().map(|row| row.kind) {
-        let store = servers.create(kind, &settings.program)?;
-        versions.insert(kind.to_string(), Db::open(&store.url).await?.version().await?);
-    }
-    let path = format!("{}:/usr/sbin:/usr/local/sbin", std::env::var("PATH").unwrap_or_default());
-    let mut version_of = |name: &str, program: &str, argument: &str| {
-        let said = said(Command::new(program).arg(argument).env("PATH", &path));
-        let version = said.split(' ').find(|word| word.contains('.')).unwrap_or("unknown");
-        versions.insert(name.to_owned(), version.trim_start_matches('v').to_owned());
-    };
-    version_of("rustc", "rustc", "--version");
-    version_of("nats-server", "nats-server", "--version");
-    Ok(versions)
-}
-
 /// Fails when something that was acknowledged is not stored, or stored twice.
 pub(crate) fn losses(results: &Results) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
@@ -149,50 +139,13 @@ pub(crate) fn losses(results: &Results) -> ExitCode {
 pub(crate) async fn quick(runs: usize, settings: &Settings) -> Result<ExitCode> {
     let saved = Results::saved()?.context("there is no bench/results.json: `scripts/bench` makes it")?;
     let names = QUICK.map(str::to_owned);
-    let results = measure(&named(&names)?, runs, settings).await?;
+    let results = measure(&named(&names)?, runs, settings, false).await?;
     println!("{}", results.markdown());
     let falls = saved.falls(&results)?;
     for fall in &falls {
         println!("fell by more than 20 %: {fall}");
     }
     Ok(if falls.is_empty() { losses(&results) } else { ExitCode::FAILURE })
-}
-
-/// Each row into an empty table, then into one that `fill` has filled, which is used again for each run.
-pub(crate) async fn growth(
-    rows: &[&'static Row],
-    runs: usize,
-    settings: &Settings,
-    fill: impl AsyncFn(&str) -> Result<()>,
-) -> Result<()> {
-    let mut servers = Servers::default();
-    println!("| row | empty, events/s | filled, events/s | of empty | stored before | bytes/event |");
-    println!("|---|---:|---:|---:|---:|---:|");
-    for row in rows {
-        let mut empty = Vec::new();
-        for _ in 0..runs {
-            empty.push(row.run(&mut servers, settings).await?.events_per_s);
-        }
-        let store = servers.create(row.kind, &settings.program)?;
-        fill(&store.url).await?;
-        let before = Db::open(&store.url).await?.count().await?;
-        let bytes = store.size_bytes().await? as f64 / before as f64;
-        let mut filled = Vec::new();
-        for _ in 0..runs {
-            let figures = row.run_into(&store, settings).await?;
-            ensure!(
-                figures.counts.lost == 0,
-                "{}: {} acknowledged events are not stored",
-                row.name,
-                figures.counts.lost
-            );
-            filled.push(figures.events_per_s);
-        }
-        let (Some(empty), Some(filled)) = (median(empty), median(filled)) else { continue };
-        let ratio = filled / empty;
-        println!("| {} | {empty:.0} | {filled:.0} | {ratio:.2} | {before} | {bytes:.0} |", row.name);
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,36 +1,67 @@
-//! Queries on a running program that holds many events, while more arrive.
+//! Queries on a program that holds many events, while more arrive.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use chrono::{DateTime, SecondsFormat};
 use clap::Args;
+use eye_harness::Eye;
 use serde::Deserialize;
 
+use crate::ProgramArg;
 use crate::client::HttpClient;
-use crate::events::now_us;
+use crate::database::{Kind, Servers, Store};
+use crate::direct::FillWith;
+use crate::events::{Sessions, now_us};
+use crate::figures::median;
+use crate::origin::Origin;
 use crate::process::Killed;
-use crate::rows::median;
+use crate::report::{against, whole};
 
 #[derive(Args)]
 pub(crate) struct QueriesArgs {
-    /// The program that runs, such as http://127.0.0.1:8000
+    /// The database to make and to fill
+    #[arg(required_unless_present = "url", conflicts_with = "url")]
+    kind: Option<Kind>,
+    /// A program that runs already, such as http://127.0.0.1:8000, to be asked instead
     #[arg(long)]
-    url: String,
-    /// Events a second that arrive meanwhile
-    #[arg(long, default_value_t = 2000)]
-    rate: u32,
-    /// Over how many days until now the events happened
-    #[arg(long, default_value_t = 365)]
-    days: u32,
-    /// How often each query is asked, each time for something else
-    #[arg(long, default_value_t = 100)]
-    times: usize,
-    /// How many pages are read by their cursors
-    #[arg(long, default_value_t = 1000)]
-    pages: usize,
+    url: Option<String>,
+    #[command(flatten)]
+    program: ProgramArg,
+    #[command(flatten)]
+    fill: FillWith,
+    #[arg(long, value_enum, default_value = "come-and-go")]
+    sessions: Sessions,
+    #[command(flatten)]
+    questions: Questions,
 }
+
+#[derive(Args)]
+pub(crate) struct Questions {
+    /// Events a second that arrive while it is asked
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: u32,
+    /// How often each query is asked, each time for something else; less often when that takes longer than 10 s
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
+    times: u32,
+    /// To which page cursors are followed
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(2..))]
+    pages: u32,
+}
+
+/// A query is asked for so long.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// Of a first page with its count.
+const MAX_P99_MS: f64 = 20.0;
+/// How many times as long as page 1 a later one may take. They are the same when it is within the noise.
+const MAX_OF_PAGE_1: f64 = 1.1;
+/// Of a page of 1,000 events.
+const MIN_MB_PER_S: f64 = 50.0;
+/// What of the events that were to arrive must have arrived, or it was not measured under this load.
+const MIN_ARRIVED: f64 = 0.95;
 
 /// What filters ask for.
 #[derive(Deserialize)]
@@ -51,25 +82,60 @@ struct Page {
 /// The documented filters.
 const FILTERS: [&str; 5] = ["session_id", "category", "name", "timestamp_after", "timestamp_before"];
 
-/// Measures every filter and every two of them, then pages by cursor, then large pages.
 pub(crate) async fn measure(args: &QueriesArgs) -> Result<()> {
-    let _load = Killed(
+    let (fill, questions) = (&args.fill, &args.questions);
+    if let Some(url) = &args.url {
+        println!("{}; {url}.\n", Origin::here());
+        return ask(url, questions, fill.days).await;
+    }
+    let (kind, program) = (args.kind.context("a database, or --url")?, args.program.path()?);
+    let servers = Servers::default();
+    println!("{}.\n", Origin::of([kind], &servers, &program).await?);
+    let store = servers.create(kind, &program)?;
+    store.fill(fill, args.sessions, &program).await?;
+    println!("{} events of {} days, sessions: {}", whole(fill.events as f64), fill.days, args.sessions);
+    ask_store(&store, &program, questions, fill.days).await
+}
+
+/// Starts `program` on what is stored, and asks it.
+pub(crate) async fn ask_store(store: &Store<'_>, program: &Path, questions: &Questions, days: u32) -> Result<()> {
+    let eye = Eye::start(program, &store.config());
+    eye.wait_ready().await;
+    println!("\nQueries on {}, while {} events/s arrive:\n", store.kind, questions.rate);
+    ask(&eye.url(""), questions, days).await
+}
+
+/// Measures every filter and every two of them, then pages by cursor, then large pages.
+async fn ask(url: &str, questions: &Questions, days: u32) -> Result<()> {
+    let mut load = Killed(
         Command::new(std::env::current_exe()?)
-            .args(["load", "--url", &format!("{}/api/event/", args.url), "--connections", "16"])
-            .args(["--rate", &args.rate.to_string(), "--duration-s", "86400"])
+            .args(["load", "--url", &format!("{url}/api/event/"), "--connections", "16"])
+            .args(["--rate", &questions.rate.to_string(), "--duration-s", "86400"])
             .stdout(Stdio::null())
             .spawn()?,
     );
-    let mut client = HttpClient::new(&args.url)?;
-    let samples = samples(&mut client, args).await?;
-    first_pages(&mut client, args, &samples).await?;
-    cursors(&mut client, args).await?;
-    large_pages(&mut client, args).await
+    let mut client = HttpClient::new(url)?;
+    let samples = samples(&mut client, days).await?;
+    let (started, before) = (Instant::now(), stored(&mut client).await?);
+    first_pages(&mut client, questions, &samples, days).await?;
+    cursors(&mut client, questions).await?;
+    large_pages(&mut client, questions).await?;
+    let arrived = (stored(&mut client).await? - before) as f64 / started.elapsed().as_secs_f64();
+    println!("Meanwhile {} events/s arrived.\n", whole(arrived));
+    ensure!(load.0.try_wait()?.is_none(), "what sends events has ended: nothing of this was measured under load");
+    let wanted = f64::from(questions.rate) * MIN_ARRIVED;
+    ensure!(arrived >= wanted, "{arrived:.0} events/s arrived instead of {}: this is no answer", questions.rate);
+    Ok(())
+}
+
+/// How many events there are.
+async fn stored(client: &mut HttpClient) -> Result<u64> {
+    Ok(get(client, "/api/event/?limit=1").await?.page()?.count)
 }
 
 /// Events of all ages.
-async fn samples(client: &mut HttpClient, args: &QueriesArgs) -> Result<Vec<Sample>> {
-    let span_us = i64::from(args.days) * 86_400_000_000;
+async fn samples(client: &mut HttpClient, days: u32) -> Result<Vec<Sample>> {
+    let span_us = i64::from(days) * 86_400_000_000;
     let mut samples = Vec::new();
     for _ in 0..50 {
         let instant = DateTime::from_timestamp_micros(now_us() - fastrand::i64(0..span_us)).expect("of this age");
@@ -77,19 +143,26 @@ async fn samples(client: &mut HttpClient, args: &QueriesArgs) -> Result<Vec<Samp
         let path = format!("/api/event/?limit=10&timestamp_before={instant}");
         samples.extend(get(client, &path).await?.page()?.results);
     }
-    ensure!(!samples.is_empty(), "nothing is stored from the last {} days", args.days);
+    ensure!(!samples.is_empty(), "nothing is stored from the last {days} days");
     fastrand::shuffle(&mut samples);
     Ok(samples)
 }
 
-async fn first_pages(client: &mut HttpClient, args: &QueriesArgs, samples: &[Sample]) -> Result<()> {
-    println!("| first page, filtered by | p50 ms | p99 ms | max ms | median count |\n|---|---:|---:|---:|---:|");
+async fn first_pages(client: &mut HttpClient, questions: &Questions, samples: &[Sample], days: u32) -> Result<()> {
+    println!(
+        "| first page, filtered by | p50 ms | p99 ms | max ms | median count | asked |\n|---|---:|---:|---:|---:|---:|"
+    );
     let singles = FILTERS.map(|filter| vec![filter]);
     let pairs = (0..FILTERS.len()).flat_map(|i| (0..i).map(move |j| vec![FILTERS[j], FILTERS[i]]));
     for filters in std::iter::once(Vec::new()).chain(singles).chain(pairs) {
         let (mut times, mut counts) = (Vec::new(), Vec::new());
-        for sample in samples.iter().cycle().take(args.times) {
-            let conditions: Vec<String> = filters.iter().map(|filter| condition(filter, sample, &filters)).collect();
+        let started = Instant::now();
+        for sample in samples.iter().cycle().take(questions.times as usize) {
+            if started.elapsed() > LONGEST {
+                break;
+            }
+            let conditions: Vec<String> =
+                filters.iter().map(|filter| condition(filter, sample, &filters, days)).collect();
             let answer = get(client, &format!("/api/event/?{}", conditions.join("&"))).await?;
             times.push(answer.ms());
             counts.push(answer.page()?.count as f64);
@@ -97,19 +170,21 @@ async fn first_pages(client: &mut HttpClient, args: &QueriesArgs, samples: &[Sam
         let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| quantile(&mut times, share));
         let count = median(counts).unwrap_or_default();
         let name = if filters.is_empty() { "nothing".to_owned() } else { filters.join(", ") };
-        println!("| {name} | {p50:.1} | {p99:.1} | {max:.1} | {count:.0} |");
+        let bound = against("≤", MAX_P99_MS, p99 <= MAX_P99_MS);
+        let (count, asked) = (whole(count), times.len());
+        println!("| {name} | {p50:.1} | {p99:.1}{bound} | {max:.1} | {count} | {asked} |");
     }
     Ok(())
 }
 
-/// One condition that the sample fulfils. Where both ends of a range are given, it starts up to 30 days before.
-fn condition(filter: &str, sample: &Sample, filters: &[&str]) -> String {
+/// One condition that the sample fulfils. Where both ends of a range are given, it starts up to 30 of the days before.
+fn condition(filter: &str, sample: &Sample, filters: &[&str], days: u32) -> String {
     let value = match filter {
         "session_id" => sample.session_id.clone(),
         "category" => sample.category.clone(),
         "name" => sample.name.clone(),
         "timestamp_after" if filters.contains(&"timestamp_before") => {
-            let days = chrono::Duration::seconds(fastrand::i64(0..30 * 86_400));
+            let days = chrono::Duration::seconds(fastrand::i64(0..i64::from(days.min(30)) * 86_400));
             let end = DateTime::parse_from_rfc3339(&sample.timestamp).unwrap_or_default();
             (end - days).to_utc().to_rfc3339_opts(SecondsFormat::Micros, true)
         }
@@ -118,40 +193,47 @@ fn condition(filter: &str, sample: &Sample, filters: &[&str]) -> String {
     format!("{filter}={}", value.replace(' ', "%20"))
 }
 
-/// Follows `next`.
-async fn cursors(client: &mut HttpClient, args: &QueriesArgs) -> Result<()> {
-    let mut path = "/api/event/".to_owned();
-    let mut times = Vec::new();
-    while times.len() < args.pages {
-        let answer = get(client, &path).await?;
-        times.push(answer.ms());
-        let Some(next) = answer.page()?.next else { break };
+/// Follows `next`, then asks for the first page and the last one in turns.
+async fn cursors(client: &mut HttpClient, questions: &Questions) -> Result<()> {
+    let first = "/api/event/".to_owned();
+    let (mut last, mut page) = (first.clone(), 1);
+    while page < questions.pages {
+        let Some(next) = get(client, &last).await?.page()?.next else { break };
         // `next` is absolute.
-        path = next.find("/api/").map(|start| next[start..].to_owned()).context("`next` leads elsewhere")?;
+        last = next.find("/api/").map(|start| next[start..].to_owned()).context("`next` leads elsewhere")?;
+        page += 1;
     }
-    let few = times.len().min(20);
-    let [first, last] = [&times[..few], &times[times.len() - few..]].map(|times| median(times.to_vec()));
-    let [first, last] = [first, last].map(Option::unwrap_or_default);
-    println!("\nPages by cursor, medians of {few}: the first {first:.1} ms, up to page {} {last:.1} ms.", times.len());
+    let [mut first_ms, mut last_ms] = [const { Vec::new() }; 2];
+    let started = Instant::now();
+    while first_ms.len() < questions.times as usize && started.elapsed() < LONGEST {
+        first_ms.push(get(client, &first).await?.ms());
+        last_ms.push(get(client, &last).await?.ms());
+    }
+    let [first_ms, last_ms] = [first_ms, last_ms].map(|times| median(times).unwrap_or_default());
+    let is_as_fast = last_ms <= first_ms * MAX_OF_PAGE_1;
+    println!(
+        "\nBy cursor, medians: page 1 {first_ms:.2} ms, page {} {last_ms:.2} ms{}.",
+        whole(f64::from(page)),
+        if is_as_fast { "" } else { " (no slower: **missed**)" },
+    );
     Ok(())
 }
 
-async fn large_pages(client: &mut HttpClient, args: &QueriesArgs) -> Result<()> {
-    let (mut whole, mut body) = (Vec::new(), Vec::new());
-    for _ in 0..args.times {
+async fn large_pages(client: &mut HttpClient, questions: &Questions) -> Result<()> {
+    let mut rates = Vec::new();
+    let started = Instant::now();
+    while rates.len() < questions.times as usize && started.elapsed() < LONGEST {
         let answer = get(client, "/api/event/?limit=1000").await?;
-        let megabytes = answer.body.len() as f64 / 1e6;
-        whole.push(megabytes / answer.elapsed.as_secs_f64());
-        body.push(megabytes / (answer.elapsed - answer.first_byte).as_secs_f64().max(1e-6));
+        rates.push(answer.body.len() as f64 / 1e6 / answer.elapsed.as_secs_f64());
     }
-    let [whole, body] = [whole, body].map(|rates| median(rates).unwrap_or_default());
-    println!("A page of 1,000 events, medians: {whole:.0} MB/s from the request, {body:.0} MB/s from its first byte.");
+    let rate = median(rates).unwrap_or_default();
+    let bound = against("≥", MIN_MB_PER_S, rate >= MIN_MB_PER_S);
+    println!("A page of 1,000 events, from the request to its end, median: {rate:.0} MB/s{bound}.");
     Ok(())
 }
 
 struct Answer {
     body: Vec<u8>,
-    first_byte: Duration,
     elapsed: Duration,
 }
 
@@ -166,16 +248,12 @@ impl Answer {
 }
 
 async fn get(client: &mut HttpClient, path: &str) -> Result<Answer> {
-    let (mut body, mut first_byte) = (Vec::new(), None);
+    let mut body = Vec::new();
     let asked = Instant::now();
-    let take = |part: bytes::Bytes| {
-        first_byte.get_or_insert_with(|| asked.elapsed());
-        body.extend(part);
-    };
-    let status = client.get(path, take).await.map_err(|error| anyhow!("{path}: {error}"))?;
+    let status = client.get(path, |part| body.extend(part)).await.map_err(|error| anyhow!("{path}: {error}"))?;
     let elapsed = asked.elapsed();
     ensure!(status == 200, "{path}: {status} {}", String::from_utf8_lossy(&body));
-    Ok(Answer { body, first_byte: first_byte.unwrap_or(elapsed), elapsed })
+    Ok(Answer { body, elapsed })
 }
 
 /// The least value that so large a share of all does not exceed.

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::rows::{Figures, ROWS, Ratio, Row};
+use crate::figures::Figures;
+use crate::origin::{Machine, setting};
+use crate::rows::{ROWS, Ratio, Row};
 
 /// What a ratio may fall by before it is named.
 const TOLERANCE: f64 = 0.2;
@@ -35,13 +36,6 @@ pub(crate) struct Results {
     pub(crate) rows: BTreeMap<String, Measured>,
 }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Machine {
-    cpu: String,
-    cores: usize,
-    kernel: String,
-}
-
 /// A row, as it was measured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Measured {
@@ -51,32 +45,6 @@ pub(crate) struct Measured {
     pub(crate) duration_s: u64,
     #[serde(flatten)]
     pub(crate) figures: Figures,
-}
-
-impl Machine {
-    pub(crate) fn this() -> Self {
-        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-        let info = read("/proc/cpuinfo");
-        let cpu = info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
-        Self {
-            cpu: cpu.trim_start_matches(['\t', ' ', ':']).to_owned(),
-            cores: std::thread::available_parallelism().map_or(1, Into::into),
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-        }
-    }
-}
-
-/// The commit that is checked out, marked where files differ from it.
-pub(crate) fn commit() -> String {
-    let git = |arguments: &[&str]| said(Command::new("git").args(arguments).current_dir(folder()));
-    let changed = if git(&["status", "--porcelain"]).is_empty() { "" } else { "+" };
-    format!("{}{changed}", git(&["rev-parse", "--short=10", "HEAD"]))
-}
-
-/// What a command prints; nothing when it cannot be run.
-pub(crate) fn said(command: &mut Command) -> String {
-    let output = command.output().map(|output| output.stdout).unwrap_or_default();
-    String::from_utf8_lossy(&output).trim().to_owned()
 }
 
 /// Where this crate and its results lie.
@@ -119,19 +87,24 @@ impl Results {
     /// Tables of rows and limits.
     pub(crate) fn markdown(&self) -> String {
         let mut text = String::new();
-        let Machine { cpu, cores, kernel } = &self.machine;
-        let versions: Vec<String> = self.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
         // Writing to a string does not fail.
         let _ = write!(
             text,
-            "{cpu}, {cores} cores, Linux {kernel}; {}. The program has {:.1} MiB{}.\n\n{HEADER}",
-            versions.join(", "),
+            "{}. The program has {:.1} MiB{}.\n\n{HEADER}",
+            setting(&self.machine, &self.versions),
             self.program_mib,
             against("≤", MAX_PROGRAM_MIB, self.program_mib <= MAX_PROGRAM_MIB)
         );
         for row in ROWS {
             if let Some(measured) = self.rows.get(row.name) {
                 line(&mut text, row, measured);
+            }
+        }
+        text.push_str("\n| row | The Eye's memory at ten moments of the last run, MiB |\n|---|---|\n");
+        for row in ROWS {
+            if let Some(Measured { figures, duration_s, .. }) = self.rows.get(row.name) {
+                let moments: Vec<String> = figures.resident_mib.iter().map(|mib| format!("{mib:.0}")).collect();
+                let _ = writeln!(text, "| {}, {duration_s} s | {} |", row.name, moments.join(", "));
             }
         }
         text.push_str("\n| limit | events/s |\n|---|---:|\n");
@@ -144,12 +117,13 @@ impl Results {
     /// Names every ratio that fell by more than a fifth.
     ///
     /// # Errors
-    /// When there is nothing to compare with.
+    /// When there is nothing to compare a row with.
     pub(crate) fn falls(&self, measured: &Self) -> Result<Vec<String>> {
         let mut falls = Vec::new();
-        let mut compared = 0;
         for (name, now) in &measured.rows {
-            let Some(before) = self.rows.get(name) else { continue };
+            let before = self.rows.get(name).with_context(|| {
+                format!("bench/results.json has no {name}: `scripts/bench row {name} --save` measures it")
+            })?;
             let (before, now) = (&before.figures, &now.figures);
             let ratios = [
                 ("H", before.of_h, now.of_h),
@@ -158,13 +132,11 @@ impl Results {
             ];
             for (limit, before, now) in ratios {
                 let (Some(before), Some(now)) = (before, now) else { continue };
-                compared += 1;
                 if now < before * (1.0 - TOLERANCE) {
                     falls.push(format!("{name}: {now:.3} {limit}, was {before:.3} {limit}"));
                 }
             }
         }
-        anyhow::ensure!(compared > 0, "bench/results.json has none of these rows: nothing to compare with");
         Ok(falls)
     }
 }
@@ -223,13 +195,13 @@ fn line(text: &mut String, row: &Row, measured: &Measured) {
 }
 
 /// What was wanted, and whether it is so.
-fn against(sign: &str, target: f64, holds: bool) -> String {
+pub(crate) fn against(sign: &str, target: f64, holds: bool) -> String {
     let target = if target < 1.0 { format!("{target:.2}") } else { format!("{target:.0}") };
     format!(" ({sign} {target}{})", if holds { "" } else { ", **missed**" })
 }
 
 /// A whole number, its thousands apart.
-fn whole(number: f64) -> String {
+pub(crate) fn whole(number: f64) -> String {
     let digits = format!("{number:.0}");
     let groups: Vec<&str> =
         digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).expect("digits are ASCII")).collect();
@@ -272,9 +244,9 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_compare_is_an_error() {
+    fn a_row_without_results_is_an_error() {
         let error = Results::default().falls(&results(0.5, 0.5)).unwrap_err();
-        assert!(error.to_string().contains("nothing to compare"), "{error}");
+        assert!(error.to_string().contains("has no postgres-256x1"), "{error}");
     }
 
     #[test]
@@ -290,6 +262,13 @@ mod tests {
         let row = table.lines().find(|line| line.contains("postgres-256x1")).unwrap();
         assert!(row.contains("| 0.44 (≥ 0.45, **missed**) | 0.40 |"), "{row}");
         assert_eq!(row.matches('|').count(), HEADER.lines().next().unwrap().matches('|').count());
+    }
+
+    #[test]
+    fn the_table_says_whether_memory_is_flat() {
+        let mut results = results(0.5, 0.4);
+        results.rows.values_mut().for_each(|row| row.figures.resident_mib = vec![20.4, 31.0, 30.6]);
+        assert!(results.markdown().contains("\n| postgres-256x1, 15 s | 20, 31, 31 |\n"));
     }
 
     #[test]

@@ -1,20 +1,20 @@
 //! The rows of the table: what each of them runs, and how one run is measured.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use async_nats::jetstream;
+use async_nats::jetstream::{self, context::ConsumerInfoErrorKind};
 use eye_harness::{Eye, NatsServer};
-use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::time::{sleep, sleep_until};
 
 use crate::database::{Db, Kind, Servers, Store};
 use crate::direct::{self, Way};
 use crate::events::Sessions;
+use crate::figures::{Counts, Figures};
 use crate::load::{Load, NatsMode, Outcome, Target, Window};
 use crate::process::{self, Killed};
 
@@ -95,95 +95,6 @@ pub(crate) struct Settings {
     pub(crate) sessions: Sessions,
 }
 
-/// What one run has shown, or the medians of several.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Figures {
-    /// Acknowledged; where nobody waits for an answer, stored.
-    pub(crate) events_per_s: f64,
-    pub(crate) of_h: Option<f64>,
-    pub(crate) of_d: Option<f64>,
-    /// Stored, where that is not what is acknowledged: while events arrive, and after.
-    pub(crate) drained_per_s: Option<f64>,
-    pub(crate) drained_of_d: Option<f64>,
-    pub(crate) drained_after_per_s: Option<f64>,
-    pub(crate) p50_ms: Option<f64>,
-    pub(crate) p99_ms: Option<f64>,
-    pub(crate) max_ms: Option<f64>,
-    /// The Eye's.
-    pub(crate) peak_mib: f64,
-    /// The Eye's memory at ten moments of the run, of the last run.
-    pub(crate) resident_mib: Vec<f64>,
-    /// Microseconds of CPU time an event.
-    pub(crate) eye_us: f64,
-    pub(crate) database_us: Option<f64>,
-    pub(crate) load_us: f64,
-    /// From the start to `/readyz`, on the database as the run left it.
-    pub(crate) ready_ms: f64,
-    pub(crate) counts: Counts,
-}
-
-/// Sums over all runs, warm-up included.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Counts {
-    pub(crate) acked: u64,
-    pub(crate) stored: u64,
-    /// Acknowledged, but not stored.
-    pub(crate) lost: u64,
-    /// Stored more than once, or not sent at all.
-    pub(crate) too_many: u64,
-    /// Answers other than success, and how often.
-    pub(crate) errors: BTreeMap<String, u64>,
-}
-
-impl Figures {
-    pub(crate) fn median(runs: &[Self]) -> Self {
-        let all = |get: fn(&Self) -> Option<f64>| median(runs.iter().filter_map(get).collect());
-        let of = |get: fn(&Self) -> Option<f64>| all(get).unwrap_or_default();
-        let mut counts = Counts::default();
-        runs.iter().for_each(|run| counts.add(&run.counts));
-        Self {
-            events_per_s: of(|it| Some(it.events_per_s)),
-            of_h: all(|it| it.of_h),
-            of_d: all(|it| it.of_d),
-            drained_per_s: all(|it| it.drained_per_s),
-            drained_of_d: all(|it| it.drained_of_d),
-            drained_after_per_s: all(|it| it.drained_after_per_s),
-            p50_ms: all(|it| it.p50_ms),
-            p99_ms: all(|it| it.p99_ms),
-            max_ms: all(|it| it.max_ms),
-            peak_mib: of(|it| Some(it.peak_mib)),
-            resident_mib: runs.last().map(|run| run.resident_mib.clone()).unwrap_or_default(),
-            eye_us: of(|it| Some(it.eye_us)),
-            database_us: all(|it| it.database_us),
-            load_us: of(|it| Some(it.load_us)),
-            ready_ms: of(|it| Some(it.ready_ms)),
-            counts,
-        }
-    }
-}
-
-impl Counts {
-    fn add(&mut self, other: &Self) {
-        self.acked += other.acked;
-        self.stored += other.stored;
-        self.lost += other.lost;
-        self.too_many += other.too_many;
-        for (error, count) in &other.errors {
-            *self.errors.entry(error.clone()).or_default() += count;
-        }
-    }
-}
-
-/// The middle one, or the mean of the two in the middle.
-pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    let (middle, is_odd) = (values.len() / 2, values.len() % 2 == 1);
-    if values.is_empty() {
-        return None;
-    }
-    Some(if is_odd { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) })
-}
-
 /// The limit H: events a second that a bare server takes.
 pub(crate) async fn bare(connections: usize, events: usize, settings: &Settings) -> Result<f64> {
     let mut command = Command::new(std::env::current_exe()?);
@@ -216,7 +127,7 @@ fn load(target: Target, connections: usize, events: usize, settings: &Settings) 
 
 impl Row {
     /// One run into a table that is empty, or as it is. The ratios are left to the caller.
-    pub(crate) async fn run(&self, servers: &mut Servers, settings: &Settings) -> Result<Figures> {
+    pub(crate) async fn run(&self, servers: &Servers, settings: &Settings) -> Result<Figures> {
         let store = servers.create(self.kind, &settings.program)?;
         self.run_into(&store, settings).await
     }
@@ -231,7 +142,7 @@ impl Row {
         let mut db = Db::open(&store.url).await?;
         let run = Run { row: self, settings, store, config: &config };
         let (eye, outcome, mut figures) = match &nats {
-            Some(nats) if self.via == Via::Jetstream => run.backlog(nats, &mut db).await?,
+            Some(nats) if self.via == Via::Jetstream => run.backlog(nats).await?,
             _ => run.live(nats.as_ref(), &mut db).await?,
         };
         run.settle(eye, outcome, db, &mut figures).await?;
@@ -288,20 +199,33 @@ impl Run<'_> {
         let running = load(target, self.row.connections, self.row.events, self.settings).start()?;
         let window = running.window;
         sleep_until(window.start.into()).await;
-        let (cpu, stored) = (self.cpu(Some(&eye))?, db.progress().await?);
+        let cpu = self.cpu(Some(&eye))?;
+        let is_counted = matches!(self.row.via, Via::NatsCore | Via::Disk);
+        let mut counted = Vec::new();
+        if is_counted {
+            counted.push(Counted::now(db, running.since_us).await?);
+        }
         let resident_mib = watch_memory(&eye, window).await?;
-        let (cpu_after, stored_after) = (self.cpu(Some(&eye))?, db.progress().await?);
+        let cpu_after = self.cpu(Some(&eye))?;
+        if is_counted {
+            counted.push(Counted::now(db, running.since_us).await?);
+        }
         let outcome = running.finish().await?;
 
         let mut figures = Figures { events_per_s: outcome.events_per_s(), resident_mib, ..Figures::default() };
-        let stored_per_s = (stored_after - stored) as f64 / window.seconds();
-        match self.row.via {
-            Via::NatsCore => figures.events_per_s = stored_per_s,
-            Via::Disk => {
-                figures.drained_per_s = Some(stored_per_s);
-                figures.drained_after_per_s = drain(db, outcome.ledger.acked()).await?;
+        if let [before, after] = counted[..] {
+            let stored_per_s = after.per_s_since(before);
+            match self.row.via {
+                Via::Disk => {
+                    figures.drained_per_s = stored_per_s;
+                    wait_until_drained(&eye).await?;
+                    figures.drained_after_per_s = Counted::now(db, outcome.ledger.since_us).await?.per_s_since(after);
+                }
+                _ => {
+                    figures.events_per_s = stored_per_s.unwrap_or_default();
+                    wait_until_quiet(&eye).await?;
+                }
             }
-            _ => {}
         }
         if self.row.via != Via::NatsCore {
             figures.p50_ms = Some(outcome.quantile_ms(0.5));
@@ -314,26 +238,28 @@ impl Run<'_> {
     }
 
     /// Events wait in a stream before The Eye starts.
-    async fn backlog(&self, nats: &NatsServer, db: &mut Db) -> Result<(Eye, Outcome, Figures)> {
+    async fn backlog(&self, nats: &NatsServer) -> Result<(Eye, Outcome, Figures)> {
         let client = async_nats::connect(nats.url()).await?;
         let stream = jetstream::stream::Config {
             name: "EVENTS".to_owned(),
             subjects: vec!["events.>".to_owned()],
             ..jetstream::stream::Config::default()
         };
-        jetstream::new(client).create_stream(stream).await?;
-        // Publishing is several times as fast as storing.
+        let stream = jetstream::new(client).create_stream(stream).await?;
+        // Publishing is faster than storing, so that what comes now takes as long as the rest of the time, or longer.
         let settings =
-            Settings { warmup: Duration::ZERO, duration: self.settings.duration / 4, ..self.settings.clone() };
+            Settings { warmup: Duration::ZERO, duration: self.settings.duration / 2, ..self.settings.clone() };
         let publish = load(subject(nats, NatsMode::Jetstream), self.row.connections, self.row.events, &settings);
         let outcome = publish.start()?.finish().await?;
 
         let before = Cpu { eye: 0.0, ..self.cpu(None)? };
+        let started = Instant::now();
         let eye = Eye::start(&self.settings.program, self.config);
-        let acked = outcome.ledger.acked();
-        let events_per_s = drain(db, acked).await?.context("the stream was empty too soon to be measured")?;
+        let resident_mib = wait_until_taken(&eye, &stream).await?;
+        let elapsed = started.elapsed();
         let after = self.cpu(Some(&eye))?;
-        let resident_mib = vec![process::resident_mib(&eye.pid())?];
+        let acked = outcome.ledger.acked();
+        let events_per_s = acked as f64 / elapsed.as_secs_f64();
         let mut figures = Figures { events_per_s, resident_mib, ..Figures::default() };
         self.set_cpu(&mut figures, before, after, acked as f64);
         figures.load_us = 0.0;
@@ -389,60 +315,88 @@ async fn watch_memory(eye: &Eye, window: Window) -> Result<Vec<f64>> {
     Ok(resident_mib)
 }
 
-/// Waits until so many events are stored. Returns how many a second were stored meanwhile, when it took long enough to
-/// tell.
-async fn drain(db: &mut Db, events: u64) -> Result<Option<f64>> {
-    const DEADLINE: Duration = Duration::from_secs(600);
-    let started = Instant::now();
-    // When the progress changed, and to what.
-    let mut changes = vec![(started, db.progress().await?)];
-    loop {
-        sleep(Duration::from_millis(100)).await;
-        let (now, progress) = (Instant::now(), db.progress().await?);
-        let (last_change, last) = changes[changes.len() - 1];
-        if progress != last {
-            changes.push((now, progress));
-        } else if now - last_change > Duration::from_secs(2) {
-            // Counting reads them all, so only when nothing moves.
-            let stored = db.count().await?;
-            if stored >= events {
-                break;
-            }
-            if now - last_change > Duration::from_secs(60) || now - started > DEADLINE {
-                bail!("{stored} of {events} events are stored, and nothing moves");
-            }
-        }
+/// How many events of a run were stored, and when.
+#[derive(Clone, Copy)]
+struct Counted {
+    at: Instant,
+    events: u64,
+}
+
+impl Counted {
+    async fn now(db: &mut Db, since_us: i64) -> Result<Self> {
+        // What a count sees is what was stored when it began.
+        let at = Instant::now();
+        Ok(Self { at, events: db.count(since_us).await? })
     }
-    // The first is of an unknown age, and what comes at the very end may be no full step.
-    let steps = changes.get(1..changes.len().saturating_sub(1)).unwrap_or_default();
-    let (Some(first), Some(last)) = (steps.first(), steps.last()) else { return Ok(None) };
-    let seconds = (last.0 - first.0).as_secs_f64();
-    Ok((seconds >= 1.0).then(|| (last.1 - first.1) as f64 / seconds))
+
+    /// `None` when it was too short to tell.
+    fn per_s_since(self, before: Self) -> Option<f64> {
+        let seconds = (self.at - before.at).as_secs_f64();
+        (seconds >= 1.0).then(|| (self.events - before.events) as f64 / seconds)
+    }
+}
+
+/// Waits until `left` says that nothing is left, which it is asked often enough for its end to be the time. It fails
+/// when nothing has changed for a minute.
+async fn wait_for_none(what: &str, mut left: impl AsyncFnMut() -> Result<u64>) -> Result<()> {
+    let mut last = (Instant::now(), u64::MAX);
+    loop {
+        let now_left = left().await?;
+        match now_left {
+            0 => return Ok(()),
+            _ if now_left != last.1 => last = (Instant::now(), now_left),
+            _ if last.0.elapsed() > Duration::from_secs(60) => bail!("{now_left} {what}, and nothing moves"),
+            _ => {}
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Waits until the queue on the disk is empty.
+async fn wait_until_drained(eye: &Eye) -> Result<()> {
+    wait_for_none("events are in the queue", async || book(eye, "/sinks/store/pending").await).await
+}
+
+/// Waits until the server has all messages of the stream acknowledged. Returns The Eye's memory at ten moments meanwhile.
+async fn wait_until_taken(eye: &Eye, stream: &jetstream::stream::Stream) -> Result<Vec<f64>> {
+    let mut resident_mib = Vec::new();
+    let left = async || {
+        resident_mib.push(process::resident_mib(&eye.pid())?);
+        // The source's default `durable`. It is made when the source has connected.
+        match stream.consumer_info("eye").await {
+            Ok(consumer) => Ok(consumer.num_pending + consumer.num_ack_pending as u64),
+            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => Ok(u64::MAX),
+            Err(error) => Err(error.into()),
+        }
+    };
+    wait_for_none("messages are in the stream", left).await?;
+    Ok((1..=10).map(|moment| resident_mib[(resident_mib.len() * moment).div_ceil(10) - 1]).collect())
+}
+
+/// Waits until nothing has come for two seconds: what the server still had is no loss.
+async fn wait_until_quiet(eye: &Eye) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut last = (Instant::now(), 0);
+    while last.0.elapsed() < Duration::from_secs(2) {
+        ensure!(Instant::now() < deadline, "messages still come a minute after the last was sent");
+        let received = book(eye, "/sources/bus/received").await?;
+        if received != last.1 {
+            last = (Instant::now(), received);
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    wait_for_none("events wait", async || book(eye, "/sources/bus/waiting").await).await
+}
+
+/// One number of what `GET /audit` answers.
+async fn book(eye: &Eye, pointer: &str) -> Result<u64> {
+    let (_, audit) = eye.get("/audit").await;
+    audit.pointer(pointer).and_then(Value::as_u64).with_context(|| format!("no {pointer} in /audit: {audit}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_median_is_in_the_middle() {
-        assert_eq!(median(vec![]), None);
-        assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
-    }
-
-    #[test]
-    fn figures_are_medians_and_counts_are_sums() {
-        let run = |events_per_s, of_h, acked| Figures {
-            events_per_s,
-            of_h,
-            counts: Counts { acked, errors: BTreeMap::from([("503".to_owned(), 1)]), ..Counts::default() },
-            ..Figures::default()
-        };
-        let figures = Figures::median(&[run(3.0, None, 1), run(1.0, Some(0.5), 2), run(2.0, Some(0.7), 3)]);
-        assert_eq!((figures.events_per_s, figures.of_h, figures.of_d), (2.0, Some(0.6), None));
-        assert_eq!((figures.counts.acked, figures.counts.errors["503"]), (6, 3));
-    }
 
     #[test]
     fn every_row_has_a_name_of_its_own() {

@@ -91,11 +91,11 @@ fn tables(books: &Books) -> String {
     let sinks = books.sinks.iter().map(|(name, book)| {
         let custody = book.custody;
         let balance = [custody.taken, book.delivered, book.rejected, book.failed, custody.missing, custody.pending];
-        let further = [book.duplicates, book.retried, book.in_flight];
+        let further = [custody.at_start, book.duplicates, book.retried, book.in_flight];
         (name.as_str(), [&balance[..], &further].concat())
     });
     let columns = ["SINKS", "taken", "delivered", "rejected", "failed", "missing", "pending"];
-    let further = ["duplicates", "retried", "in flight"];
+    let further = ["at start", "duplicates", "retried", "in flight"];
     table(&mut text, &[&columns[..], &further].concat(), sinks.collect());
     for (name, source) in &books.sources {
         let refusals = source.refusals.iter().map(|(reason, count)| (reason.as_str(), vec![*count]));
@@ -141,15 +141,15 @@ mod tests {
             r#"{"sources": {"web": {"received": 1234, "accepted": 1230, "rejected": 4, "failed": 0, "waiting": 0,
                     "refusals": {"name: missing": 4}}},
                 "transport": {"durable": true, "shared": false},
-                "sinks": {"store": {"taken": 1230, "pending": 7, "missing": 3, "delivered": 1220, "duplicates": 20,
+                "sinks": {"store": {"taken": 1230, "at_start": 5, "pending": 7, "missing": 3, "delivered": 1220, "duplicates": 20,
                     "rejected": 0, "failed": 0, "retried": 2, "in_flight": 7}}}"#,
         );
         let expected = "\
 SOURCES  received  accepted  rejected  failed  waiting
 web          1234      1230         4       0        0
 
-SINKS  taken  delivered  rejected  failed  missing  pending  duplicates  retried  in flight
-store   1230       1220         0       0        3        7          20        2          7
+SINKS  taken  delivered  rejected  failed  missing  pending  at start  duplicates  retried  in flight
+store   1230       1220         0       0        3        7         5          20        2          7
 
 REFUSED BY web  count
 name: missing       4

@@ -18,7 +18,7 @@ const OF_SOURCES: [Metric<SourceBook>; 5] = [
     ("eye_source_events_waiting", "gauge", "Events whose outcome is not known yet.", |book| book.waiting),
 ];
 
-const OF_SINKS: [Metric<SinkBook>; 9] = [
+const OF_SINKS: [Metric<SinkBook>; 10] = [
     ("eye_sink_events_taken_total", "counter", "Events that the transport took for it.", |book| book.custody.taken),
     ("eye_sink_events_delivered_total", "counter", "Events that it has.", |book| book.delivered),
     ("eye_sink_events_rejected_total", "counter", "Events that it refused for good.", |book| book.rejected),
@@ -27,6 +27,7 @@ const OF_SINKS: [Metric<SinkBook>; 9] = [
     ("eye_sink_events_duplicate_total", "counter", "Events that it had already.", |book| book.duplicates),
     ("eye_sink_write_retries_total", "counter", "Writes that were tried again.", |book| book.retried),
     ("eye_sink_events_pending", "gauge", "Events that the transport holds for it.", |book| book.custody.pending),
+    ("eye_sink_events_at_start", "gauge", "Events that were pending at the start.", |book| book.custody.at_start),
     ("eye_sink_events_in_flight", "gauge", "Events that are being written.", |book| book.in_flight),
 ];
 
@@ -84,6 +85,6 @@ mod tests {
         for expected in ["eye_source_events_received_total{source=\"web\"} 5\n", refused, delivered] {
             assert!(text.contains(expected), "{text}");
         }
-        assert_eq!(text.lines().filter(|line| line.starts_with("# TYPE")).count(), 15);
+        assert_eq!(text.lines().filter(|line| line.starts_with("# TYPE")).count(), 16);
     }
 }

@@ -156,7 +156,7 @@ impl Session {
     pub(super) fn custody(&self, consumer: &str) -> Custody {
         let consumers = self.consumers();
         let Some(counts) = consumers.get(consumer) else { return Custody::default() };
-        Custody { taken: counts.taken.load(Relaxed), pending: counts.pending.load(Relaxed), missing: 0 }
+        Custody { taken: counts.taken.load(Relaxed), pending: counts.pending.load(Relaxed), ..Custody::default() }
     }
 
     fn consumers(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Counts>>> {

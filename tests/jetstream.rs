@@ -12,7 +12,7 @@ use eye_harness::{Eye, NatsServer, eventually};
 use serde_json::{Value, json};
 use support::load::Load;
 use support::store::{Kind, Store};
-use support::{PROGRAM, config, event, post, readyz};
+use support::{PROGRAM, audit, audit_stream, config, event, post, readyz};
 use tokio::task::block_in_place;
 use uuid::Uuid;
 
@@ -262,8 +262,10 @@ async fn three_programs_share_the_work_and_one_that_is_killed_loses_nothing() {
     load.drained(&store).await;
     load.finish(&store).await;
     let empty = async || stream(&server).await.cached_info().state.messages == 0;
-    eventually("the stream is drained", DEADLINE, empty).await;
+    eventually("the stream is empty", DEADLINE, empty).await;
+    audit_stream("three programs", &server).await;
     for mut eye in eyes {
+        audit("one of three programs", &eye).await;
         assert_eq!(block_in_place(|| eye.terminate(DEADLINE)), Some(0), "{}", eye.logs());
     }
 }
@@ -300,7 +302,9 @@ async fn a_nats_server_that_is_killed_under_load_loses_nothing_that_was_acknowle
     }
     load.drained(&store).await;
     load.finish(&store).await;
+    audit_stream("the server is killed", &server).await;
     for mut eye in eyes {
+        audit("the server is killed", &eye).await;
         assert_eq!(block_in_place(|| eye.terminate(DEADLINE)), Some(0), "{}", eye.logs());
     }
 }

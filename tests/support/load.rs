@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::store::Store;
-use super::{HANG, event, post};
+use super::{HANG, audit, event, post};
 
 const CLIENTS: usize = 6;
 const PAUSE: Duration = Duration::from_millis(20);
@@ -126,7 +126,8 @@ impl Load {
         self.balance(store).await.assert_true();
     }
 
-    /// As [`finish`](Self::finish), for a program that stores what it has acknowledged in its order, but later.
+    /// As [`finish`](Self::finish), for a program that stores what it has acknowledged in its order, but later. Its queue
+    /// is drained then, and its books balance.
     pub(crate) async fn settle(mut self, eye: &Eye, store: &Store) -> Balance {
         self.stop().await;
         // When this one is stored, nothing is left of those before it.
@@ -136,6 +137,7 @@ impl Load {
         let mut balance = self.balance(store).await;
         balance.foreign -= 1;
         println!("{balance:?}");
+        audit("settled", eye).await;
         balance
     }
 

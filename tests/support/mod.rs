@@ -6,10 +6,14 @@ pub(crate) mod small_disk;
 pub(crate) mod store;
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
-use eye_harness::Eye;
+use async_nats::jetstream;
+use eye_harness::{Eye, NatsServer, eventually};
+use futures_util::TryStreamExt;
 use serde_json::{Value, json};
+use tokio::task::block_in_place;
 use uuid::Uuid;
 
 use self::store::Store;
@@ -74,8 +78,34 @@ pub(crate) async fn readyz(eye: &Eye) -> (u16, Value) {
     eye.get("/readyz").await
 }
 
+/// When all that was sent is where it belongs: the queue is drained, and the program's books balance, as `eye audit`
+/// says. `what` was tried.
+pub(crate) async fn audit(what: &str, eye: &Eye) {
+    eventually(&format!("{what}: nothing is pending"), HANG, async || {
+        let (_, books) = eye.get("/audit").await;
+        books["sinks"].as_object().expect("it has sinks").values().all(|sink| sink["pending"] == 0)
+    })
+    .await;
+    let mut command = Command::new(program());
+    command.args(["audit", "--url", &eye.url(""), "--config", "eye.toml"]).current_dir(eye.folder());
+    let output = block_in_place(|| command.output()).expect("it can be run");
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{what}: {said}");
+}
+
+/// The transport's stream is drained: the server has nothing to deliver to any sink, and waits for no ack.
+pub(crate) async fn audit_stream(what: &str, server: &NatsServer) {
+    let client = async_nats::connect(server.url()).await.expect("the server runs");
+    let stream = jetstream::new(client).get_stream("EYE").await.expect("the stream is there");
+    eventually(&format!("{what}: the stream is drained"), HANG, async || {
+        let consumers: Vec<_> = stream.consumers().try_collect().await.expect("the server answers");
+        !consumers.is_empty() && consumers.iter().all(|it| it.num_pending == 0 && it.num_ack_pending == 0)
+    })
+    .await;
+}
+
 /// Sends a signal to the program.
 pub(crate) fn signal(eye: &Eye, signal: &str) {
-    let done = std::process::Command::new("kill").args([format!("-{signal}"), eye.pid()]).status();
+    let done = Command::new("kill").args([format!("-{signal}"), eye.pid()]).status();
     assert!(done.expect("kill is there").success(), "the program is gone");
 }

@@ -65,7 +65,7 @@ pub(crate) fn run(url: Option<&str>, server: &ServerConfig) -> anyhow::Result<()
         if !imbalances.is_empty() {
             bail!("the books of {} do not balance: {}", running.url("/"), imbalances.join("; "));
         }
-        return crate::say("Balanced: every event is accounted for.");
+        return crate::say(balanced(&books));
     }
 }
 
@@ -79,6 +79,14 @@ fn ask(running: &Running) -> anyhow::Result<Books> {
     books.with_context(|| {
         format!("{url} answers {status} without any books: ask The Eye itself, of the same version as this program")
     })
+}
+
+/// What books say that balance.
+fn balanced(books: &Books) -> &'static str {
+    match books.transport.shared {
+        true => "Balanced: every event that this program has taken or had at hand is accounted for.",
+        false => "Balanced: every event is accounted for.",
+    }
 }
 
 /// The books for people.
@@ -107,6 +115,14 @@ fn tables(books: &Books) -> String {
         let missing = sink.custody.missing;
         let _ = writeln!(text, "{missing} events for {name} were lost to damage on the disk; the log says where.\n");
     }
+    for (name, sink) in books.sinks.iter().filter(|_| books.transport.shared) {
+        let _ = match sink.custody.in_stream {
+            Some(messages) => {
+                writeln!(text, "The stream holds {messages} messages for {name}, whichever program gets them.\n")
+            }
+            None => writeln!(text, "What the stream holds for {name} is not known now: /readyz says why.\n"),
+        };
+    }
     text.pop();
     text
 }
@@ -133,6 +149,8 @@ fn table(text: &mut String, head: &[&str], rows: Vec<(&str, Vec<u64>)>) {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use eye_core::accounts::{SinkBook, TransportBook};
+
     use super::*;
 
     #[test]
@@ -157,5 +175,21 @@ name: missing       4
 3 events for store were lost to damage on the disk; the log says where.
 ";
         assert_eq!(tables(&books.unwrap()), expected);
+    }
+
+    #[test]
+    fn what_a_shared_transport_holds_is_told_and_not_claimed_to_be_accounted_for() {
+        let mut sink = SinkBook::default();
+        sink.custody.in_stream = Some(10_000);
+        let mut books = Books {
+            sources: Default::default(),
+            transport: TransportBook { durable: true, shared: true },
+            sinks: [("store".to_owned(), sink)].into(),
+        };
+        let holds = "The stream holds 10000 messages for store, whichever program gets them.\n";
+        assert!(tables(&books).ends_with(holds), "{}", tables(&books));
+        assert!(balanced(&books).contains("this program"), "{}", balanced(&books));
+        books.sinks.values_mut().for_each(|sink| sink.custody.in_stream = None);
+        assert!(tables(&books).contains("is not known now"), "{}", tables(&books));
     }
 }

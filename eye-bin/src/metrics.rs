@@ -32,6 +32,7 @@ const OF_SINKS: [Metric<SinkBook>; 10] = [
 ];
 
 const REFUSALS: &str = "eye_source_refusals_total";
+const IN_STREAM: &str = "eye_sink_messages_in_stream";
 
 /// All of it, as a scraper takes it.
 pub(crate) fn text(books: &Books) -> String {
@@ -55,6 +56,13 @@ pub(crate) fn text(books: &Books) -> String {
             let _ = writeln!(text, "{metric}{{sink=\"{}\"}} {}", escaped(name), value(book));
         }
     }
+    // Known of a shared transport alone, and not always.
+    if books.transport.shared {
+        head(&mut text, IN_STREAM, "gauge", "Messages that the stream holds for it, for any program.");
+        for (name, messages) in books.sinks.iter().filter_map(|(name, book)| Some((name, book.custody.in_stream?))) {
+            let _ = writeln!(text, "{IN_STREAM}{{sink=\"{}\"}} {messages}", escaped(name));
+        }
+    }
     text
 }
 
@@ -68,6 +76,8 @@ fn escaped(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use eye_core::accounts::TransportBook;
+
     use super::*;
 
     #[test]
@@ -86,5 +96,16 @@ mod tests {
             assert!(text.contains(expected), "{text}");
         }
         assert_eq!(text.lines().filter(|line| line.starts_with("# TYPE")).count(), 16);
+    }
+
+    #[test]
+    fn what_a_shared_transport_holds_is_there_where_it_is_known() {
+        let mut known = SinkBook::default();
+        known.custody.in_stream = Some(7);
+        let sinks = [("a".to_owned(), known), ("b".to_owned(), SinkBook::default())].into();
+        let transport = TransportBook { durable: true, shared: true };
+        let text = text(&Books { sources: Default::default(), transport, sinks });
+        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with(IN_STREAM)).collect();
+        assert_eq!(lines, ["eye_sink_messages_in_stream{sink=\"a\"} 7"]);
     }
 }

@@ -10,6 +10,9 @@
 //! 3. All sources together: `accepted ≤ taken - at start` of each sink, unless programs share the transport: nobody was
 //!    told "ok" for what no sink will get.
 //!
+//! Where programs share the transport, 2 is about what this one has had at hand: nobody counts what the others do, so what
+//! the transport itself loses does not show. `in_stream` tells what it still holds.
+//!
 //! They hold at every quiet moment. Between two counters that are changed one after the other, they may not: the books
 //! are read while the program works.
 //!

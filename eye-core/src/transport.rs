@@ -96,6 +96,9 @@ pub struct Custody {
     pub pending: u64,
     /// Of them, lost for it, because the storage was damaged.
     pub missing: u64,
+    /// Messages, of one event or more, that a [shared](Transport::is_shared) transport holds for it, whichever program is to
+    /// get them: as it was at most some seconds ago. `None` while that is not known, and where it is not shared.
+    pub in_stream: Option<u64>,
 }
 
 /// Events with the ack that is owed for them: those of one publish, or of as many as a durable transport likes.

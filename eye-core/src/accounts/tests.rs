@@ -138,7 +138,7 @@ fn books(durable: bool) -> Books {
     if durable {
         // One more try that failed changes nothing there.
         sink_of(&mut books).failed = 99;
-        sink_of(&mut books).custody = Custody { taken: 18, at_start: 3, pending: 1, missing: 2 };
+        sink_of(&mut books).custody = Custody { taken: 18, at_start: 3, pending: 1, missing: 2, in_stream: None };
     }
     books
 }

@@ -389,7 +389,7 @@ async fn damage_costs_the_record_it_hits_and_no_other() {
 }
 
 fn custody(transport: &DiskTransport) -> [u64; 4] {
-    let Custody { taken, at_start, pending, missing } = transport.custody("store");
+    let Custody { taken, at_start, pending, missing, .. } = transport.custody("store");
     [taken, at_start, pending, missing]
 }
 

@@ -7,7 +7,7 @@ pub(crate) mod store;
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use eye_harness::{Eye, NatsServer, eventually};
@@ -71,6 +71,21 @@ pub(crate) async fn post(eye: &Eye, event: &Value) -> (u16, Option<u64>) {
         .get("retry-after")
         .map(|seconds| seconds.to_str().expect("it is ASCII").parse().expect("Retry-After is a number of seconds"));
     (answer.status().as_u16(), retry_after)
+}
+
+/// So many times longer answers take that are slower, and not only on a machine that others load.
+pub(crate) const SLOWER: u32 = 5;
+
+/// Posts events one after the other, which are taken: the median of the times that the answers took.
+pub(crate) async fn median_time(eye: &Eye, events: impl Iterator<Item = Value>) -> Duration {
+    let mut times = Vec::new();
+    for event in events {
+        let posted = Instant::now();
+        assert_eq!(post(eye, &event).await.0, 201);
+        times.push(posted.elapsed());
+    }
+    times.sort();
+    times[times.len() / 2]
 }
 
 /// What `/readyz` says.

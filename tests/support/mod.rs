@@ -55,6 +55,9 @@ pub(crate) fn config(store: &Store, settings: &str) -> String {
     )
 }
 
+/// The timestamp of [`event`], in microseconds since 1970-01-01T00:00:00Z.
+pub(crate) const EVENT_MICROS: i64 = 1_609_492_527_243_860;
+
 pub(crate) fn event(id: Uuid, name: &str) -> Value {
     json!({
         "id": id, "session_id": "s", "category": "test", "name": name, "data": {"n": 1},

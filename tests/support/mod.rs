@@ -76,7 +76,7 @@ pub(crate) async fn post(eye: &Eye, event: &Value) -> (u16, Option<u64>) {
     (answer.status().as_u16(), retry_after)
 }
 
-/// So many times longer answers take that are slower, and not only on a machine that others load.
+/// Answers that take so many times longer are slower, and not only on a busier machine.
 pub(crate) const SLOWER: u32 = 5;
 
 /// Posts events one after the other, which are taken: the median of the times that the answers took.

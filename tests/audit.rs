@@ -116,6 +116,7 @@ async fn with_the_queue_on_the_disk_every_event_is_accounted_for() {
     assert_eq!((of_source(&books), &books["sinks"]["store"]["delivered"]), (vec![1, 1, 0, 0, 0], &json!(0)));
     let taken = books["sinks"]["store"]["taken"].as_u64().unwrap();
     assert!((11..=13).contains(&taken), "the two that were settled may come again: {books}");
+    assert_eq!(books["sinks"]["store"]["at_start"], taken - 1, "what was accepted since is the rest: {books}");
 
     block_in_place(|| store.server().restart());
     let books = settled(&eye).await;
@@ -192,7 +193,7 @@ fn answering(answers: Vec<(u16, String)>) -> String {
 
 fn books(delivered: u64) -> String {
     let source = json!({"received": 10, "accepted": 10, "rejected": 0, "failed": 0, "waiting": 0, "refusals": {}});
-    let sink = json!({"taken": 10, "pending": 0, "missing": 0, "delivered": delivered, "duplicates": 0, "rejected": 0,
+    let sink = json!({"taken": 10, "at_start": 0, "pending": 0, "missing": 0, "delivered": delivered, "duplicates": 0, "rejected": 0,
         "failed": 0, "retried": 0, "in_flight": 0});
     let transport = json!({"durable": true, "shared": false});
     json!({"sources": {"web": source}, "transport": transport, "sinks": {"store": sink}}).to_string()

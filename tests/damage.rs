@@ -8,7 +8,7 @@ use std::fs;
 use eye_harness::{Eye, eventually};
 use serde_json::Value;
 use support::store::{Kind, Store};
-use support::{HANG, event, post, readyz, start_ready};
+use support::{HANG, audit, event, post, readyz, start_ready};
 use uuid::Uuid;
 
 /// How many events the program has logged as missing.
@@ -62,6 +62,8 @@ async fn what_the_disk_has_damaged_is_reported_and_the_rest_is_stored() {
     assert!((2..10).contains(&reported), "{reported}");
     assert!(eye.logs().contains("the end of the queue is damaged on the disk"), "{}", eye.logs());
     assert!(fs::read_dir(queue.join("damaged")).unwrap().count() >= 2);
+    audit("damaged", &eye).await;
+    assert_eq!(eye.get("/audit").await.1["sinks"]["store"]["missing"], reported);
 
     eye.kill();
     eye.restart();
@@ -72,4 +74,5 @@ async fn what_the_disk_has_damaged_is_reported_and_the_rest_is_stored() {
     take_and_store(&eye, &store).await;
     let since = eye.logs().split_off(logged);
     assert!(!since.contains("\"ERROR\""), "what was told is past: {since}");
+    audit("what is missing is past", &eye).await;
 }

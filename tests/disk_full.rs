@@ -8,9 +8,9 @@ use std::path::Path;
 
 use eye_harness::Eye;
 use support::load::Load;
-use support::rounds;
 use support::small_disk::SmallDisk;
 use support::store::{Kind, Store};
+use support::{audit, rounds};
 use tokio::task::block_in_place;
 
 /// Answers of 503 after which the disk counts as full.
@@ -54,6 +54,7 @@ async fn a_queue_that_fills_its_disk_drains_and_takes_again() {
     }
     let balance = load.settle(&eye, &store).await;
     balance.assert_true();
+    audit("the queue's disk was full", &eye).await;
     balance.report("The disk is full", "Disk → Sqlite", rounds(3));
     assert!(!eye.logs().contains("\"ERROR\""), "{}", eye.logs());
 }
@@ -77,5 +78,6 @@ async fn sqlite_on_a_full_disk_refuses_and_takes_again() {
     load.progress(20).await;
     let balance = load.settle(&eye, &store).await;
     balance.assert_true();
+    audit("the disk was full", &eye).await;
     balance.report("The disk is full", "Memory → Sqlite", rounds(3));
 }

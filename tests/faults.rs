@@ -11,7 +11,7 @@ use futures_util::stream::FuturesUnordered;
 use serde_json::{Value, json};
 use support::load::Load;
 use support::store::{ALL, Kind, SERVERS, Store};
-use support::{HANG, event, post, readyz, start, start_ready};
+use support::{HANG, audit, event, post, readyz, start, start_ready};
 use tokio::task::block_in_place;
 use uuid::Uuid;
 
@@ -74,6 +74,7 @@ async fn connections_that_are_cut_under_load_go_unnoticed() {
         }
         assert_eq!(load.unavailable(), 0, "{kind:?}: the writer tries again before its clients have to");
         load.finish(&store).await;
+        audit(&format!("cut, {kind:?}"), &eye).await;
     }
 }
 
@@ -96,6 +97,7 @@ async fn a_database_that_hangs_is_503_in_time_and_then_consistent() {
         eventually("ready", HANG, async || readyz(&eye).await.0 == 200).await;
         assert!(resumed.elapsed() < Duration::from_secs(10), "{kind:?}: {:?}", resumed.elapsed());
         load.finish(&store).await;
+        audit(&format!("hangs, {kind:?}"), &eye).await;
     }
 }
 
@@ -112,6 +114,7 @@ async fn sqlite_locked_by_another_process_is_waited_for_then_503_then_works() {
     load.progress(20).await;
     eventually("ready", HANG, async || readyz(&eye).await.0 == 200).await;
     load.finish(&store).await;
+    audit("locked", &eye).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

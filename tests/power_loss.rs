@@ -9,7 +9,7 @@ use eye_power_loss::Disk;
 use fastrand::Rng;
 use support::load::{Balance, Load};
 use support::store::{Kind, Store};
-use support::{HANG, config, program, rounds};
+use support::{HANG, audit, config, program, rounds};
 use tokio::task::block_in_place;
 
 #[test]
@@ -72,6 +72,9 @@ async fn cut_power(custody: Custody, cuts: usize, environment: &[&str], seed: u6
     eye.wait_ready().await;
     let balance = load.settle(&eye, &store).await;
     let is_healthy = environment.is_empty();
+    if is_healthy {
+        audit("the power has failed", &eye).await;
+    }
     for damage in ["damaged on the disk", "lost or damaged"] {
         assert!(!is_healthy || !eye.logs().contains(damage), "a power cut is no damage: {}", eye.logs());
     }

@@ -65,7 +65,7 @@ pub(crate) fn run(url: Option<&str>, server: &ServerConfig) -> anyhow::Result<()
         if !imbalances.is_empty() {
             bail!("the books of {} do not balance: {}", running.url("/"), imbalances.join("; "));
         }
-        return crate::say("Balanced: every event is accounted for.");
+        return crate::say(balanced(&books));
     }
 }
 
@@ -81,6 +81,14 @@ fn ask(running: &Running) -> anyhow::Result<Books> {
     })
 }
 
+/// What books say that balance.
+fn balanced(books: &Books) -> &'static str {
+    match books.transport.shared {
+        true => "Balanced: every event that this program has taken or had at hand is accounted for.",
+        false => "Balanced: every event is accounted for.",
+    }
+}
+
 /// The books for people.
 fn tables(books: &Books) -> String {
     let mut text = String::new();
@@ -91,11 +99,11 @@ fn tables(books: &Books) -> String {
     let sinks = books.sinks.iter().map(|(name, book)| {
         let custody = book.custody;
         let balance = [custody.taken, book.delivered, book.rejected, book.failed, custody.missing, custody.pending];
-        let further = [book.duplicates, book.retried, book.in_flight];
+        let further = [custody.at_start, book.duplicates, book.retried, book.in_flight];
         (name.as_str(), [&balance[..], &further].concat())
     });
     let columns = ["SINKS", "taken", "delivered", "rejected", "failed", "missing", "pending"];
-    let further = ["duplicates", "retried", "in flight"];
+    let further = ["at start", "duplicates", "retried", "in flight"];
     table(&mut text, &[&columns[..], &further].concat(), sinks.collect());
     for (name, source) in &books.sources {
         let refusals = source.refusals.iter().map(|(reason, count)| (reason.as_str(), vec![*count]));
@@ -106,6 +114,14 @@ fn tables(books: &Books) -> String {
     for (name, sink) in books.sinks.iter().filter(|(_, sink)| sink.custody.missing > 0) {
         let missing = sink.custody.missing;
         let _ = writeln!(text, "{missing} events for {name} were lost to damage on the disk; the log says where.\n");
+    }
+    for (name, sink) in books.sinks.iter().filter(|_| books.transport.shared) {
+        let _ = match sink.custody.in_stream {
+            Some(messages) => {
+                writeln!(text, "The stream holds {messages} messages for {name}, whichever program gets them.\n")
+            }
+            None => writeln!(text, "What the stream holds for {name} is not known now: /readyz says why.\n"),
+        };
     }
     text.pop();
     text
@@ -133,6 +149,8 @@ fn table(text: &mut String, head: &[&str], rows: Vec<(&str, Vec<u64>)>) {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use eye_core::accounts::{SinkBook, TransportBook};
+
     use super::*;
 
     #[test]
@@ -141,15 +159,15 @@ mod tests {
             r#"{"sources": {"web": {"received": 1234, "accepted": 1230, "rejected": 4, "failed": 0, "waiting": 0,
                     "refusals": {"name: missing": 4}}},
                 "transport": {"durable": true, "shared": false},
-                "sinks": {"store": {"taken": 1230, "pending": 7, "missing": 3, "delivered": 1220, "duplicates": 20,
+                "sinks": {"store": {"taken": 1230, "at_start": 5, "pending": 7, "missing": 3, "delivered": 1220, "duplicates": 20,
                     "rejected": 0, "failed": 0, "retried": 2, "in_flight": 7}}}"#,
         );
         let expected = "\
 SOURCES  received  accepted  rejected  failed  waiting
 web          1234      1230         4       0        0
 
-SINKS  taken  delivered  rejected  failed  missing  pending  duplicates  retried  in flight
-store   1230       1220         0       0        3        7          20        2          7
+SINKS  taken  delivered  rejected  failed  missing  pending  at start  duplicates  retried  in flight
+store   1230       1220         0       0        3        7         5          20        2          7
 
 REFUSED BY web  count
 name: missing       4
@@ -157,5 +175,21 @@ name: missing       4
 3 events for store were lost to damage on the disk; the log says where.
 ";
         assert_eq!(tables(&books.unwrap()), expected);
+    }
+
+    #[test]
+    fn what_a_shared_transport_holds_is_told_and_not_claimed_to_be_accounted_for() {
+        let mut sink = SinkBook::default();
+        sink.custody.in_stream = Some(10_000);
+        let mut books = Books {
+            sources: Default::default(),
+            transport: TransportBook { durable: true, shared: true },
+            sinks: [("store".to_owned(), sink)].into(),
+        };
+        let holds = "The stream holds 10000 messages for store, whichever program gets them.\n";
+        assert!(tables(&books).ends_with(holds), "{}", tables(&books));
+        assert!(balanced(&books).contains("this program"), "{}", balanced(&books));
+        books.sinks.values_mut().for_each(|sink| sink.custody.in_stream = None);
+        assert!(tables(&books).contains("is not known now"), "{}", tables(&books));
     }
 }

@@ -18,7 +18,7 @@ const OF_SOURCES: [Metric<SourceBook>; 5] = [
     ("eye_source_events_waiting", "gauge", "Events whose outcome is not known yet.", |book| book.waiting),
 ];
 
-const OF_SINKS: [Metric<SinkBook>; 9] = [
+const OF_SINKS: [Metric<SinkBook>; 10] = [
     ("eye_sink_events_taken_total", "counter", "Events that the transport took for it.", |book| book.custody.taken),
     ("eye_sink_events_delivered_total", "counter", "Events that it has.", |book| book.delivered),
     ("eye_sink_events_rejected_total", "counter", "Events that it refused for good.", |book| book.rejected),
@@ -27,10 +27,12 @@ const OF_SINKS: [Metric<SinkBook>; 9] = [
     ("eye_sink_events_duplicate_total", "counter", "Events that it had already.", |book| book.duplicates),
     ("eye_sink_write_retries_total", "counter", "Writes that were tried again.", |book| book.retried),
     ("eye_sink_events_pending", "gauge", "Events that the transport holds for it.", |book| book.custody.pending),
+    ("eye_sink_events_at_start", "gauge", "Events that were pending at the start.", |book| book.custody.at_start),
     ("eye_sink_events_in_flight", "gauge", "Events that are being written.", |book| book.in_flight),
 ];
 
 const REFUSALS: &str = "eye_source_refusals_total";
+const IN_STREAM: &str = "eye_sink_messages_in_stream";
 
 /// All of it, as a scraper takes it.
 pub(crate) fn text(books: &Books) -> String {
@@ -54,6 +56,13 @@ pub(crate) fn text(books: &Books) -> String {
             let _ = writeln!(text, "{metric}{{sink=\"{}\"}} {}", escaped(name), value(book));
         }
     }
+    // Known of a shared transport alone, and not always.
+    if books.transport.shared {
+        head(&mut text, IN_STREAM, "gauge", "Messages that the stream holds for it, for any program.");
+        for (name, messages) in books.sinks.iter().filter_map(|(name, book)| Some((name, book.custody.in_stream?))) {
+            let _ = writeln!(text, "{IN_STREAM}{{sink=\"{}\"}} {messages}", escaped(name));
+        }
+    }
     text
 }
 
@@ -67,6 +76,8 @@ fn escaped(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use eye_core::accounts::TransportBook;
+
     use super::*;
 
     #[test]
@@ -84,6 +95,17 @@ mod tests {
         for expected in ["eye_source_events_received_total{source=\"web\"} 5\n", refused, delivered] {
             assert!(text.contains(expected), "{text}");
         }
-        assert_eq!(text.lines().filter(|line| line.starts_with("# TYPE")).count(), 15);
+        assert_eq!(text.lines().filter(|line| line.starts_with("# TYPE")).count(), 16);
+    }
+
+    #[test]
+    fn what_a_shared_transport_holds_is_there_where_it_is_known() {
+        let mut known = SinkBook::default();
+        known.custody.in_stream = Some(7);
+        let sinks = [("a".to_owned(), known), ("b".to_owned(), SinkBook::default())].into();
+        let transport = TransportBook { durable: true, shared: true };
+        let text = text(&Books { sources: Default::default(), transport, sinks });
+        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with(IN_STREAM)).collect();
+        assert_eq!(lines, ["eye_sink_messages_in_stream{sink=\"a\"} 7"]);
     }
 }

@@ -7,16 +7,19 @@
 //!    there the producer was told, while a durable transport keeps what failed pending. The writer counts what it
 //!    delivered, rejected and failed; the transport counts what it took, holds and misses. So an event that got lost
 //!    between the two, or went twice, shows.
-//! 3. All sources together: `accepted ≤ taken` of each sink, unless programs share the transport: nobody was told "ok"
-//!    for what no sink will get.
+//! 3. All sources together: `accepted ≤ taken - at start` of each sink, unless programs share the transport: nobody was
+//!    told "ok" for what no sink will get.
+//!
+//! Where programs share the transport, 2 is about what this one has had at hand: nobody counts what the others do, so what
+//! the transport itself loses does not show. `in_stream` tells what it still holds.
 //!
 //! They hold at every quiet moment. Between two counters that are changed one after the other, they may not: the books
 //! are read while the program works.
 //!
-//! What makes the two sides of 3 differ: `taken` has what was pending when the program started, be it that a crash left
-//! it so because how far the sink was had not been written down (then it is delivered a second time, as a duplicate);
-//! what a sink rejected without a durable transport; and what was taken, but whose producer heard of a failure, because
-//! the receipt came too late or another sink failed.
+//! `taken` has what was pending when the program started, be it that a crash left it so because how far the sink was had
+//! not been written down (then it is delivered a second time, as a duplicate). Programs before this one have accepted it,
+//! so 3 is without it. What else makes its two sides differ: what a sink rejected without a durable transport; and what
+//! was taken, but whose producer heard of a failure, because the receipt came too late or another sink failed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -285,7 +288,7 @@ impl Books {
             (!adds_up(received, &[accepted, rejected, failed, waiting])).then_some(text)
         });
         let sinks = self.sinks.iter().filter_map(|(name, sink)| {
-            let SinkBook { custody: Custody { taken, pending, missing }, delivered, rejected, failed, .. } = *sink;
+            let SinkBook { custody: Custody { taken, pending, missing, .. }, delivered, rejected, failed, .. } = *sink;
             let (failed, and_failed) = match self.transport.durable {
                 true => (0, String::new()),
                 false => (failed, format!(" + {failed} failed")),
@@ -298,9 +301,12 @@ impl Books {
         });
         let accepted: u128 = self.sources.values().map(|source| u128::from(source.accepted)).sum();
         let untaken = self.sinks.iter().filter_map(|(name, sink)| {
-            let taken = sink.custody.taken;
-            let lost = !self.transport.shared && accepted > u128::from(taken);
-            lost.then(|| format!("sinks.{name}: {taken} taken, but the sources have accepted {accepted}"))
+            let Custody { taken, at_start, .. } = sink.custody;
+            let lost = !self.transport.shared && accepted + u128::from(at_start) > u128::from(taken);
+            let text = || {
+                format!("sinks.{name}: {taken} taken, {at_start} of them at the start, but the sources have accepted {accepted}")
+            };
+            lost.then(text)
         });
         sources.chain(sinks).chain(untaken).collect()
     }

@@ -56,7 +56,7 @@ pub trait Transport: Send + Sync + 'static {
     /// Whoever reads the books relies on this, at every moment when no event moves:
     ///
     /// * `taken` has an event before its publisher's receipt can settle as [`Delivered`](crate::ack::Outcome::Delivered),
-    ///   where the transport is not [shared](Self::is_shared).
+    ///   where the transport is not [shared](Self::is_shared). `at_start` never has it, and never changes.
     /// * An event leaves `pending` when it is settled for good: by any outcome where the transport is not durable, since
     ///   its producer was told; by `Delivered` or `Rejected` where it is. After `Failed`, a durable transport delivers it
     ///   again, and it stays; or, where the transport is shared, it goes back for whoever asks next, and leaves `taken`,
@@ -90,10 +90,15 @@ pub trait Subscription: Send + 'static {
 pub struct Custody {
     /// Taken into custody for it; with those that were pending when the program started.
     pub taken: u64,
+    /// Of them, those that were pending when the program started.
+    pub at_start: u64,
     /// Of them, not settled for good: queued, or with the writer.
     pub pending: u64,
     /// Of them, lost for it, because the storage was damaged.
     pub missing: u64,
+    /// Messages, of one event or more, that a [shared](Transport::is_shared) transport holds for it, whichever program is to
+    /// get them: as it was at most some seconds ago. `None` while that is not known, and where it is not shared.
+    pub in_stream: Option<u64>,
 }
 
 /// Events with the ack that is owed for them: those of one publish, or of as many as a durable transport likes.

@@ -148,7 +148,7 @@ impl Transport for MemoryTransport {
         // In this order, so that what comes in between is pending.
         let settled = counts.settled.load(Relaxed);
         let taken = counts.taken.load(Relaxed);
-        Custody { taken, pending: taken.saturating_sub(settled), missing: 0 }
+        Custody { taken, pending: taken.saturating_sub(settled), ..Custody::default() }
     }
 }
 

@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use eye_harness::{Eye, eventually};
+use eye_oracle::Row;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::store::Store;
-use super::{HANG, event, post};
+use super::{EVENT_MICROS, HANG, event, post};
 
 const CLIENTS: usize = 6;
 const PAUSE: Duration = Duration::from_millis(20);
@@ -24,6 +25,8 @@ pub(crate) struct Load {
 
 #[derive(Default)]
 struct Shared {
+    /// In the data of each event.
+    data_bytes: usize,
     stop: CancellationToken,
     /// The clients take turns.
     urls: Mutex<Vec<String>>,
@@ -37,26 +40,34 @@ struct Shared {
 /// Events by what became of them.
 #[derive(Debug)]
 pub(crate) struct Balance {
+    pub(crate) issued: usize,
     pub(crate) acknowledged: usize,
+    pub(crate) stored: usize,
     /// Acknowledged, and not stored.
     pub(crate) lost: usize,
     /// Stored once more.
     pub(crate) twice: usize,
     /// Stored, and sent by none of the clients.
     pub(crate) foreign: usize,
+    /// Stored, and not as it was sent.
+    pub(crate) corrupt: usize,
 }
 
 impl Balance {
     /// # Panics
     /// When something is lost, or stored and should not be.
     pub(crate) fn assert_true(&self) {
-        assert_eq!((self.lost, self.twice, self.foreign), (0, 0, 0), "{self:?}");
+        assert_eq!((self.lost, self.twice, self.foreign, self.corrupt), (0, 0, 0, 0), "{self:?}");
     }
 
     /// Prints the line of a table that `scripts/soak` makes.
     pub(crate) fn report(&self, what: &str, place: &str, times: usize) {
-        let Self { acknowledged, lost, twice, .. } = self;
-        println!("RESULT | {what} | {place} | {times} | | {acknowledged} | | | | | {lost} | {twice} | |");
+        let Self { issued, acknowledged, stored, lost, twice, corrupt, .. } = self;
+        let unknown = issued - acknowledged;
+        println!(
+            "RESULT | {what} | {place} | {times} | {issued} | {acknowledged} | {unknown} | 0 | {stored} | 0 | {lost} | \
+             {twice} | {corrupt} |"
+        );
     }
 }
 
@@ -68,13 +79,13 @@ impl Load {
 
     /// As [`start`](Self::start), each event with so many bytes of data.
     pub(crate) fn start_with(eye: &Eye, data_bytes: usize) -> Self {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { data_bytes, ..Shared::default() });
         let load = Self { shared, clients: Vec::new() };
         load.retarget(eye);
         let client = reqwest::Client::builder().no_proxy().timeout(HANG).build().expect("the client needs nothing");
         let clients = (0..CLIENTS).map(|number| {
             let events = if number % 2 == 0 { 1 } else { 10 };
-            tokio::spawn(load.shared.clone().run(client.clone(), number, events, data_bytes))
+            tokio::spawn(load.shared.clone().run(client.clone(), number, events))
         });
         Self { clients: clients.collect(), ..load }
     }
@@ -131,10 +142,12 @@ impl Load {
         self.stop().await;
         // When this one is stored, nothing is left of those before it.
         let last = Uuid::new_v4();
-        eventually("a fresh event is taken", HANG, async || post(eye, &event(last, "last")).await.0 == 201).await;
+        self.shared.issued.lock().unwrap().insert(last);
+        let body = self.shared.event(last);
+        eventually("a fresh event is taken", HANG, async || post(eye, &body).await.0 == 201).await;
+        self.shared.acknowledged.lock().unwrap().insert(last);
         eventually("and stored", HANG, async || store.ids().await.contains(&last)).await;
-        let mut balance = self.balance(store).await;
-        balance.foreign -= 1;
+        let balance = self.balance(store).await;
         println!("{balance:?}");
         balance
     }
@@ -152,28 +165,46 @@ impl Load {
 
     /// What the clients were told against what is stored.
     async fn balance(&self, store: &Store) -> Balance {
-        let rows = store.ids().await;
-        let stored: BTreeSet<Uuid> = rows.iter().copied().collect();
+        let rows = store.each_row(|row| (row.id, row == self.shared.row(row.id))).await;
+        let stored: BTreeSet<Uuid> = rows.iter().map(|(id, _)| *id).collect();
         let acknowledged = self.shared.acknowledged.lock().unwrap();
         let issued = self.shared.issued.lock().unwrap();
         assert!(!acknowledged.is_empty(), "nothing was tried");
         Balance {
+            issued: issued.len(),
             acknowledged: acknowledged.len(),
+            stored: stored.len(),
             lost: acknowledged.difference(&stored).count(),
             twice: rows.len() - stored.len(),
             foreign: stored.difference(&issued).count(),
+            corrupt: rows.iter().filter(|(id, is_as_sent)| issued.contains(id) && !is_as_sent).count(),
         }
     }
 }
 
 impl Shared {
-    async fn run(self: Arc<Self>, client: reqwest::Client, mut turn: usize, events: usize, data_bytes: usize) {
-        let data = json!("x".repeat(data_bytes));
+    /// What is sent. The data tells it from every other.
+    fn event(&self, id: Uuid) -> Value {
+        let mut event = event(id, "load");
+        event["data"] = self.data(id);
+        event
+    }
+
+    /// How that is to be stored.
+    fn row(&self, id: Uuid) -> Row {
+        let [session_id, category, name] = ["s", "test", "load"].map(str::to_owned);
+        Row { id, session_id, category, name, data: self.data(id).to_string(), timestamp_micros: EVENT_MICROS }
+    }
+
+    fn data(&self, id: Uuid) -> Value {
+        json!(format!("{id}{}", "x".repeat(self.data_bytes)))
+    }
+
+    async fn run(self: Arc<Self>, client: reqwest::Client, mut turn: usize, events: usize) {
         while !self.stop.is_cancelled() {
             let ids: Vec<Uuid> = (0..events).map(|_| Uuid::new_v4()).collect();
             self.issued.lock().unwrap().extend(&ids);
-            let mut body: Value = ids.iter().map(|id| event(*id, "load")).collect();
-            body.as_array_mut().unwrap().iter_mut().for_each(|event| event["data"] = data.clone());
+            let body: Value = ids.iter().map(|id| self.event(*id)).collect();
             while !self.stop.is_cancelled() {
                 let url = {
                     let urls = self.urls.lock().unwrap();

@@ -6,10 +6,14 @@ pub(crate) mod small_disk;
 pub(crate) mod store;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
-use eye_harness::Eye;
+use async_nats::jetstream;
+use eye_harness::{Eye, NatsServer, eventually};
+use futures_util::TryStreamExt;
 use serde_json::{Value, json};
+use tokio::task::block_in_place;
 use uuid::Uuid;
 
 use self::store::Store;
@@ -51,6 +55,9 @@ pub(crate) fn config(store: &Store, settings: &str) -> String {
     )
 }
 
+/// The timestamp of [`event`], in microseconds since 1970-01-01T00:00:00Z.
+pub(crate) const EVENT_MICROS: i64 = 1_609_492_527_243_860;
+
 pub(crate) fn event(id: Uuid, name: &str) -> Value {
     json!({
         "id": id, "session_id": "s", "category": "test", "name": name, "data": {"n": 1},
@@ -69,13 +76,54 @@ pub(crate) async fn post(eye: &Eye, event: &Value) -> (u16, Option<u64>) {
     (answer.status().as_u16(), retry_after)
 }
 
+/// Answers that take so many times longer are slower, and not only on a busier machine.
+pub(crate) const SLOWER: u32 = 5;
+
+/// Posts events one after the other, which are taken: the median of the times that the answers took.
+pub(crate) async fn median_time(eye: &Eye, events: impl Iterator<Item = Value>) -> Duration {
+    let mut times = Vec::new();
+    for event in events {
+        let posted = Instant::now();
+        assert_eq!(post(eye, &event).await.0, 201);
+        times.push(posted.elapsed());
+    }
+    times.sort();
+    times[times.len() / 2]
+}
+
 /// What `/readyz` says.
 pub(crate) async fn readyz(eye: &Eye) -> (u16, Value) {
     eye.get("/readyz").await
 }
 
+/// When all that was sent is where it belongs: the queue is drained, and the program's books balance, as `eye audit`
+/// says. `what` was tried.
+pub(crate) async fn audit(what: &str, eye: &Eye) {
+    eventually(&format!("{what}: nothing is pending"), HANG, async || {
+        let (_, books) = eye.get("/audit").await;
+        books["sinks"].as_object().expect("it has sinks").values().all(|sink| sink["pending"] == 0)
+    })
+    .await;
+    let mut command = Command::new(program());
+    command.args(["audit", "--url", &eye.url(""), "--config", "eye.toml"]).current_dir(eye.folder());
+    let output = block_in_place(|| command.output()).expect("it can be run");
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{what}: {said}");
+}
+
+/// The transport's stream is drained: the server has nothing to deliver to any sink, and waits for no ack.
+pub(crate) async fn audit_stream(what: &str, server: &NatsServer) {
+    let client = async_nats::connect(server.url()).await.expect("the server runs");
+    let stream = jetstream::new(client).get_stream("EYE").await.expect("the stream is there");
+    eventually(&format!("{what}: the stream is drained"), HANG, async || {
+        let consumers: Vec<_> = stream.consumers().try_collect().await.expect("the server answers");
+        !consumers.is_empty() && consumers.iter().all(|it| it.num_pending == 0 && it.num_ack_pending == 0)
+    })
+    .await;
+}
+
 /// Sends a signal to the program.
 pub(crate) fn signal(eye: &Eye, signal: &str) {
-    let done = std::process::Command::new("kill").args([format!("-{signal}"), eye.pid()]).status();
+    let done = Command::new("kill").args([format!("-{signal}"), eye.pid()]).status();
     assert!(done.expect("kill is there").success(), "the program is gone");
 }

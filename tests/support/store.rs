@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use eye_harness::{Database, MariaDb, Postgres, Proxy, Server};
+use futures_util::TryStreamExt;
 use sqlx::mysql::MySqlConnection;
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -123,28 +124,34 @@ impl Store {
 
     /// All that is stored.
     pub(crate) async fn rows(&self) -> Vec<eye_oracle::Row> {
+        self.each_row(|row| row).await
+    }
+
+    /// What `look` makes of each row, of which no two need be in memory at once.
+    pub(crate) async fn each_row<T>(&self, mut look: impl FnMut(eye_oracle::Row) -> T) -> Vec<T> {
         let columns = |data: &str, micros: &str| {
             AssertSqlSafe(format!("SELECT id, session_id, category, name, {data}, {micros} FROM event"))
         };
         match self.kind {
             Kind::Sqlite => {
                 let mut connection = self.sqlite().await;
-                let rows = connection.fetch_all(columns("data", "timestamp")).await.expect("valid SQL");
-                rows.iter().map(event_row).collect()
+                let rows = connection.fetch(columns("data", "timestamp"));
+                rows.map_ok(|row| look(event_row(&row))).try_collect().await
             }
             Kind::Postgres => {
                 let mut connection = PgConnection::connect(&self.url).await.expect("the server runs");
                 let micros = "(EXTRACT(EPOCH FROM timestamp) * 1000000)::bigint";
-                let rows = connection.fetch_all(columns("data::text", micros)).await.expect("valid SQL");
-                rows.iter().map(event_row).collect()
+                let rows = connection.fetch(columns("data::text", micros));
+                rows.map_ok(|row| look(event_row(&row))).try_collect().await
             }
             Kind::MariaDb => {
                 let mut connection = MySqlConnection::connect(&self.url).await.expect("the server runs");
                 let micros = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', timestamp)";
-                let rows = connection.fetch_all(columns("data", micros)).await.expect("valid SQL");
-                rows.iter().map(event_row).collect()
+                let rows = connection.fetch(columns("data", micros));
+                rows.map_ok(|row| look(event_row(&row))).try_collect().await
             }
         }
+        .expect("valid SQL")
     }
 
     /// Whether an event of this id is stored.
@@ -186,8 +193,9 @@ impl Store {
                 self.sql(sql).await;
             }
             Kind::Postgres => {
+                // Not RAISE EXCEPTION, which is known as a refusal.
                 let sql = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
-                     $$ BEGIN IF NEW.name = 'refused' THEN RAISE EXCEPTION 'no such name'; END IF; RETURN NEW; END $$";
+                     $$ BEGIN IF NEW.name = 'refused' THEN PERFORM (SELECT 1 UNION SELECT 2); END IF; RETURN NEW; END $$";
                 self.sql(sql).await;
                 self.sql("CREATE TRIGGER refuse BEFORE INSERT ON event FOR EACH ROW EXECUTE FUNCTION refuse()").await;
             }

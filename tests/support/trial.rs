@@ -171,7 +171,7 @@ impl Trial {
 
     /// The fault is over: an event is acknowledged within 5 seconds; all is delivered that was taken, and then an event
     /// is stored within 5 seconds; no producer got an answer that nobody should get, what producers were told is true of
-    /// the database, and the program's books balance. Stops the load.
+    /// the database, the queue is drained, and the program's books balance. Stops the load.
     pub(crate) async fn check(&mut self) -> Verdict {
         let name = self.name.clone();
         self.send_fresh().await;
@@ -185,7 +185,10 @@ impl Trial {
         self.verdict = self.delivered().await;
         assert!(self.verdict.holds(), "{name}: {}\n{}", self.verdict, self.eye.logs());
         self.verdict.assert();
-        self.audit();
+        support::audit(&name, &self.eye).await;
+        if let Some(nats) = &self.nats {
+            support::audit_stream(&name, nats).await;
+        }
         self.verdict
     }
 
@@ -209,15 +212,6 @@ impl Trial {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-    }
-
-    /// The program's own books balance, as `eye audit` says.
-    fn audit(&self) {
-        let mut command = Command::new(program());
-        command.args(["audit", "--url", &self.eye.url(""), "--config", "eye.toml"]).current_dir(self.eye.folder());
-        let output = block_in_place(|| command.output()).unwrap();
-        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        assert!(output.status.success(), "{}: {said}", self.name);
     }
 
     /// The ids of the events that are dead letters.

@@ -194,7 +194,7 @@ mod tests {
         for code in ["22001", "22P05", "23502", "23505", "23514", "54000", "P0001", "45000"] {
             assert_eq!(sqlstate_meaning(code), Meaning::Reject, "{code}");
         }
-        for code in ["", "4", "42601", "42703", "XX000", "é2"] {
+        for code in ["", "4", "21000", "42601", "42703", "XX000", "é2"] {
             assert_eq!(sqlstate_meaning(code), Meaning::Unknown, "{code}");
         }
     }

@@ -57,6 +57,8 @@ pub(super) struct State {
 struct Account {
     /// Its cursor then.
     started_at: u64,
+    /// Events behind it then.
+    at_start: u64,
     missing: u64,
     /// Of them, those that the cursor has not come to: the number of the event after them, and how many.
     missing_ahead: Vec<(u64, u64)>,
@@ -200,7 +202,8 @@ impl Log {
         }
         let oldest = state.segments.first_key_value().map_or(state.next, |(first, _)| *first);
         let cursor = *state.cursors.entry(consumer.to_owned()).or_insert(oldest);
-        state.subscribed.insert(consumer.to_owned(), Account { started_at: cursor, ..Account::default() });
+        let at_start = state.next - cursor;
+        state.subscribed.insert(consumer.to_owned(), Account { started_at: cursor, at_start, ..Account::default() });
         Some(cursor)
     }
 
@@ -282,8 +285,10 @@ impl State {
         let missing_ahead: u64 = account.missing_ahead.iter().map(|(_, count)| count).sum();
         Custody {
             taken: self.next - account.started_at,
+            at_start: account.at_start,
             pending: (self.next - cursor).saturating_sub(missing_ahead),
             missing: account.missing,
+            in_stream: None,
         }
     }
 

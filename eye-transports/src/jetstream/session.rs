@@ -64,6 +64,8 @@ impl State {
 pub(super) struct Counts {
     pub(super) taken: AtomicU64,
     pub(super) pending: AtomicU64,
+    /// Messages, and all that the server has for it, when it was last looked at.
+    in_stream: AtomicU64,
 }
 
 /// What all parts of a transport share.
@@ -156,7 +158,13 @@ impl Session {
     pub(super) fn custody(&self, consumer: &str) -> Custody {
         let consumers = self.consumers();
         let Some(counts) = consumers.get(consumer) else { return Custody::default() };
-        Custody { taken: counts.taken.load(Relaxed), pending: counts.pending.load(Relaxed), missing: 0 }
+        let is_here = self.state.borrow().is_here();
+        Custody {
+            taken: counts.taken.load(Relaxed),
+            pending: counts.pending.load(Relaxed),
+            in_stream: is_here.then(|| counts.in_stream.load(Relaxed)),
+            ..Custody::default()
+        }
     }
 
     fn consumers(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Counts>>> {
@@ -284,9 +292,11 @@ impl Session {
             tracing::error!(stream = name, "somebody has deleted the stream and made it again: what it held is lost");
             return Err(format!("the stream `{name}` is another one"));
         }
-        for consumer in &self.sinks() {
+        let consumers = self.consumers().clone();
+        for (consumer, counts) in &consumers {
             let found = stream.consumer_info(consumer).await;
-            found.map_err(|error| format!("stream `{name}`, consumer `{consumer}`: {error}"))?;
+            let found = found.map_err(|error| format!("stream `{name}`, consumer `{consumer}`: {error}"))?;
+            counts.in_stream.store(found.num_pending + found.num_ack_pending as u64, Relaxed);
         }
         Ok(self.room(info.state.bytes))
     }

@@ -130,6 +130,28 @@ async fn a_receipt_settles_without_any_sink_and_what_it_has_is_removed() {
 }
 
 #[tokio::test]
+async fn the_books_tell_what_the_stream_holds_while_it_is_known() {
+    let mut server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    let is = async |fixture: &Fixture, expected| {
+        let is_so = async || fixture.transport.custody("store").in_stream == expected;
+        eventually(&format!("{expected:?} messages"), DEADLINE, is_so).await;
+    };
+    fixture.publish(events(0, 3)).await;
+    fixture.publish(events(3, 4)).await;
+    is(&fixture, Some(2)).await;
+    let at_hand = fixture.receive().await;
+    is(&fixture, Some(2)).await;
+    settle(at_hand, Outcome::Delivered);
+    while fixture.transport.custody("store").taken < 4 {
+        fixture.next(Outcome::Delivered).await;
+    }
+    is(&fixture, Some(0)).await;
+    server.kill();
+    is(&fixture, None).await;
+}
+
+#[tokio::test]
 async fn requests_that_wait_are_sent_together() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;

@@ -40,7 +40,7 @@ pub async fn find(
     )))
 }
 
-/// The settings that say which messages come, and when.
+/// The settings that say which messages come and when, and how safely the server keeps what became of them.
 fn settings(config: &consumer::Config) -> Vec<Setting> {
     vec![
         ("deliver_subject", format!("{:?}", config.deliver_subject)),
@@ -56,5 +56,9 @@ fn settings(config: &consumer::Config) -> Vec<Setting> {
         ("max_batch", config.max_batch.to_string()),
         ("max_bytes", config.max_bytes.to_string()),
         ("max_expires", format!("{:?}", config.max_expires)),
+        ("replay_policy", format!("{:?}", config.replay_policy)),
+        ("inactive_threshold", format!("{:?}", config.inactive_threshold)),
+        ("num_replicas", config.num_replicas.to_string()),
+        ("mem_storage", config.memory_storage.to_string()),
     ]
 }

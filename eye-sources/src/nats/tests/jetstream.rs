@@ -2,7 +2,7 @@ use std::collections::HashSet;
 
 use async_nats::Subscriber;
 use async_nats::jetstream;
-use async_nats::jetstream::consumer::{AckPolicy, Info, pull};
+use async_nats::jetstream::consumer::{AckPolicy, Info, ReplayPolicy, pull};
 use async_nats::jetstream::stream::Stream;
 use eye_core::dead_letter::DeadLetter;
 use futures_util::StreamExt;
@@ -277,6 +277,10 @@ async fn a_consumer_with_other_settings_is_an_error() {
         durable_name: Some("eye".to_owned()),
         ack_policy: AckPolicy::Explicit,
         max_deliver: 3,
+        replay_policy: ReplayPolicy::Original,
+        inactive_threshold: Duration::from_secs(3600),
+        num_replicas: 1,
+        memory_storage: true,
         filter_subject: "others".to_owned(),
         ..Default::default()
     };
@@ -284,6 +288,10 @@ async fn a_consumer_with_other_settings_is_an_error() {
     let fixture = Fixture::start_unready(&server, Told::Settle(Outcome::Delivered), keys(&server)).await;
     let error = tokio::time::timeout(DEADLINE, fixture.running).await.unwrap().unwrap().unwrap_err().to_string();
     for difference in [
+        "replay_policy is Original, not Instant",
+        "inactive_threshold is 3600s, not 0ns",
+        "num_replicas is 1, not 0",
+        "mem_storage is true, not false",
         "the consumer `eye` of the stream `EVENTS`",
         "ack_wait is 30s, not 1s",
         "max_deliver is 3, not -1",

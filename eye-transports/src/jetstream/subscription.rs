@@ -197,7 +197,7 @@ impl Desk {
 
     /// A message has come that was not wanted any more.
     pub(super) async fn refuse(&self, message: async_nats::Message) {
-        if let (None, Some(reply)) = (message.status, message.reply) {
+        if let Some(reply) = message.reply {
             let _ = self.session.client().publish(reply, AckKind::Nak(None).into()).await;
         }
     }

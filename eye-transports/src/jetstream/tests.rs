@@ -232,6 +232,23 @@ async fn a_message_that_is_not_ours_or_damaged_holds_up_nothing() {
     assert_eq!(fixture.consumer().await.num_redelivered, 0);
 }
 
+/// As the server's own words have it. 404 would say that there is no more, 503 that the consumer is of no use.
+#[tokio::test]
+async fn a_message_with_a_status_is_a_message() {
+    let server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    let mut ours = vec![0; record::HEADER_BYTES];
+    record::encode_event(&event(0), &mut ours);
+    record::seal(&mut ours, 0, 1);
+    let subject = format!("eye.{STREAM}.events.store");
+    server.publish_raw(&subject, "NATS/1.0 404 No Messages", &ours);
+    assert_eq!(fixture.next(Outcome::Delivered).await, events(0, 1));
+    server.publish_raw(&subject, "NATS/1.0 503", b"hello");
+    fixture.wait_empty().await;
+    assert_eq!(fixture.dead_letters(&server).await.len(), 1);
+    assert_eq!(fixture.consumer().await.num_redelivered, 0);
+}
+
 #[tokio::test]
 async fn messages_at_hand_are_not_delivered_to_others_however_long_it_takes() {
     let server = NatsServer::start();

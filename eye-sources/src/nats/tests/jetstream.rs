@@ -169,6 +169,23 @@ async fn dead_letters(server: &NatsServer) -> Vec<DeadLetter> {
     config(keys(server)).unwrap().dead_letters().unwrap().page(None).await.unwrap()
 }
 
+/// As the server's own words have it. 404 would say that there is no more, 503 that the consumer is of no use.
+#[tokio::test]
+async fn a_message_with_a_status_is_a_message() {
+    let server = NatsServer::start();
+    let stream = create_stream(&server).await;
+    let fixture = Fixture::start(&server, Told::Settle(Outcome::Delivered), keys(&server)).await;
+    for (name, header) in [("a", "NATS/1.0 503"), ("b", "NATS/1.0 404 No Messages"), ("c", "NATS/1.0 100 \r\nA: b")] {
+        server.publish_raw("events.web", header, event(name).as_bytes());
+    }
+    server.publish_raw("events.web", "NATS/1.0 503", INVALID.as_bytes());
+    wait_settled(&stream, 4).await;
+    assert_eq!(fixture.transport.published_names().concat().len(), 3);
+    assert_eq!(dead_letters(&server).await.len(), 1);
+    assert_eq!(consumer(&stream).await.delivered.consumer_sequence, 4, "none comes again");
+    fixture.stop().await;
+}
+
 #[tokio::test]
 async fn what_is_kept_has_the_id_that_the_event_would_have_had() {
     let server = NatsServer::start();

@@ -217,7 +217,11 @@ async fn a_message_that_is_not_ours_or_damaged_holds_up_nothing() {
     record::encode_event(&event(0), &mut damaged);
     record::seal(&mut damaged, 0, 1);
     damaged[40] ^= 1;
-    for bad in [b"hello".to_vec(), Vec::new(), damaged.clone()] {
+    // Somebody who knows the format.
+    let mut no_json = vec![0; record::HEADER_BYTES];
+    record::encode_event(&event_with(0, "no JSON", "{"), &mut no_json);
+    record::seal(&mut no_json, 0, 1);
+    for bad in [b"hello".to_vec(), Vec::new(), damaged.clone(), no_json.clone()] {
         context.publish(format!("eye.{STREAM}.events.store"), bad.into()).await.unwrap().await.unwrap();
     }
     fixture.publish(events(1, 2)).await;
@@ -226,7 +230,7 @@ async fn a_message_that_is_not_ours_or_damaged_holds_up_nothing() {
     let mut payloads: Vec<Vec<u8>> =
         fixture.dead_letters(&server).await.into_iter().map(|letter| letter.payload).collect();
     payloads.sort();
-    let mut expected = vec![Vec::new(), b"hello".to_vec(), damaged];
+    let mut expected = vec![Vec::new(), b"hello".to_vec(), damaged, no_json];
     expected.sort();
     assert_eq!(payloads, expected);
     assert_eq!(fixture.consumer().await.num_redelivered, 0);

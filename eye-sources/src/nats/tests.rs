@@ -271,6 +271,24 @@ async fn beyond_the_bound_messages_are_dropped_and_requesters_told() {
     assert_eq!(fixture.transport.waiting(), 2);
 }
 
+/// However often it was tried again, there would never be room for it.
+#[tokio::test]
+async fn a_message_larger_than_all_the_room_is_refused_for_good() {
+    let server = NatsServer::start();
+    let mut keys = core(&server);
+    keys["max_pending_bytes"] = json!(2500);
+    keys["max_body_bytes"] = json!(1000);
+    let fixture = Fixture::start(&server, Told::Settle(Outcome::Delivered), keys).await;
+    let reply = fixture.request(" ".repeat(5000)).await;
+    assert_eq!(error_code(&reply), Some("413"));
+    assert!(body(&reply)["detail"].as_str().unwrap().contains("max_body_bytes"), "{reply:?}");
+    // Its headers are not kept, so they need no room.
+    let headers = header_map(&[("A", &"x".repeat(5000))]);
+    let reply = fixture.client.request_with_headers("events.web", headers, event("a").into()).await.unwrap();
+    assert_eq!(error_code(&reply), None);
+    fixture.stop().await;
+}
+
 #[tokio::test]
 async fn a_group_shares_the_messages() {
     let server = NatsServer::start();

@@ -1,12 +1,13 @@
 //! A consumer of a stream: found as it must be, or made.
 
 use async_nats::jetstream::Context;
-use async_nats::jetstream::consumer::{self, IntoConsumerConfig, pull};
+use async_nats::jetstream::consumer::{self, Info, IntoConsumerConfig, pull};
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 
 use crate::settings::{Missing, Setting, differences};
 
-/// The consumer as it must be; it is made where there is none. `way_out` says what to do about one with other settings.
+/// The consumer as it must be, and how it is; it is made where there is none. `way_out` says what to do about one with
+/// other settings.
 ///
 /// # Errors
 /// [`Missing::ForGood`] when it has other settings, else [`Missing::Yet`].
@@ -16,7 +17,7 @@ pub async fn find(
     name: &str,
     wanted: &pull::Config,
     way_out: &str,
-) -> Result<(), Missing> {
+) -> Result<Info, Missing> {
     let yet = |error: String| Missing::Yet(format!("stream `{stream_name}`, consumer `{name}`: {error}"));
     let stream = context.get_stream_no_info(stream_name).await.map_err(|error| yet(error.to_string()))?;
     let info = match stream.consumer_info(name).await {
@@ -33,14 +34,14 @@ pub async fn find(
     let found = settings(&info.config);
     let different = differences(&found, &settings(&wanted.clone().into_consumer_config()));
     if different.is_empty() {
-        return Ok(());
+        return Ok(info);
     }
     Err(Missing::ForGood(format!(
         "the consumer `{name}` of the stream `{stream_name}` has other settings: {different}; {way_out}"
     )))
 }
 
-/// The settings that say which messages come, and when.
+/// The settings that say which messages come and when, and how safely the server keeps what became of them.
 fn settings(config: &consumer::Config) -> Vec<Setting> {
     vec![
         ("deliver_subject", format!("{:?}", config.deliver_subject)),
@@ -56,5 +57,9 @@ fn settings(config: &consumer::Config) -> Vec<Setting> {
         ("max_batch", config.max_batch.to_string()),
         ("max_bytes", config.max_bytes.to_string()),
         ("max_expires", format!("{:?}", config.max_expires)),
+        ("replay_policy", format!("{:?}", config.replay_policy)),
+        ("inactive_threshold", format!("{:?}", config.inactive_threshold)),
+        ("num_replicas", config.num_replicas.to_string()),
+        ("mem_storage", config.memory_storage.to_string()),
     ]
 }

@@ -67,6 +67,12 @@ impl Request {
     }
 }
 
+/// Whether it is the server that speaks, and not a publisher. A message of a stream may have a status line, too, if its
+/// publisher gave it one; but it has a subject to be acknowledged at.
+pub fn is_word(message: &Message) -> bool {
+    message.status.is_some() && message.reply.is_none()
+}
+
 /// The server says that a request has ended: whether because there is nothing more to be given.
 ///
 /// # Errors

@@ -26,7 +26,7 @@ use crate::decode::{Framing, NewIds};
 use crate::handover::Handled;
 
 use super::NatsConfig;
-use super::message::{Body, Intake, MAX_GROUP_BYTES, MAX_GROUP_MESSAGES, framing, message_id};
+use super::message::{Body, Intake, MAX_GROUP_BYTES, MAX_GROUP_MESSAGES, framing, message_id, readable};
 use super::unread::Unread;
 
 /// What a message takes in memory beside itself, about.
@@ -133,7 +133,7 @@ struct Group {
 /// One message.
 struct Part {
     bytes: usize,
-    framing: Option<Framing>,
+    framing: Framing,
     new_ids: NewIds,
     /// Where the answer is expected, if anywhere.
     reply: Option<Subject>,
@@ -144,12 +144,17 @@ impl Desk {
     /// word to requesters.
     async fn accept(&mut self, message: Message) {
         self.office.unread.note_read();
-        let bytes = message.length + OVERHEAD_BYTES;
-        let room = self.room.clone().try_acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX));
+        let (bytes, framing) = (message.payload.len(), framing(message.headers.as_ref()));
+        // Refused before there is room for it: there might never be.
+        let framing = match readable(framing, bytes, self.office.intake.max_body_bytes) {
+            Ok(framing) => framing,
+            Err(answer) => return self.office.refuse(message.reply, answer).await,
+        };
+        let needed = u32::try_from(bytes + OVERHEAD_BYTES).unwrap_or(u32::MAX);
+        let room = self.room.clone().try_acquire_many_owned(needed);
         match (room, message.reply) {
             (Ok(room), reply) => {
                 let new_ids = message_id(message.headers.as_ref()).map_or(NewIds::Minted, NewIds::From);
-                let (bytes, framing) = (message.payload.len(), framing(message.headers.as_ref()));
                 self.add(&message.payload, Part { bytes, framing, new_ids, reply }, room);
             }
             (Err(_), Some(reply)) => self.office.answer(reply, Answer::retry(RETRY_AFTER, NO_ROOM)).await,
@@ -230,8 +235,11 @@ impl Office {
     async fn take(&self, group: Group) {
         let Group { text, parts, room } = group;
         let mut text = text.freeze();
-        let body =
-            |part: &Part| Body { payload: text.split_to(part.bytes), framing: part.framing, new_ids: part.new_ids };
+        let body = |part: &Part| Body {
+            payload: text.split_to(part.bytes),
+            framing: Some(part.framing),
+            new_ids: part.new_ids,
+        };
         let bodies = parts.iter().map(body).collect();
         let handled = self.intake.take(bodies, room).await;
         let mut lost = 0;
@@ -243,6 +251,14 @@ impl Office {
             }
         }
         self.note_lost(NOT_STORED, lost);
+    }
+
+    /// Nothing is taken of the message.
+    async fn refuse(&self, reply: Option<Subject>, answer: Answer) {
+        self.intake.note_refused(&answer);
+        if let Some(reply) = reply {
+            self.answer(reply, answer).await;
+        }
     }
 
     async fn answer(&self, reply: Subject, answer: Answer) {

@@ -20,7 +20,7 @@ use eye_nats::connection::{self, Change, Server, flush};
 use eye_nats::consumer;
 use eye_nats::dead_letters::{Keeper, Refused};
 use eye_nats::place::Place;
-use eye_nats::pull::{Address, Request, is_over};
+use eye_nats::pull::{Address, Request, is_over, is_word};
 use eye_nats::settings::Missing;
 use futures_util::stream::ReadyChunks;
 use futures_util::{FutureExt, StreamExt};
@@ -197,7 +197,7 @@ impl Desk {
                     ready = messages.next() => ready.ok_or("the NATS client has given up")?,
                     () = sleep_until(request.until) => break,
                 };
-                let (ready, words): (Vec<_>, Vec<_>) = ready.into_iter().partition(|message| message.status.is_none());
+                let (words, ready): (Vec<_>, Vec<_>) = ready.into_iter().partition(is_word);
                 asked = request.less(ready.len());
                 self.hand_on(ready, &mut room, dead_letters);
                 for word in words {

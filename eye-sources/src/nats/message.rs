@@ -42,8 +42,7 @@ impl Intake {
             match body {
                 Ok(body) => decoded.push(body),
                 Err(answer) => {
-                    let problem = answer.status().canonical_reason().unwrap_or("refused");
-                    self.handover.outlet.refusals().note([Refusal { part: "message", problem }]);
+                    self.note_refused(&answer);
                     refused.push((index, answer));
                 }
             }
@@ -53,6 +52,12 @@ impl Intake {
             handled.insert(index, answer.into());
         }
         handled
+    }
+
+    /// Notes a message of which nothing was taken.
+    pub(super) fn note_refused(&self, answer: &Answer) {
+        let problem = answer.status().canonical_reason().unwrap_or("refused");
+        self.handover.outlet.refusals().note([Refusal { part: "message", problem }]);
     }
 
     /// `Err` where nothing can be taken of the whole message.
@@ -74,13 +79,22 @@ impl Intake {
 }
 
 fn read(body: &Body, max_body_bytes: u32, limits: &EventLimits, received_at: Timestamp) -> Result<Decoded, Answer> {
-    let framing = body.framing.ok_or_else(unsupported_content_type)?;
-    if body.payload.len() > max_body_bytes as usize {
+    let framing = readable(body.framing, body.payload.len(), max_body_bytes)?;
+    let decoded = decode(&body.payload, framing, received_at, limits, body.new_ids);
+    decoded.map_err(|error| Answer::failure(StatusCode::BAD_REQUEST, &error.to_string()))
+}
+
+/// How to read so many bytes.
+///
+/// # Errors
+/// The answer to a message that need not be read to be refused.
+pub(super) fn readable(framing: Option<Framing>, bytes: usize, max_body_bytes: u32) -> Result<Framing, Answer> {
+    let framing = framing.ok_or_else(unsupported_content_type)?;
+    if bytes > max_body_bytes as usize {
         let detail = format!("A message may have at most {max_body_bytes} bytes (`max_body_bytes`).");
         return Err(Answer::failure(StatusCode::PAYLOAD_TOO_LARGE, &detail));
     }
-    let decoded = decode(&body.payload, framing, received_at, limits, body.new_ids);
-    decoded.map_err(|error| Answer::failure(StatusCode::BAD_REQUEST, &error.to_string()))
+    Ok(framing)
 }
 
 /// By the media type of the header `Content-Type`; without one, it is JSON.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 mod jetstream;
+mod login;
 
 use super::message::Body;
 use super::*;
@@ -271,6 +272,24 @@ async fn beyond_the_bound_messages_are_dropped_and_requesters_told() {
     assert_eq!(fixture.transport.waiting(), 2);
 }
 
+/// However often it was tried again, there would never be room for it.
+#[tokio::test]
+async fn a_message_larger_than_all_the_room_is_refused_for_good() {
+    let server = NatsServer::start();
+    let mut keys = core(&server);
+    keys["max_pending_bytes"] = json!(2500);
+    keys["max_body_bytes"] = json!(1000);
+    let fixture = Fixture::start(&server, Told::Settle(Outcome::Delivered), keys).await;
+    let reply = fixture.request(" ".repeat(5000)).await;
+    assert_eq!(error_code(&reply), Some("413"));
+    assert!(body(&reply)["detail"].as_str().unwrap().contains("max_body_bytes"), "{reply:?}");
+    // Its headers are not kept, so they need no room.
+    let headers = header_map(&[("A", &"x".repeat(5000))]);
+    let reply = fixture.client.request_with_headers("events.web", headers, event("a").into()).await.unwrap();
+    assert_eq!(error_code(&reply), None);
+    fixture.stop().await;
+}
+
 #[tokio::test]
 async fn a_group_shares_the_messages() {
     let server = NatsServer::start();
@@ -339,75 +358,6 @@ async fn a_source_stops_while_its_server_is_away() {
     let server = NatsServer::new(&[]);
     let fixture = Fixture::start_unready(&server, Told::Settle(Outcome::Delivered), core(&server)).await;
     fixture.stop().await;
-}
-
-/// The states in which a source with these keys ends up at a server with user and password.
-async fn state_at(server: &NatsServer, keys: Value) -> State {
-    let fixture = Fixture::start_unready(server, Told::Settle(Outcome::Delivered), keys).await;
-    eventually("a state", DEADLINE, async || fixture.state() != State::Starting).await;
-    fixture.state()
-}
-
-#[tokio::test]
-async fn who_logs_in_is_let_in() {
-    let server = NatsServer::start_with(&["--user", "e:e", "--pass", "p@ss/word"]);
-    let with = |keys: Value| {
-        let mut all = core(&server);
-        all.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
-        all
-    };
-    let url = format!("nats://e%3Ae:p%40ss%2Fword@127.0.0.1:{}", server.port());
-    assert_eq!(state_at(&server, with(json!({"url": url}))).await, State::Ready);
-    assert_eq!(state_at(&server, with(json!({"user": "e:e", "password": "p@ss/word"}))).await, State::Ready);
-    let State::Unavailable { reason } = state_at(&server, with(json!({"user": "e:e", "password": "wrong"}))).await
-    else {
-        panic!("a wrong password opens")
-    };
-    assert_eq!(reason, format!("no connection to 127.0.0.1:{}: authorization violation", server.port()));
-
-    let server = NatsServer::start_with(&["--auth", "t:oken"]);
-    let url = format!("nats://t%3Aoken@127.0.0.1:{}", server.port());
-    assert_eq!(state_at(&server, json!({"url": url, "mode": "core", "subjects": ["a"]})).await, State::Ready);
-    let keys = json!({"url": server.url(), "token": "t:oken", "mode": "core", "subjects": ["a"]});
-    assert_eq!(state_at(&server, keys).await, State::Ready);
-}
-
-#[tokio::test]
-async fn tls_that_was_asked_for_is_not_left_out() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = |name: &str, content: String| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, content).unwrap();
-        path.display().to_string()
-    };
-    let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let certificate = file("server.pem", certified.cert.pem());
-    let key = file("server.key", certified.signing_key.serialize_pem());
-    let with_tls = NatsServer::start_with(&["--tls", "--tlscert", &certificate, "--tlskey", &key]);
-    let without = NatsServer::start();
-    let keys = |url: String, ca_file: &str| json!({"url": url, "mode": "core", "subjects": ["a"], "ca_file": ca_file});
-    let tls_url = |server: &NatsServer| server.url().replace("nats:", "tls:");
-
-    assert_eq!(state_at(&with_tls, keys(tls_url(&with_tls), &certificate)).await, State::Ready);
-    for (server, ca_file) in [(&with_tls, ""), (&without, &*certificate)] {
-        let state = state_at(server, keys(tls_url(server), ca_file)).await;
-        assert!(matches!(state, State::Unavailable { .. }), "{state:?}");
-    }
-}
-
-#[tokio::test]
-async fn a_subject_that_is_forbidden_is_told() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("nats.conf");
-    let permissions = "publish: \">\", subscribe: {deny: \"events.>\"}";
-    let users = format!("authorization {{users: [{{user: eye, password: eye, permissions: {{{permissions}}}}}]}}");
-    std::fs::write(&path, users).unwrap();
-    let server = NatsServer::start_with(&["-c", &path.display().to_string()]);
-    let mut keys = core(&server);
-    keys["user"] = json!("eye");
-    keys["password"] = json!("eye");
-    let State::Unavailable { reason } = state_at(&server, keys).await else { panic!("it is ready") };
-    assert!(reason.contains("Permissions Violation for Subscription to \"events.>\""), "{reason}");
 }
 
 #[test]

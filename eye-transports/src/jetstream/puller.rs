@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Subscriber;
-use eye_nats::pull::{Address, Request, is_over};
+use eye_nats::pull::{Address, Request, is_over, is_word};
 use futures_util::{FutureExt, StreamExt};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
@@ -85,7 +85,7 @@ async fn pull(desk: &Arc<Desk>) -> Result<Ended, String> {
         tokio::select! {
             message = messages.next() => {
                 let message = message.ok_or("the NATS client has given up")?;
-                if message.status.is_none() {
+                if !is_word(&message) {
                     desk.accept(message);
                     asked = asked.and_then(|asked| asked.less(1));
                 } else if is_over(&message)? {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_nats::Client;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
-use async_nats::jetstream::stream::{Config, RetentionPolicy};
+use async_nats::jetstream::stream::{Config, Info, RetentionPolicy};
 use eye_core::transport::Custody;
 use eye_nats::connection::Change;
 use eye_nats::dead_letters::Keeper;
@@ -213,8 +213,9 @@ impl Session {
                 is_connected.send_replace(true);
             }
             Change::Lost => {
-                self.set(State::Away("the connection was lost".to_owned()));
+                // First: what was seen on it, nobody notes after this.
                 is_connected.send_replace(false);
+                self.set(State::Away("the connection was lost".to_owned()));
             }
             Change::Failed(reason) => self.set(State::Away(reason)),
             // It was not acknowledged, so it comes again.
@@ -229,11 +230,11 @@ impl Session {
             if connection.wait_for(|is_connected| *is_connected).await.is_err() {
                 return self.set(State::Broken("the NATS client has given up".to_owned()));
             }
-            connection.mark_unchanged();
+            let this = connection.clone();
             tokio::select! {
                 biased;
                 _ = connection.changed() => {}
-                missing = self.work() => match missing {
+                missing = self.work(&this) => match missing {
                     Missing::ForGood(reason) => return self.set(State::Broken(reason)),
                     Missing::Yet(reason) => {
                         self.set(State::Away(reason));
@@ -244,27 +245,43 @@ impl Session {
         }
     }
 
-    /// Until something is missing.
-    async fn work(&self) -> Missing {
-        let made_at = match self.find().await {
-            Ok(made_at) => made_at,
-            Err(missing) => return missing,
-        };
+    /// Looks at it all again and again, until something is not as it must be.
+    async fn work(&self, connection: &watch::Receiver<bool>) -> Missing {
+        let name = self.stream_name();
+        let mut made_at = None;
         loop {
-            match self.tick(made_at).await {
-                Ok(state) => self.set(state),
-                Err(reason) => return Missing::Yet(reason),
+            let info = match self.find().await {
+                Ok(info) => info,
+                Err(missing) => return missing,
+            };
+            if *made_at.get_or_insert(info.created) != info.created {
+                tracing::error!(
+                    stream = name,
+                    "somebody has deleted the stream and made it again: what it held is lost"
+                );
+                return Missing::Yet(format!("the stream `{name}` is another one"));
             }
+            self.see(connection, info.state.bytes);
             sleep(TICK).await;
         }
     }
 
-    /// The stream, the consumers, and where dead letters are kept; when the stream was made.
-    async fn find(&self) -> Result<i128, Missing> {
+    /// All is there, with so many bytes in the stream. That does not count any more once the connection has changed.
+    pub(super) fn see(&self, connection: &watch::Receiver<bool>, bytes: u64) {
+        // Held meanwhile: it does not change in between.
+        let connection = connection.borrow();
+        if !connection.has_changed() {
+            self.set(self.room(bytes));
+        }
+    }
+
+    /// The stream, the consumers, and where dead letters are kept: as they must be, or made.
+    async fn find(&self) -> Result<Info, Missing> {
         let way_out = "change it with `nats stream edit`, or the keys below [transport]";
         let info = stream::find(&self.context, &self.stream, &[], way_out).await?;
         self.dead_letters.find().await?;
-        for name in &self.sinks() {
+        let consumers = self.consumers().clone();
+        for (name, counts) in &consumers {
             let wanted = pull::Config {
                 durable_name: Some(name.clone()),
                 ack_policy: AckPolicy::Explicit,
@@ -275,30 +292,10 @@ impl Session {
                 ..pull::Config::default()
             };
             let way_out = "change it with `nats consumer edit`, or the keys below [transport]";
-            consumer::find(&self.context, self.stream_name(), name, &wanted, way_out).await?;
-        }
-        Ok(info.created.unix_timestamp_nanos())
-    }
-
-    /// Sees that all is still there, and what room there is.
-    ///
-    /// # Errors
-    /// What is missing.
-    async fn tick(&self, made_at: i128) -> Result<State, String> {
-        let name = self.stream_name();
-        let stream = self.context.get_stream(name).await.map_err(|error| format!("stream `{name}`: {error}"))?;
-        let info = stream.cached_info();
-        if info.created.unix_timestamp_nanos() != made_at {
-            tracing::error!(stream = name, "somebody has deleted the stream and made it again: what it held is lost");
-            return Err(format!("the stream `{name}` is another one"));
-        }
-        let consumers = self.consumers().clone();
-        for (consumer, counts) in &consumers {
-            let found = stream.consumer_info(consumer).await;
-            let found = found.map_err(|error| format!("stream `{name}`, consumer `{consumer}`: {error}"))?;
+            let found = consumer::find(&self.context, self.stream_name(), name, &wanted, way_out).await?;
             counts.in_stream.store(found.num_pending + found.num_ack_pending as u64, Relaxed);
         }
-        Ok(self.room(info.state.bytes))
+        Ok(info)
     }
 
     /// A stream that was full is so until a sixteenth of it is free: it does not flicker.

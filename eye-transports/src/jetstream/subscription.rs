@@ -15,6 +15,7 @@ use eye_core::event::Event;
 use eye_core::transport::{Delivery, Subscription};
 use eye_nats::connection::flush;
 use eye_nats::dead_letters::Refused;
+use serde_json::value::RawValue;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
@@ -43,7 +44,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// How long the end waits until the server has heard what became of the last messages.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
 
-const NOT_A_RECORD: &str = "not events of The Eye, or damaged: the checksum is wrong";
+const NOT_A_RECORD: &str = "not events of The Eye, or damaged";
 
 pub(super) struct JetStreamSubscription {
     desk: Arc<Desk>,
@@ -197,7 +198,7 @@ impl Desk {
 
     /// A message has come that was not wanted any more.
     pub(super) async fn refuse(&self, message: async_nats::Message) {
-        if let (None, Some(reply)) = (message.status, message.reply) {
+        if let Some(reply) = message.reply {
             let _ = self.session.client().publish(reply, AckKind::Nak(None).into()).await;
         }
     }
@@ -388,10 +389,13 @@ impl Desk {
     }
 }
 
-/// The events of a message; `None` when it is not one of ours, or damaged.
+/// The events of a message; `None` when it is not one of ours, or damaged. A right checksum does not say who wrote it: an
+/// event whose data is no JSON could never be written as a dead letter.
 fn decode(payload: &[u8]) -> Option<Vec<Event>> {
-    match record::parse(payload) {
-        Parsed::Whole(record) if record.size_bytes() == payload.len() => record.events(),
-        _ => None,
-    }
+    let events = match record::parse(payload) {
+        Parsed::Whole(record) if record.size_bytes() == payload.len() => record.events()?,
+        _ => return None,
+    };
+    let is_json = |event: &Event| serde_json::from_str::<&RawValue>(event.data()).is_ok();
+    events.iter().all(is_json).then_some(events)
 }

@@ -1,11 +1,13 @@
 use async_nats::Client;
+use async_nats::jetstream;
+use async_nats::jetstream::consumer::{FromConsumer, Info, pull};
 use async_nats::jetstream::stream::{Config, Stream};
-use async_nats::jetstream::{self, consumer::Info};
 use eye_core::batch::BatchLimits;
 use eye_core::health::{HealthBoard, State as Health};
 use eye_core::testkit::{self, assert_same_events, event, event_with, events};
 use eye_core::transport::Delivery;
 use eye_harness::{NatsServer, eventually};
+use eye_nats::connection::Change;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -237,7 +239,11 @@ async fn a_message_that_is_not_ours_or_damaged_holds_up_nothing() {
     record::encode_event(&event(0), &mut damaged);
     record::seal(&mut damaged, 0, 1);
     damaged[40] ^= 1;
-    for bad in [b"hello".to_vec(), Vec::new(), damaged.clone()] {
+    // Somebody who knows the format.
+    let mut no_json = vec![0; record::HEADER_BYTES];
+    record::encode_event(&event_with(0, "no JSON", "{"), &mut no_json);
+    record::seal(&mut no_json, 0, 1);
+    for bad in [b"hello".to_vec(), Vec::new(), damaged.clone(), no_json.clone()] {
         context.publish(format!("eye.{STREAM}.events.store"), bad.into()).await.unwrap().await.unwrap();
     }
     fixture.publish(events(1, 2)).await;
@@ -246,9 +252,26 @@ async fn a_message_that_is_not_ours_or_damaged_holds_up_nothing() {
     let mut payloads: Vec<Vec<u8>> =
         fixture.dead_letters(&server).await.into_iter().map(|letter| letter.payload).collect();
     payloads.sort();
-    let mut expected = vec![Vec::new(), b"hello".to_vec(), damaged];
+    let mut expected = vec![Vec::new(), b"hello".to_vec(), damaged, no_json];
     expected.sort();
     assert_eq!(payloads, expected);
+    assert_eq!(fixture.consumer().await.num_redelivered, 0);
+}
+
+/// As the server's own words have it. 404 would say that there is no more, 503 that the consumer is of no use.
+#[tokio::test]
+async fn a_message_with_a_status_is_a_message() {
+    let server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    let mut ours = vec![0; record::HEADER_BYTES];
+    record::encode_event(&event(0), &mut ours);
+    record::seal(&mut ours, 0, 1);
+    let subject = format!("eye.{STREAM}.events.store");
+    server.publish_raw(&subject, "NATS/1.0 404 No Messages", &ours);
+    assert_eq!(fixture.next(Outcome::Delivered).await, events(0, 1));
+    server.publish_raw(&subject, "NATS/1.0 503", b"hello");
+    fixture.wait_empty().await;
+    assert_eq!(fixture.dead_letters(&server).await.len(), 1);
     assert_eq!(fixture.consumer().await.num_redelivered, 0);
 }
 
@@ -457,6 +480,54 @@ async fn a_stream_or_consumer_with_other_settings_is_an_error_that_names_them() 
     let other = Fixture::start_unready(&server, keys).await;
     let error = tokio::time::timeout(DEADLINE, other.watch).await.unwrap().unwrap().to_string();
     assert!(error.contains("discard is Old, not New") && error.contains("max_age is 600s, not 0ns"), "{error}");
+}
+
+/// They would lose events, or keep them from the sink, on the connection that there is.
+#[tokio::test]
+async fn settings_that_somebody_changes_meanwhile_are_an_error_and_nothing_is_taken_any_more() {
+    let end = async |change: &dyn Fn(&mut Config, &mut pull::Config)| {
+        let server = NatsServer::start();
+        let fixture = Fixture::start(&server).await;
+        let stream = fixture.stream().await;
+        let mut of_stream = stream.cached_info().config.clone();
+        let of_consumer = stream.get_consumer::<pull::Config>("store").await.unwrap().cached_info().config.clone();
+        let mut of_consumer = pull::Config::try_from_consumer_config(of_consumer).unwrap();
+        change(&mut of_stream, &mut of_consumer);
+        jetstream::new(fixture.client.clone()).update_stream(of_stream).await.unwrap();
+        stream.create_consumer(of_consumer).await.unwrap();
+        let error = tokio::time::timeout(DEADLINE, fixture.watch).await.unwrap().unwrap().to_string();
+        assert!(matches!(fixture.transport.publish(events(0, 1)).await, Err(PublishError::Closed)));
+        error
+    };
+    let error = end(&|stream, _| stream.discard = jetstream::stream::DiscardPolicy::Old).await;
+    assert!(error.contains("the stream `EYE` has other settings: discard is Old, not New;"), "{error}");
+    let error = end(&|stream, _| stream.max_age = Duration::from_secs(600)).await;
+    assert!(error.contains("the stream `EYE` has other settings: max_age is 600s, not 0ns;"), "{error}");
+    let error = end(&|_, consumer| consumer.max_deliver = 3).await;
+    assert!(error.contains("the consumer `store` of the stream `EYE` has other settings: max_deliver is 3"), "{error}");
+}
+
+#[tokio::test]
+async fn what_was_seen_on_a_connection_does_not_count_once_it_is_lost() {
+    let server = NatsServer::new(&[]);
+    let config = config(keys(&server)).unwrap();
+    let client = async_nats::ConnectOptions::new().retry_on_initial_connect().connect(server.url()).await.unwrap();
+    let keeper = Keeper::new(client.clone(), STREAM, 1);
+    let session = Arc::new(Session::new(jetstream::new(client), &config, keeper));
+    let (is_connected, mut connection) = watch::channel(false);
+    let mut note = session.clone().note(is_connected);
+    for is_there_again in [false, true] {
+        note(Change::Connected);
+        connection.borrow_and_update();
+        session.see(&connection, 0);
+        assert_eq!(session.state(), State::Here);
+        note(Change::Lost);
+        if is_there_again {
+            note(Change::Connected);
+        }
+        session.see(&connection, 0);
+        assert!(matches!(session.state(), State::Away(_)), "{:?}", session.state());
+    }
 }
 
 #[tokio::test]

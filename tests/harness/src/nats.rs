@@ -1,6 +1,6 @@
 //! A NATS server with JetStream, a process of its own.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -86,6 +86,24 @@ impl NatsServer {
     /// Ends a [`pause`](Self::pause).
     pub fn resume(&mut self) {
         self.process.resume();
+    }
+
+    /// Publishes a message with this header, its first line included, as no client library would write it, and waits
+    /// until the server has it.
+    ///
+    /// # Panics
+    /// When the server does not take it.
+    pub fn publish_raw(&self, subject: &str, header: &str, payload: &[u8]) {
+        let header = format!("{header}\r\n\r\n");
+        let (header_bytes, bytes) = (header.len(), header.len() + payload.len());
+        let head = format!("CONNECT {{\"headers\":true}}\r\nHPUB {subject} {header_bytes} {bytes}\r\n{header}");
+        let talk = [head.as_bytes(), payload, b"\r\nPING\r\n"].concat();
+        let mut connection = TcpStream::connect(("127.0.0.1", self.port)).expect("nats-server listens");
+        connection.set_read_timeout(Some(DEADLINE)).expect("it is not zero");
+        connection.write_all(&talk).expect("nats-server reads");
+        let mut lines = BufReader::new(connection).lines().map(|line| line.expect("nats-server answers"));
+        let word = lines.find(|line| line.starts_with("PONG") || line.starts_with("-ERR"));
+        assert_eq!(word.as_deref(), Some("PONG"));
     }
 
     /// Where its files are.

@@ -2,7 +2,7 @@ use std::collections::HashSet;
 
 use async_nats::Subscriber;
 use async_nats::jetstream;
-use async_nats::jetstream::consumer::{AckPolicy, Info, pull};
+use async_nats::jetstream::consumer::{AckPolicy, Info, ReplayPolicy, pull};
 use async_nats::jetstream::stream::Stream;
 use eye_core::dead_letter::DeadLetter;
 use futures_util::StreamExt;
@@ -169,6 +169,23 @@ async fn dead_letters(server: &NatsServer) -> Vec<DeadLetter> {
     config(keys(server)).unwrap().dead_letters().unwrap().page(None).await.unwrap()
 }
 
+/// As the server's own words have it. 404 would say that there is no more, 503 that the consumer is of no use.
+#[tokio::test]
+async fn a_message_with_a_status_is_a_message() {
+    let server = NatsServer::start();
+    let stream = create_stream(&server).await;
+    let fixture = Fixture::start(&server, Told::Settle(Outcome::Delivered), keys(&server)).await;
+    for (name, header) in [("a", "NATS/1.0 503"), ("b", "NATS/1.0 404 No Messages"), ("c", "NATS/1.0 100 \r\nA: b")] {
+        server.publish_raw("events.web", header, event(name).as_bytes());
+    }
+    server.publish_raw("events.web", "NATS/1.0 503", INVALID.as_bytes());
+    wait_settled(&stream, 4).await;
+    assert_eq!(fixture.transport.published_names().concat().len(), 3);
+    assert_eq!(dead_letters(&server).await.len(), 1);
+    assert_eq!(consumer(&stream).await.delivered.consumer_sequence, 4, "none comes again");
+    fixture.stop().await;
+}
+
 #[tokio::test]
 async fn what_is_kept_has_the_id_that_the_event_would_have_had() {
     let server = NatsServer::start();
@@ -277,6 +294,10 @@ async fn a_consumer_with_other_settings_is_an_error() {
         durable_name: Some("eye".to_owned()),
         ack_policy: AckPolicy::Explicit,
         max_deliver: 3,
+        replay_policy: ReplayPolicy::Original,
+        inactive_threshold: Duration::from_secs(3600),
+        num_replicas: 1,
+        memory_storage: true,
         filter_subject: "others".to_owned(),
         ..Default::default()
     };
@@ -284,6 +305,10 @@ async fn a_consumer_with_other_settings_is_an_error() {
     let fixture = Fixture::start_unready(&server, Told::Settle(Outcome::Delivered), keys(&server)).await;
     let error = tokio::time::timeout(DEADLINE, fixture.running).await.unwrap().unwrap().unwrap_err().to_string();
     for difference in [
+        "replay_policy is Original, not Instant",
+        "inactive_threshold is 3600s, not 0ns",
+        "num_replicas is 1, not 0",
+        "mem_storage is true, not false",
         "the consumer `eye` of the stream `EVENTS`",
         "ack_wait is 30s, not 1s",
         "max_deliver is 3, not -1",

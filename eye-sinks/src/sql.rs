@@ -52,7 +52,8 @@ trait Driver: fmt::Display + Send + Sync + 'static {
 
     /// Stores all events or none, and counts those that are new in the same transaction; those that are there already
     /// stay as they are. Says how many were new. The events are in the order of their keys, each key once. Where the
-    /// database refused them the connection must be fit for the next batch; after any other error it is closed.
+    /// database may have refused them the connection must be fit for the next batch, or be in a transaction as far as it
+    /// knows; after any other error it is closed.
     fn insert(
         &self,
         connection: &mut Self::Connection,
@@ -111,8 +112,9 @@ impl<D: Driver> SqlSink<D> {
         sorted.sort_unstable_by_key(Event::key);
         sorted.dedup_by_key(|event| event.key());
         let inserted = self.driver.insert(lease.connection(), &sorted).await;
-        // A refusal is no fault of the connection, and finding the events at fault takes many writes.
-        if inserted.as_ref().map_or_else(error::is_refusal, |_| true) {
+        // What may be the events' fault is none of the connection, and finding those at fault takes many writes.
+        let is_fit = inserted.as_ref().map_or_else(error::may_be_refusal, |_| true);
+        if is_fit && !lease.connection().is_in_transaction() {
             lease.give_back();
         }
         inserted.map(|new| {

@@ -187,7 +187,8 @@ impl Store {
             }
             Kind::Postgres => {
                 let sql = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
-                     $$ BEGIN IF NEW.name = 'refused' THEN RAISE EXCEPTION 'no such name'; END IF; RETURN NEW; END $$";
+                     $$ BEGIN IF NEW.name = 'refused' THEN RAISE EXCEPTION 'no such name' USING ERRCODE = 'EY001';
+                     END IF; RETURN NEW; END $$";
                 self.sql(sql).await;
                 self.sql("CREATE TRIGGER refuse BEFORE INSERT ON event FOR EACH ROW EXECUTE FUNCTION refuse()").await;
             }

@@ -149,7 +149,8 @@ impl Log {
             format!("the queue holds {} bytes (transport.max_bytes = {})", state.on_disk(), self.max_bytes)
         } else if state.free < waiting.saturating_add(self.min_free_bytes) {
             format!("the disk has {} bytes free (transport.min_free_bytes = {})", state.free, self.min_free_bytes)
-        } else if waiting > MAX_WAITING_BYTES {
+        } else if waiting > MAX_WAITING_BYTES && state.waiting > 0 {
+            // One that is larger by itself is taken once nothing else waits.
             format!("{} bytes wait for the disk", state.waiting)
         } else {
             state.waiting = waiting;

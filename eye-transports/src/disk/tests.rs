@@ -440,6 +440,41 @@ async fn an_end_that_is_not_whole_is_set_aside_and_written_behind() {
     assert_eq!(fs::metadata(kept).unwrap().len(), length as u64 - 1);
 }
 
+/// A kill at that moment would leave a cursor before the oldest segment, as if what that had were lost.
+#[tokio::test]
+async fn cursors_that_found_no_room_are_saved_once_segments_have_made_some() {
+    let folder = folder();
+    let config = config(&folder);
+    three_records(&config).await;
+    let segment = segments(&config).remove(0);
+    let log = Arc::new(Log::open(&config.path, config.max_bytes, config.min_free_bytes).unwrap());
+    log.subscribe("store").unwrap();
+    log.start();
+    log.ack("store", 6);
+    // There is no room as long as the segment is there.
+    fs::remove_file(&segment).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &segment).unwrap();
+    std::os::unix::fs::symlink(&segment, config.path.join("cursors.unfinished")).unwrap();
+    assert!(log.save_cursors().is_err());
+    let queue = mpsc::channel().1;
+    Appender::new(log, watch::channel(0).0, watch::channel(Status::Ready).0).run(&queue);
+    let saved = fs::read_to_string(config.path.join("cursors")).unwrap();
+    assert!(saved.contains("\"store\":6"), "{saved}");
+}
+
+#[tokio::test]
+async fn a_request_larger_than_what_may_wait_is_taken_when_nothing_waits() {
+    let folder = folder();
+    let config = DiskConfig { max_bytes: 1 << 30, ..config(&folder) };
+    let log = Log::open(&config.path, config.max_bytes, config.min_free_bytes).unwrap();
+    let large = 65 << 20;
+    log.reserve(1).unwrap();
+    assert!(log.reserve(large).unwrap_err().contains("wait for the disk"));
+    log.release(1);
+    log.reserve(large).unwrap();
+    assert!(log.reserve(1).unwrap_err().contains("wait for the disk"));
+}
+
 /// What comes after the end was damaged has numbers that no sink has seen, or it would be skipped.
 #[tokio::test]
 async fn what_follows_a_lost_end_is_delivered() {

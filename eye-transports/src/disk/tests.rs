@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Instant;
@@ -438,6 +439,23 @@ async fn an_end_that_is_not_whole_is_set_aside_and_written_behind() {
     assert_eq!(next(&mut *subscription, Outcome::Delivered).await, [events(0, 4), events(10, 12)].concat());
     let kept = config.path.join(format!("damaged/{:020}-{}.bin", 0, length * 2));
     assert_eq!(fs::metadata(kept).unwrap().len(), length as u64 - 1);
+}
+
+/// A write that was cut off, in a segment that has nothing else and so gets its name again.
+#[tokio::test]
+async fn an_end_that_cannot_be_set_aside_hides_nothing_that_comes_after_it() {
+    let folder = folder();
+    let config = config(&folder);
+    fs::create_dir(&config.path).unwrap();
+    fs::write(config.path.join(format!("{:020}.log", 0)), [0xFE; 30]).unwrap();
+    fs::write(config.path.join("damaged"), "in the way").unwrap();
+    let transport = open(&config).await;
+    let mut reader = reader::Reader::new(transport.log.clone(), "store".to_owned(), 0);
+    let mut ahead = VecDeque::new();
+    reader.read(WIDE, &mut ahead).unwrap();
+    commit(&transport, 0, 5).await;
+    reader.read(WIDE, &mut ahead).unwrap();
+    assert_eq!(ahead.into_iter().map(|(_, event)| event).collect::<Vec<_>>(), events(0, 5));
 }
 
 /// A kill at that moment would leave a cursor before the oldest segment, as if what that had were lost.

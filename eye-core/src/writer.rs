@@ -1,5 +1,6 @@
 //! Takes batches from a subscription and writes them to one sink: the only retry loop in the project.
 
+use std::collections::VecDeque;
 use std::iter::repeat_n;
 use std::ops::Range;
 use std::pin::pin;
@@ -49,6 +50,10 @@ const MAX_AFTER: Duration = Duration::from_secs(60);
 
 /// How often a batch is tried when the sink cannot say what is wrong, before it is halved.
 const UNKNOWN_TRIES: u32 = 3;
+
+/// So many events from all over a batch, each alone, before an error of unknown kind is taken for an outage. Not a time:
+/// over a slow link the same batch would come to the same end each time, and never get on.
+const MAX_SUSPECTS: usize = 16;
 
 /// One sink's writer.
 ///
@@ -147,42 +152,74 @@ impl Writer {
     }
 
     /// Writes a batch, halving it around events that are refused. Says so when the sink is away at the end of it.
+    ///
+    /// An error of unknown kind speaks against an event only where another one can be stored, before it and after. Until
+    /// one is, what is tried next lies elsewhere in the batch, so that many bad events in a row do not hide the good ones.
     async fn write(&self, batch: &mut Batch) -> Option<Away> {
-        let give_up_at = Instant::now() + Duration::from_millis(self.config.retry_for_ms);
+        let retry_for = Duration::from_millis(self.config.retry_for_ms);
+        let mut give_up_at = Instant::now() + retry_for;
         let whole = 0..batch.events().len();
-        let mut parts = vec![whole];
+        let mut parts = VecDeque::from([whole]);
         let mut tries = UNKNOWN_TRIES;
-        let mut any_stored = false;
+        let mut stored = None;
         let mut suspects = Vec::new();
+        let mut elsewhere = false;
         let mut away = None;
-        while let Some(part) = parts.pop() {
-            let written = self.write_part(batch, part.clone(), tries, give_up_at).await;
+        while let Some(part) = if elsewhere { parts.pop_front() } else { parts.pop_back() } {
+            let fate = self.write_part(batch, part.clone(), tries, give_up_at).await;
+            if matches!(fate, Fate::Stored | Fate::Refused { certain: true, .. }) {
+                // It is there, so what comes next has its own time.
+                give_up_at = Instant::now() + retry_for;
+            }
             // What an unknown error is worth was found out with the whole batch.
             tries = 1;
-            match written {
-                Fate::Stored => any_stored = true,
+            elsewhere = false;
+            match fate {
+                Fate::Stored => {
+                    if stored.is_none() {
+                        // Maybe nothing could be stored until now.
+                        parts.extend(suspects.drain(..).map(|(index, _)| index..index + 1));
+                    }
+                    stored = Some(part.start);
+                }
                 Fate::Refused { .. } if part.len() > 1 => {
                     let middle = part.start + part.len() / 2;
                     parts.extend([middle..part.end, part.start..middle]);
                 }
                 Fate::Refused { reason, certain: true } => batch.reject(part.start, reason),
-                Fate::Refused { reason, certain: false } => suspects.push((part.start, reason)),
+                Fate::Refused { reason, certain: false } => {
+                    suspects.push((part.start, reason.clone()));
+                    elsewhere = stored.is_none();
+                    if elsewhere && suspects.len() == MAX_SUSPECTS {
+                        away = Some(Away::new(reason, None));
+                        break;
+                    }
+                }
                 Fate::Away(found) => {
-                    self.health.unavailable(&found.reason);
-                    batch.fail(part.start..batch.events().len(), found.reason.as_str());
+                    parts.push_back(part);
                     away = Some(found);
                     break;
                 }
             }
         }
-        // An error of unknown kind speaks against an event only where its neighbours could be stored.
+        // Whoever has gone since does not take again what it has, either.
+        let is_there = match stored {
+            Some(index) if away.is_none() && !suspects.is_empty() => {
+                self.write_once(&batch.events()[index..=index]).await.is_ok()
+            }
+            _ => false,
+        };
         for (index, reason) in suspects {
-            if any_stored {
+            if is_there {
                 batch.reject(index, reason);
             } else {
                 self.health.unavailable(&reason);
                 batch.fail(index..index + 1, reason);
             }
+        }
+        if let Some(away) = &away {
+            self.health.unavailable(&away.reason);
+            parts.into_iter().for_each(|part| batch.fail(part, away.reason.as_str()));
         }
         if batch.rejected() > 0 {
             self.refusals.note(repeat_n(REFUSED_BY_SINK, batch.rejected()));
@@ -190,7 +227,7 @@ impl Writer {
         away
     }
 
-    /// Tries one part of a batch until it is stored, refused, or the time is up.
+    /// Tries one part of a batch until it is stored, refused, or the time is up for a sink that is away.
     async fn write_part(&self, batch: &Batch, part: Range<usize>, tries: u32, give_up_at: Instant) -> Fate {
         let mut backoff = Backoff::default();
         let mut unknown = 0;
@@ -205,10 +242,7 @@ impl Writer {
                 Err(WriteError::Unknown { reason }) => {
                     unknown += 1;
                     if unknown >= tries {
-                        return match Instant::now() < give_up_at {
-                            true => Fate::Refused { reason, certain: false },
-                            false => Fate::Away(Away::new(reason, None)),
-                        };
+                        return Fate::Refused { reason, certain: false };
                     }
                     (Away::new(reason, None), backoff.next_pause())
                 }

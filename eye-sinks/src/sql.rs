@@ -54,7 +54,8 @@ trait Driver: fmt::Display + Send + Sync + 'static {
 
     /// Stores all events or none, and counts those that are new in the same transaction; those that are there already
     /// stay as they are. Says how many were new. The events are in the order of their keys, each key once. Where the
-    /// database refused them the connection must be fit for the next batch; after any other error it is closed.
+    /// database may have refused them the connection must be fit for the next batch, or be in a transaction as far as it
+    /// knows; after any other error it is closed.
     fn insert(
         &self,
         connection: &mut Self::Connection,
@@ -115,8 +116,9 @@ impl<D: Driver> Database<D> {
         sorted.sort_unstable_by_key(Event::key);
         sorted.dedup_by_key(|event| event.key());
         let inserted = self.driver.insert(lease.connection(), &sorted).await;
-        // A refusal is no fault of the connection, and finding the events at fault takes many writes.
-        if inserted.as_ref().map_or_else(error::is_refusal, |_| true) {
+        // What may be the events' fault is none of the connection, and finding those at fault takes many writes.
+        let is_fit = inserted.as_ref().map_or_else(error::may_be_refusal, |_| true);
+        if is_fit && !lease.connection().is_in_transaction() {
             lease.give_back();
         }
         inserted.map(|new| {
@@ -182,7 +184,9 @@ impl<D: Driver> SqlSink<D> {
 #[async_trait]
 impl<D: Driver> Sink for SqlSink<D> {
     async fn prepare(&self) -> Result<(), WriteError> {
-        if self.is_ready.load(Ordering::Relaxed) && matches!(timeout(CONNECT_TIMEOUT, self.database.ping()).await, Ok(Ok(()))) {
+        if self.is_ready.load(Ordering::Relaxed)
+            && matches!(timeout(CONNECT_TIMEOUT, self.database.ping()).await, Ok(Ok(())))
+        {
             self.fold();
             return Ok(());
         }
@@ -219,8 +223,9 @@ impl<D: Driver> Sink for SqlSink<D> {
         drop(self.may_fold.acquire().await);
         self.may_fold.close();
         let reader = self.reader.close_by_ref().await;
-        self.database.connections.close().await.map_err(|error| SinkError(format!("{}: {error}", self.database.driver)))?;
-        reader.map_err(|error| SinkError(format!("{}: {error}", self.database.driver)))
+        let Database { driver, connections, .. } = &*self.database;
+        connections.close().await.map_err(|error| SinkError(format!("{driver}: {error}")))?;
+        reader.map_err(|error| SinkError(format!("{driver}: {error}")))
     }
 
     fn store(&self) -> Option<&dyn EventStore> {

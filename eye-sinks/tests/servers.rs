@@ -38,6 +38,7 @@ on_both! {
     a_schema_from_the_future_is_refused
     a_user_without_the_right_to_change_the_schema_suffices
     a_refusal_stores_nothing_and_does_not_quote_the_event
+    an_error_of_unknown_kind_costs_no_connection
     a_table_that_was_dropped_comes_back
     a_restart_costs_nothing_but_a_retry
     a_server_that_is_away_at_start_is_found_later
@@ -136,6 +137,34 @@ async fn a_refusal_stores_nothing_and_does_not_quote_the_event<C: SinkConfig>(se
     assert_eq!(newest(&*sink, 10).await.count, 0);
     sink.write(&[event(1)]).await.unwrap();
     assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+}
+
+async fn an_error_of_unknown_kind_costs_no_connection<C: SinkConfig>(servers: Servers) {
+    let server = (servers.shared)();
+    let database = server.create_database();
+    let sink = open::<C>(&database.url).await;
+    sink.write(&[event(1)]).await.unwrap();
+    let (triggers, connections) = match is_postgres::<C>() {
+        true => (
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE EXCEPTION 'odd' USING ERRCODE = 'EY001'; END $$;
+            CREATE TRIGGER refuse BEFORE INSERT ON event FOR EACH ROW WHEN (NEW.name = 'bad') EXECUTE FUNCTION refuse()",
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        ),
+        false => (
+            "CREATE TRIGGER refuse BEFORE INSERT ON event FOR EACH ROW
+            SET @unused = IF(NEW.name = 'bad', (SELECT 1 UNION SELECT 2), 0)",
+            "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()",
+        ),
+    };
+    server.sql(&database.name, triggers);
+    let before = server.sql(&database.name, connections);
+    assert_eq!(before.lines().count(), 1, "{before}");
+    let error = sink.write(&[event(2), named(3, "bad", "1")]).await.unwrap_err();
+    assert!(matches!(error, WriteError::Unknown { .. }), "{error:?}");
+    sink.write(&[event(4)]).await.unwrap();
+    assert_eq!(server.sql(&database.name, connections), before);
+    assert_eq!(newest(&*sink, 10).await.count, 2);
 }
 
 async fn a_table_that_was_dropped_comes_back<C: SinkConfig>(servers: Servers) {

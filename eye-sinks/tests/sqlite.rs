@@ -141,6 +141,21 @@ async fn a_refusal_stores_nothing_and_does_not_quote_the_event() {
 }
 
 #[tokio::test]
+async fn what_sqlite_rolls_back_by_itself_is_still_what_it_is() {
+    let folder = TempDir::new().unwrap();
+    let sink = open::<SqliteConfig>(&url(&folder)).await;
+    let mut other = other_process(&url(&folder)).await;
+    // As it does when the disk fails, which is harder to bring about.
+    let trigger = "CREATE TRIGGER no_secrets BEFORE INSERT ON event WHEN NEW.name = 'bad'
+        BEGIN SELECT RAISE(ROLLBACK, 'no secrets'); END";
+    sqlx::query(trigger).execute(&mut other).await.unwrap();
+    let error = sink.write(&[event(1), named(2, "bad", "1")]).await.unwrap_err();
+    assert_eq!(error, WriteError::reject("no secrets"));
+    sink.write(&[event(1)]).await.unwrap();
+    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+}
+
+#[tokio::test]
 async fn the_first_and_the_last_instant_are_kept() {
     let folder = TempDir::new().unwrap();
     let sink = open::<SqliteConfig>(&url(&folder)).await;

@@ -1,4 +1,4 @@
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 
 use async_trait::async_trait;
@@ -16,6 +16,8 @@ use crate::transport::{Custody, Delivery};
 struct FakeSink {
     prepares: Mutex<VecDeque<WriteError>>,
     writes: Mutex<VecDeque<WriteError>>,
+    /// By the number of the try.
+    errors_at: BTreeMap<usize, WriteError>,
     stored: Mutex<Vec<String>>,
     tries: Mutex<usize>,
 }
@@ -27,7 +29,14 @@ impl Sink for FakeSink {
     }
 
     async fn write(&self, batch: &[Event]) -> Result<Written, WriteError> {
-        *self.tries.lock().unwrap() += 1;
+        let tries = {
+            let mut tries = self.tries.lock().unwrap();
+            *tries += 1;
+            *tries
+        };
+        if let Some(error) = self.errors_at.get(&tries) {
+            return Err(error.clone());
+        }
         if let Some(error) = self.writes.lock().unwrap().pop_front() {
             return Err(error);
         }
@@ -39,7 +48,12 @@ impl Sink for FakeSink {
                 _ => {}
             }
         }
-        self.stored.lock().unwrap().extend(batch.iter().map(|event| event.name().to_owned()));
+        let mut stored = self.stored.lock().unwrap();
+        for event in batch.iter().map(Event::name) {
+            if !stored.iter().any(|known| known == event) {
+                stored.push(event.to_owned());
+            }
+        }
         Ok(Written { duplicates: batch.iter().filter(|event| event.name() == "known").count() })
     }
 }
@@ -65,12 +79,16 @@ struct Running {
 
 impl Running {
     fn start(sink: FakeSink) -> Self {
+        Self::start_with(sink, 2_000)
+    }
+
+    fn start_with(sink: FakeSink, retry_for_ms: u64) -> Self {
         let sink = Arc::new(sink);
         let board = HealthBoard::default();
         let shutdown = CancellationToken::new();
         let account = Arc::new(SinkAccount::default());
         let (queue, receiver) = mpsc::unbounded_channel();
-        let config = WriterConfig { retry_for_ms: 2_000, ..WriterConfig::default() };
+        let config = WriterConfig { retry_for_ms, ..WriterConfig::default() };
         let writer =
             Writer::new(sink.clone(), board.component("sinks.fake"), account.clone(), config, shutdown.clone());
         let writer = tokio::spawn(writer.run(Box::new(Queue(receiver))));
@@ -197,6 +215,58 @@ async fn an_unknown_error_speaks_against_an_event_when_its_neighbours_are_stored
     assert_eq!(rejected(&running.send(&["puzzling", "a"]).outcome().await), [0]);
     assert_eq!(running.send(&["puzzling"]).outcome().await, Outcome::failed("hm"));
     assert_eq!(*running.sink.stored.lock().unwrap(), ["a"]);
+}
+
+/// A thousand events with these names at some places.
+fn thousand<'a>(name: &'a str, good: &'a [String], is_bad: impl Fn(usize) -> bool) -> Vec<&'a str> {
+    (0..1_000).map(|n| if is_bad(n) { name } else { &*good[n] }).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn finding_the_events_at_fault_is_not_bound_in_time_but_in_writes() {
+    let good: Vec<String> = (0..1_000).map(|n| n.to_string()).collect();
+    let is_bad: [fn(usize) -> bool; 3] = [|n| n % 100 == 0, |n| n == 0, |n| n < 500];
+    for is_bad in is_bad {
+        let running = Running::start_with(FakeSink::default(), 0);
+        let outcome = running.send(&thousand("puzzling", &good, is_bad)).outcome().await;
+        let bad: Vec<usize> = (0..1_000).filter(|n| is_bad(*n)).collect();
+        assert_eq!(rejected(&outcome), bad);
+        assert_eq!(running.sink.stored.lock().unwrap().len(), 1_000 - bad.len());
+        let tries = *running.sink.tries.lock().unwrap();
+        assert!(tries <= 2_000 + MAX_SUSPECTS, "{tries}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_error_everywhere_is_an_outage_after_a_few_writes() {
+    let running = Running::start_with(FakeSink::default(), 0);
+    running.until_ready().await;
+    running.sink.prepares.lock().unwrap().extend(vec![away(); 1000]);
+    let outcome = running.send(&["puzzling"; 1_000]).outcome().await;
+    assert_eq!(outcome, Outcome::failed("hm"));
+    let tries = *running.sink.tries.lock().unwrap();
+    assert!((MAX_SUSPECTS..10 * MAX_SUSPECTS).contains(&tries), "{tries}");
+    assert_eq!(running.send(&["a"]).outcome().await, Outcome::failed("hm"), "until it is asked whether it is back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_error_speaks_against_no_event_where_it_was_there_before_or_came_to_stay() {
+    let puzzling = |tries: std::ops::Range<usize>| {
+        let errors = tries.map(|tries| (tries, WriteError::Unknown { reason: "hm".into() }));
+        Running::start(FakeSink { errors_at: errors.collect(), ..FakeSink::default() })
+    };
+    let running = puzzling(1..6);
+    assert_eq!(running.send(&["a", "b", "c", "d"]).outcome().await, Outcome::Delivered, "it passed");
+    let running = puzzling(5..100);
+    let outcome = running.send(&["a", "b", "puzzling", "c"]).outcome().await;
+    assert_eq!(outcome, Outcome::failed("hm"), "the first half was stored, then nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_stored_gives_what_comes_next_its_own_time() {
+    let sink = FakeSink { errors_at: [(3, away())].into(), ..FakeSink::default() };
+    let running = Running::start_with(sink, SLOW_WRITE.as_millis() as u64);
+    assert_eq!(rejected(&running.send(&["slow", "a", "refused"]).outcome().await), [2]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -35,9 +35,13 @@ pub(super) fn is_busy(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| matches!(code & 0xff, 5 | 6))
 }
 
-/// Whether the events are at fault, and nothing else.
-pub(super) fn is_refusal(error: &sqlx::Error) -> bool {
-    meaning(error) == Meaning::Reject
+/// Whether the events may be at fault: so the database says, or what checks them before it.
+pub(super) fn may_be_refusal(error: &sqlx::Error) -> bool {
+    match meaning(error) {
+        Meaning::Retry => false,
+        Meaning::Reject => true,
+        Meaning::Unknown => matches!(error, sqlx::Error::Database(_)),
+    }
 }
 
 /// Whether an event is there already.

@@ -154,7 +154,8 @@ impl Driver for MysqlDriver {
         }
         let stored = insert_and_count(connection, batch, MAX_STATEMENT_BYTES.min(max_packet_bytes / 2)).await;
         if stored.is_err() {
-            connection.execute("ROLLBACK").await?;
+            // Whatever it says, nobody knows then what the connection is in the midst of.
+            connection.execute("ROLLBACK").await.map_err(|error| sqlx::Error::Io(std::io::Error::other(error)))?;
         }
         stored
     }

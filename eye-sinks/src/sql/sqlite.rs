@@ -321,7 +321,8 @@ async fn store(connection: &mut SqliteConnection, batch: &[Event], expected: Exp
     match insert_and_count(&mut transaction, batch, expected).await {
         Ok(new) => transaction.commit().await.map(|()| new),
         Err(error) => {
-            transaction.rollback().await?;
+            // SQLite may have done it by itself, because of the error that matters. Then the connection is not used again.
+            drop(transaction.rollback().await);
             Err(error)
         }
     }

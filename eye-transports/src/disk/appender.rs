@@ -158,11 +158,14 @@ impl Appender {
     /// Each for itself: when the disk is too full to save the cursors, what is done with is removed all the more.
     fn tick(&self) {
         let log = &self.log;
-        // Asked first, so that no crash leaves a saved cursor before the oldest segment.
+        // Asked first, so that no crash leaves a saved cursor before the oldest segment, as if what it had were lost.
         let done_before = log.done_before();
+        let saved = log.save_cursors();
+        let removed = log.remove_before(done_before);
         for (work, done) in [
-            ("save the cursors", log.save_cursors()),
-            ("remove what is delivered", log.remove_before(done_before)),
+            // Now there may be room for them, and the oldest segment may be another.
+            ("save the cursors", saved.or_else(|_| log.save_cursors())),
+            ("remove what is delivered", removed),
             ("see what room the disk has", log.look_at_disk()),
         ] {
             if let Err(error) = done {

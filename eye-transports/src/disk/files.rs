@@ -2,8 +2,10 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 /// Makes a folder, and those above it, where they are not there, and its name durable: with its folder, a power cut would
 /// take all that was synced in it.
@@ -29,6 +31,49 @@ pub(super) fn create_folder(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
         synced => synced,
     }
+}
+
+/// How often in a row the disk is asked for what it cannot read, before that counts as damaged: it may be away.
+pub(super) const READ_TRIES: u32 = 5;
+
+/// The pause between them.
+const READ_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a disk reads as a whole, at most.
+const BLOCK_BYTES: u64 = 4096;
+
+/// Whether the disk could not read something that is there: it has a bad sector, or the file system a wrong checksum.
+pub(super) fn is_unreadable(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
+/// As `read_exact_at`, but what cannot be read is zeros, a block at a time.
+pub(super) fn read_all_that_can_be(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !buffer.is_empty() {
+        let bytes = buffer.len().min((BLOCK_BYTES - offset % BLOCK_BYTES) as usize);
+        let block = buffer.split_off_mut(..bytes).expect("it is as long");
+        match file.read_exact_at(block, offset) {
+            Err(error) if is_unreadable(&error) => block.fill(0),
+            read => read?,
+        }
+        offset += bytes as u64;
+    }
+    Ok(())
+}
+
+/// A whole file: what cannot be read, several times, is zeros. Blocks for seconds then.
+pub(super) fn read_patiently(path: &Path) -> io::Result<Vec<u8>> {
+    for _ in 1..READ_TRIES {
+        match fs::read(path) {
+            Err(error) if is_unreadable(&error) => thread::sleep(READ_PAUSE),
+            read => return read,
+        }
+    }
+    tracing::error!(component = "transport", file = %path.display(), "the disk cannot read all of it: the rest is damaged");
+    let file = File::open(path)?;
+    let mut content = vec![0; file.metadata()?.len() as usize];
+    read_all_that_can_be(&file, &mut content, 0)?;
+    Ok(content)
 }
 
 /// How all files are opened for writing.

@@ -151,7 +151,8 @@ impl Log {
             format!("the queue holds {} bytes (transport.max_bytes = {})", state.on_disk(), self.max_bytes)
         } else if state.free < waiting.saturating_add(self.min_free_bytes) {
             format!("the disk has {} bytes free (transport.min_free_bytes = {})", state.free, self.min_free_bytes)
-        } else if waiting > MAX_WAITING_BYTES {
+        } else if waiting > MAX_WAITING_BYTES && state.waiting > 0 {
+            // One that is larger by itself is taken once nothing else waits.
             format!("{} bytes wait for the disk", state.waiting)
         } else {
             state.waiting = waiting;
@@ -318,6 +319,11 @@ fn first_of_segment(name: &str) -> Option<u64> {
     name.strip_suffix(".log").filter(|digits| digits.len() == 20)?.parse().ok()
 }
 
+/// For messages: where bytes were set aside, or why they were not.
+pub(super) fn described(kept: io::Result<PathBuf>) -> String {
+    kept.map_or_else(|error| format!("not kept: {error}"), |path| path.display().to_string())
+}
+
 fn set_aside(path: &Path, segment: u64, offset: u64, bytes: &[u8]) -> io::Result<PathBuf> {
     let (folder, name) = (path.join("damaged"), format!("{segment:020}-{offset}.bin"));
     files::write(&folder, &name, bytes)?;
@@ -327,7 +333,7 @@ fn set_aside(path: &Path, segment: u64, offset: u64, bytes: &[u8]) -> io::Result
 /// Where the segment that was written to last ends: the number of the event after its last, and its whole bytes. What
 /// lies behind them is cut off and set aside. What comes before the event `committed` was whole once.
 fn recover(path: &Path, segment: u64, bytes: u64, committed: u64) -> io::Result<(u64, u64)> {
-    let content = fs::read(segment_path(path, segment))?;
+    let content = files::read_patiently(&segment_path(path, segment))?;
     let (mut end, mut whole) = (segment, 0);
     while let Some((at, record)) = find_record(&content[whole..], end) {
         end = record.end();
@@ -336,18 +342,22 @@ fn recover(path: &Path, segment: u64, bytes: u64, committed: u64) -> io::Result<
     let rest = &content[whole..];
     if !rest.is_empty() {
         let kept = match set_aside(path, segment, whole as u64, rest) {
-            Ok(kept) => kept,
+            // The disk is away, and may come back with all that it has.
+            Err(error) if files::is_unreadable(&error) => return Err(error),
             // On a full disk it stays where it is: the reader comes to it, and says so.
-            Err(_) => return Ok((end, bytes)),
+            Err(_) if end < committed => return Ok((end, bytes)),
+            // What nobody was promised does not stay: its segment may get the same name again, and the reader would stand
+            // in the midst of it.
+            kept => described(kept),
         };
-        let (bytes, kept) = (rest.len(), kept.display());
+        let bytes = rest.len();
         if end < committed {
-            tracing::error!(bytes, %kept, "the end of the queue is damaged on the disk; set aside");
+            tracing::error!(bytes, kept, "the end of the queue is damaged on the disk; set aside");
         } else {
             tracing::warn!(
                 bytes,
-                %kept,
-                "the end of the queue was not whole, as it is when a crash cut off what was not acknowledged yet; set aside"
+                kept,
+                "the end of the queue was not whole, as it is when a crash cut off what was not acknowledged yet; cut off"
             );
         }
     }
@@ -376,6 +386,7 @@ fn read_saved(path: &Path) -> io::Result<Saved> {
     let content = match fs::read(path.join(CURSORS)) {
         Ok(content) => content,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Saved::default()),
+        Err(error) if files::is_unreadable(&error) => Vec::new(),
         Err(error) => return Err(error),
     };
     let parsed = files::unseal(&content).and_then(|saved| serde_json::from_str(saved).ok());

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use eye_core::batch::BatchLimits;
 use eye_core::event::Event;
 
-use super::log::{Log, find_record};
+use super::files;
+use super::log::{Log, described, find_record};
 use crate::record::{self, Parsed};
 
 /// Bytes read at once, if there are as many; a record that is larger is read whole.
@@ -33,6 +34,8 @@ pub(super) struct Reader {
     buffer: Vec<u8>,
     /// Bytes of the buffer that are before the place.
     used: usize,
+    /// How often in a row the disk could not read.
+    failed_reads: u32,
 }
 
 /// A place in a segment.
@@ -43,7 +46,7 @@ struct Place {
 
 impl Reader {
     pub(super) fn new(log: Arc<Log>, consumer: String, next: u64) -> Self {
-        Self { log, consumer, next, place: None, file: None, buffer: Vec::new(), used: 0 }
+        Self { log, consumer, next, place: None, file: None, buffer: Vec::new(), used: 0, failed_reads: 0 }
     }
 
     /// The number of the next event to be read.
@@ -128,18 +131,35 @@ impl Reader {
     /// Reads so many bytes from the place on. False when the file is shorter, or gone.
     fn fill(&mut self, bytes: u64) -> io::Result<bool> {
         self.used = 0;
-        self.buffer.resize(bytes as usize, 0);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(bytes as usize, 0);
+        match self.read_exact(&mut buffer) {
+            Ok(()) => {
+                self.buffer = buffer;
+                Ok(true)
+            }
+            Err(error) => match error.kind() {
+                ErrorKind::UnexpectedEof | ErrorKind::NotFound => Ok(false),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Fills `bytes` from the place on. What the disk cannot read, several times, is zeros, and so is found to be damaged.
+    fn read_exact(&mut self, bytes: &mut [u8]) -> io::Result<()> {
         let place = self.place.as_ref().expect("there is something to read");
-        let read = open(&mut self.file, &self.log.segment_path(place.segment))
-            .and_then(|file| file.read_exact_at(&mut self.buffer, place.offset));
-        match read {
-            Ok(()) => Ok(true),
-            Err(error) => {
-                self.buffer.clear();
-                match error.kind() {
-                    ErrorKind::UnexpectedEof | ErrorKind::NotFound => Ok(false),
-                    _ => Err(error),
+        let file = open(&mut self.file, &self.log.segment_path(place.segment))?;
+        match file.read_exact_at(bytes, place.offset) {
+            Err(error) if files::is_unreadable(&error) => {
+                self.failed_reads += 1;
+                if self.failed_reads < files::READ_TRIES {
+                    return Err(error);
                 }
+                files::read_all_that_can_be(file, bytes, place.offset).map(drop)
+            }
+            read => {
+                self.failed_reads = 0;
+                read
             }
         }
     }
@@ -151,12 +171,13 @@ impl Reader {
 
     /// What lies before us is no record: goes to the next one in this segment, else to its end.
     fn pass_over_damage(&mut self, remaining: u64) -> io::Result<()> {
-        let place = self.place.as_mut().expect("something was read");
+        let place = self.place.as_ref().expect("something was read");
+        let offset = place.offset;
         let rest = match open(&mut self.file, &self.log.segment_path(place.segment)) {
             Ok(file) => {
-                let length = file.metadata()?.len().saturating_sub(place.offset);
+                let length = file.metadata()?.len().saturating_sub(offset);
                 let mut rest = vec![0; remaining.min(length) as usize];
-                file.read_exact_at(&mut rest, place.offset)?;
+                self.read_exact(&mut rest)?;
                 rest
             }
             // Somebody removed it.
@@ -164,14 +185,20 @@ impl Reader {
             Err(error) => return Err(error),
         };
         let damaged = rest.get(1..).and_then(|rest| find_record(rest, self.next)).map(|(at, _)| at + 1);
-        let kept = self.log.set_aside(place.segment, place.offset, &rest[..damaged.unwrap_or(rest.len())]);
+        let place = self.place.as_mut().expect("as before");
+        let kept = self.log.set_aside(place.segment, offset, &rest[..damaged.unwrap_or(rest.len())]);
+        let kept = match kept {
+            // It is not a place that is damaged: the disk is away, and may come back with all that it has.
+            Err(error) if files::is_unreadable(&error) => return Err(error),
+            kept => described(kept),
+        };
         tracing::error!(
             component = "transport",
             sink = self.consumer,
             segment = %self.log.segment_path(place.segment).display(),
-            offset = place.offset,
+            offset,
             bytes = damaged.map_or(remaining, |bytes| bytes as u64),
-            kept = kept.map_or_else(|error| format!("not kept: {error}"), |path| path.display().to_string()),
+            kept,
             "damaged on the disk"
         );
         self.buffer.clear();

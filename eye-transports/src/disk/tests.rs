@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Instant;
@@ -442,6 +443,58 @@ async fn an_end_that_is_not_whole_is_set_aside_and_written_behind() {
     assert_eq!(next(&mut *subscription, Outcome::Delivered).await, [events(0, 4), events(10, 12)].concat());
     let kept = config.path.join(format!("damaged/{:020}-{}.bin", 0, length * 2));
     assert_eq!(fs::metadata(kept).unwrap().len(), length as u64 - 1);
+}
+
+/// A write that was cut off, in a segment that has nothing else and so gets its name again.
+#[tokio::test]
+async fn an_end_that_cannot_be_set_aside_hides_nothing_that_comes_after_it() {
+    let folder = folder();
+    let config = config(&folder);
+    fs::create_dir(&config.path).unwrap();
+    fs::write(config.path.join(format!("{:020}.log", 0)), [0xFE; 30]).unwrap();
+    fs::write(config.path.join("damaged"), "in the way").unwrap();
+    let transport = open(&config).await;
+    let mut reader = reader::Reader::new(transport.log.clone(), "store".to_owned(), 0);
+    let mut ahead = VecDeque::new();
+    reader.read(WIDE, &mut ahead).unwrap();
+    commit(&transport, 0, 5).await;
+    reader.read(WIDE, &mut ahead).unwrap();
+    assert_eq!(ahead.into_iter().map(|(_, event)| event).collect::<Vec<_>>(), events(0, 5));
+}
+
+/// A kill at that moment would leave a cursor before the oldest segment, as if what that had were lost.
+#[tokio::test]
+async fn cursors_that_found_no_room_are_saved_once_segments_have_made_some() {
+    let folder = folder();
+    let config = config(&folder);
+    three_records(&config).await;
+    let segment = segments(&config).remove(0);
+    let log = Arc::new(Log::open(&config.path, config.max_bytes, config.min_free_bytes).unwrap());
+    log.subscribe("store").unwrap();
+    log.start();
+    log.ack("store", 6);
+    // There is no room as long as the segment is there.
+    fs::remove_file(&segment).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &segment).unwrap();
+    std::os::unix::fs::symlink(&segment, config.path.join("cursors.unfinished")).unwrap();
+    assert!(log.save_cursors().is_err());
+    let queue = mpsc::channel().1;
+    Appender::new(log, watch::channel(0).0, watch::channel(Status::Ready).0).run(&queue);
+    let saved = fs::read_to_string(config.path.join("cursors")).unwrap();
+    assert!(saved.contains("\"store\":6"), "{saved}");
+}
+
+#[tokio::test]
+async fn a_request_larger_than_what_may_wait_is_taken_when_nothing_waits() {
+    let folder = folder();
+    let config = DiskConfig { max_bytes: 1 << 30, ..config(&folder) };
+    let log = Log::open(&config.path, config.max_bytes, config.min_free_bytes).unwrap();
+    let large = 65 << 20;
+    log.reserve(1).unwrap();
+    assert!(log.reserve(large).unwrap_err().contains("wait for the disk"));
+    log.release(1);
+    log.reserve(large).unwrap();
+    assert!(log.reserve(1).unwrap_err().contains("wait for the disk"));
 }
 
 /// What comes after the end was damaged has numbers that no sink has seen, or it would be skipped.

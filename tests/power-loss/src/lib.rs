@@ -1,4 +1,4 @@
-//! A disk that loses on command what was not synced: a file system (FUSE) whose server is killed, and with it all that it
+//! A disk that loses on command what was not synced, and fails in other ways: a file system (FUSE) whose server is killed, and with it all that it
 //! has in memory. What was synced lies in files, and is what the next server starts from.
 //!
 //! The server is a process of its own, so that the test that uses the disk cannot hang in it: the test program itself,
@@ -12,6 +12,7 @@
 //! }
 //! ```
 
+mod fault;
 mod media;
 mod mount;
 
@@ -23,6 +24,7 @@ use std::time::Duration;
 use eye_harness::{Kept, temporary_folder};
 use fastrand::Rng;
 
+pub use fault::Fault;
 use media::Media;
 use mount::Mounted;
 
@@ -77,6 +79,11 @@ impl Disk {
     /// When it has no power.
     pub fn cut_power(&mut self) {
         self.server.kill();
+    }
+
+    /// What it does wrong from now on, over all its starts.
+    pub fn set_faults(&self, faults: &[Fault]) {
+        fault::write(self.server.folder(), faults);
     }
 
     /// Mounts what was left by [`cut_power`](Self::cut_power). Blocks.

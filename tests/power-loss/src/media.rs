@@ -102,6 +102,12 @@ impl Media {
         self.nodes.get(&number)
     }
 
+    /// Whether some folder has the file under this name.
+    pub(crate) fn is_named(&self, file: u64, name: &str) -> bool {
+        let has_it = |node: &Node| matches!(&node.content, Content::Folder(names) if names.get(name) == Some(&file));
+        self.nodes.values().any(has_it)
+    }
+
     pub(crate) fn set_mode(&mut self, number: u64, mode: u16) {
         self.nodes.get_mut(&number).expect("it is open").mode = mode;
     }

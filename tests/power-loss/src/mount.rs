@@ -12,6 +12,7 @@ use fuser::{
     ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 
+use crate::fault::{self, Fault};
 use crate::media::{Content, Media};
 
 /// How long a sync takes: as long as on a disk, so that what is acknowledged too early is lost.
@@ -197,8 +198,15 @@ impl Filesystem for Mounted {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.media().get(ino.0).map(|node| &node.content) {
-            Some(Content::File { bytes, .. }) => {
+        let media = self.media();
+        let is_unreadable = fault::read().iter().any(|fault| match fault {
+            Fault::Read { file, offset: bad } => {
+                media.is_named(ino.0, file) && (offset..offset + u64::from(size)).contains(bad)
+            }
+            Fault::Sync => false,
+        });
+        match media.get(ino.0).map(|node| &node.content) {
+            Some(Content::File { bytes, .. }) if !is_unreadable => {
                 let start = bytes.len().min(offset as usize);
                 reply.data(&bytes[start..bytes.len().min(start + size as usize)]);
             }
@@ -226,6 +234,9 @@ impl Filesystem for Mounted {
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         sleep(SYNC_TAKES);
+        if fault::read().contains(&Fault::Sync) {
+            return reply.error(Errno::EIO);
+        }
         answer(reply, self.media().sync_file(ino.0).map_err(Errno::from));
     }
 

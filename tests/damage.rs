@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::path::Path;
 
 use eye_harness::{Eye, eventually};
 use eye_power_loss::{Disk, Fault};
@@ -39,6 +40,15 @@ fn missing(eye: &Eye) -> u64 {
     lines.filter_map(|line| line["fields"]["missing"].as_u64()).sum()
 }
 
+/// Waits until the queue's `cursors` say that so many events came.
+async fn written_down(queue: &Path, events: usize) {
+    let written_down = format!("\"next\":{events},");
+    eventually("how far the queue goes is written down", HANG, async || {
+        fs::read_to_string(queue.join("cursors")).is_ok_and(|saved| saved.contains(&written_down))
+    })
+    .await;
+}
+
 async fn take_and_store(eye: &Eye, store: &Store) {
     let id = Uuid::new_v4();
     assert_eq!(post(eye, &event(id, "fresh")).await.0, 201);
@@ -56,11 +66,7 @@ async fn what_the_disk_has_damaged_is_reported_and_the_rest_is_stored() {
     for _ in 0..EVENTS {
         assert_eq!(post(&eye, &event(Uuid::new_v4(), "queued")).await.0, 201);
     }
-    let written_down = format!("\"next\":{}", EVENTS + 1);
-    eventually("how far the queue goes is written down", HANG, async || {
-        fs::read_to_string(queue.join("cursors")).is_ok_and(|saved| saved.contains(&written_down))
-    })
-    .await;
+    written_down(&queue, EVENTS + 1).await;
     eye.kill();
     lock.release().await;
     assert_eq!(store.ids().await.len(), 1, "the others wait in the queue");
@@ -110,10 +116,12 @@ async fn what_the_disk_cannot_read_is_reported_and_the_rest_is_stored() {
     for _ in 0..EVENTS {
         assert_eq!(post(&eye, &event(Uuid::new_v4(), "queued")).await.0, 201);
     }
+    let queue = disk.path().join("queue");
+    written_down(&queue, EVENTS + 1).await;
     eye.kill();
     lock.release().await;
     let segment = format!("{:020}.log", 0);
-    assert!(fs::metadata(disk.path().join("queue").join(&segment)).unwrap().len() > 8192, "there is a block behind it");
+    assert!(fs::metadata(queue.join(&segment)).unwrap().len() > 8192, "there is a block behind it");
     let bad_sectors =
         [Fault::Read { file: segment, offset: 5000 }, Fault::Read { file: "cursors".to_owned(), offset: 0 }];
     disk.set_faults(&[&bad_sectors[..], &[Fault::Sync]].concat());

@@ -213,7 +213,7 @@ impl Db {
                     .journal_mode(SqliteJournalMode::Wal)
                     .synchronous(SqliteSynchronous::Full)
                     .pragma("wal_autocheckpoint", "8192")
-                    .pragma("cache_size", "-40960");
+                    .pragma("cache_size", "-32768");
                 Self::Sqlite(options.connect().await?)
             }
         })

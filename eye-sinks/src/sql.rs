@@ -46,8 +46,11 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(35);
 trait Driver: fmt::Display + Send + Sync + 'static {
     type Connection: Connection;
 
-    /// How many connections write at once.
+    /// How many connections write, be it events or counts that are added up.
     const MAX_WRITE_CONNECTIONS: usize;
+
+    /// A batch of so many events is written in two halves at once.
+    const MIN_EVENTS_TO_HALVE: usize;
 
     /// Opens a connection that is ready to write.
     fn connect(&self) -> impl Future<Output = Result<Self::Connection, sqlx::Error>> + Send;
@@ -110,21 +113,31 @@ impl<D: Driver> Database<D> {
     }
 
     async fn insert(&self, batch: &[Event]) -> Result<Written, sqlx::Error> {
-        let mut lease = self.connections.lease(|| self.connect()).await?;
         // In the order of the key, so that two nodes that write the same events wait for each other, not in a circle.
         let mut sorted = batch.to_vec();
         sorted.sort_unstable_by_key(Event::key);
         sorted.dedup_by_key(|event| event.key());
-        let inserted = self.driver.insert(lease.connection(), &sorted).await;
+        let new = if sorted.len() < D::MIN_EVENTS_TO_HALVE {
+            self.insert_sorted(&sorted).await?
+        } else {
+            let (some, others) = sorted.split_at(sorted.len() / 2);
+            // Both to their ends, whatever becomes of the other: what one has stored is a duplicate the next time.
+            let (some, others) = tokio::join!(self.insert_sorted(some), self.insert_sorted(others));
+            some? + others?
+        };
+        self.fold_clock.stored(new);
+        Ok(Written { duplicates: batch.len().saturating_sub(new) })
+    }
+
+    async fn insert_sorted(&self, events: &[Event]) -> Result<usize, sqlx::Error> {
+        let mut lease = self.connections.lease(|| self.connect()).await?;
+        let inserted = self.driver.insert(lease.connection(), events).await;
         // What may be the events' fault is none of the connection, and finding those at fault takes many writes.
         let is_fit = inserted.as_ref().map_or_else(error::may_be_refusal, |_| true);
         if is_fit && !lease.connection().is_in_transaction() {
             lease.give_back();
         }
-        inserted.map(|new| {
-            self.fold_clock.stored(new);
-            Written { duplicates: batch.len().saturating_sub(new) }
-        })
+        inserted
     }
 
     /// Adds up deltas of counts. Nothing depends on it but the speed of queries: what was not added up is tried again

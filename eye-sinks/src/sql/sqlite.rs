@@ -225,7 +225,7 @@ impl SqliteDriver {
                 true => SqliteSynchronous::Off,
             })
             .pragma("wal_autocheckpoint", "8192")
-            .pragma("cache_size", "-40960");
+            .pragma("cache_size", "-32768");
         Self { path, options, file: Mutex::default() }
     }
 
@@ -249,6 +249,7 @@ impl Driver for SqliteDriver {
 
     /// SQLite has one writer at a time; a second one would only wait for the first.
     const MAX_WRITE_CONNECTIONS: usize = 1;
+    const MIN_EVENTS_TO_HALVE: usize = usize::MAX;
 
     async fn connect(&self) -> Result<SqliteConnection, sqlx::Error> {
         let connection = self.options.connect().await?;

@@ -25,10 +25,18 @@ fn config(folder: &TempDir) -> DiskConfig {
 
 /// Opens the queue once the threads of the last one have let go of it.
 async fn open(config: &DiskConfig) -> DiskTransport {
+    once_it_is_free(|| DiskTransport::open(config)).await
+}
+
+async fn open_log(config: &DiskConfig) -> Log {
+    once_it_is_free(|| Log::open(&config.path, config.max_bytes, config.min_free_bytes)).await
+}
+
+async fn once_it_is_free<T>(open: impl Fn() -> io::Result<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        match DiskTransport::open(config) {
-            Ok(transport) => return transport,
+        match open() {
+            Ok(opened) => return opened,
             Err(error) if error.kind() != io::ErrorKind::ResourceBusy || Instant::now() > deadline => panic!("{error}"),
             Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
         }
@@ -469,7 +477,7 @@ async fn cursors_that_found_no_room_are_saved_once_segments_have_made_some() {
     let config = config(&folder);
     three_records(&config).await;
     let segment = segments(&config).remove(0);
-    let log = Arc::new(Log::open(&config.path, config.max_bytes, config.min_free_bytes).unwrap());
+    let log = Arc::new(open_log(&config).await);
     log.subscribe("store").unwrap();
     log.start();
     log.ack("store", 6);
@@ -488,7 +496,7 @@ async fn cursors_that_found_no_room_are_saved_once_segments_have_made_some() {
 async fn a_request_larger_than_what_may_wait_is_taken_when_nothing_waits() {
     let folder = folder();
     let config = DiskConfig { max_bytes: 1 << 30, ..config(&folder) };
-    let log = Log::open(&config.path, config.max_bytes, config.min_free_bytes).unwrap();
+    let log = open_log(&config).await;
     let large = 65 << 20;
     log.reserve(1).unwrap();
     assert!(log.reserve(large).unwrap_err().contains("wait for the disk"));

@@ -236,3 +236,32 @@ async fn memory_stays_bounded_while_producers_flood_a_database_that_hangs() {
     assert!(grown < 160, "{grown} MiB");
     eventually("it works again", HANG, async || post(&eye, &event(Uuid::new_v4(), "good")).await.0 == 201).await;
 }
+
+/// However many rows a step of the query asks for, and however large they turn out to be.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_large_events_takes_memory_for_its_bytes_only() {
+    const MIB: usize = 1 << 20;
+    for kind in ALL {
+        let store = Store::new(kind);
+        let mut eye = start_ready(&store, "").await;
+        for _ in 0..25 {
+            let large = || {
+                let mut large = event(Uuid::new_v4(), "large");
+                large["data"] = json!("x".repeat(MIB - 1000));
+                large
+            };
+            assert_eq!(eye.post(json!([large(), large(), large(), large()])).await.0, 201, "{kind:?}");
+        }
+        block_in_place(|| {
+            eye.kill();
+            eye.restart();
+        });
+        let before = eye.peak_bytes();
+        let answer = eye.client().get(eye.url("/api/event/?limit=1000")).send().await.unwrap();
+        let bytes = answer.bytes().await.unwrap().len();
+        assert!((14 * MIB..18 * MIB).contains(&bytes), "{kind:?}: {bytes} bytes");
+        let grown = (eye.peak_bytes() - before) / MIB;
+        // The page, its body, and what is read ahead.
+        assert!(grown < 80, "{kind:?}: {grown} MiB");
+    }
+}

@@ -9,7 +9,7 @@ use eye_nats::connection::SUBSCRIPTION_CAPACITY;
 
 pub(super) struct Unread {
     statistics: Arc<Statistics>,
-    /// Messages that may wait to be read.
+    /// Messages that may wait to be read, and the one that was taken and is not noted yet.
     capacity: u64,
     read: AtomicU64,
     told: Mutex<Told>,
@@ -25,7 +25,7 @@ struct Told {
 
 impl Unread {
     pub(super) fn new(client: &Client, subscriptions: usize) -> Self {
-        let capacity = (subscriptions * SUBSCRIPTION_CAPACITY) as u64;
+        let capacity = (subscriptions * SUBSCRIPTION_CAPACITY) as u64 + 1;
         Self { statistics: client.statistics(), capacity, read: AtomicU64::new(0), told: Mutex::default() }
     }
 

@@ -115,7 +115,8 @@ pub(crate) async fn audit(what: &str, eye: &Eye) {
 pub(crate) async fn audit_stream(what: &str, server: &NatsServer) {
     let client = async_nats::connect(server.url()).await.expect("the server runs");
     let stream = jetstream::new(client).get_stream("EYE").await.expect("the stream is there");
-    eventually(&format!("{what}: the stream is drained"), HANG, async || {
+    // A server that was killed may have forgotten acks, and waits for them as long as for others (`ack_wait_ms`).
+    eventually(&format!("{what}: the stream is drained"), 3 * HANG, async || {
         let consumers: Vec<_> = stream.consumers().try_collect().await.expect("the server answers");
         !consumers.is_empty() && consumers.iter().all(|it| it.num_pending == 0 && it.num_ack_pending == 0)
     })

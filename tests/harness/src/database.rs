@@ -287,13 +287,14 @@ impl Engine {
                 let network = format!("-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=");
                 // Shared memory below the folder, not in /dev/shm, where a killed server leaves it.
                 let files = "-D @/data -c dynamic_shared_memory_type=mmap";
-                ("postgres", format!("{files} {network} -c max_connections=200"))
+                // Where much runs at once, the tests themselves may be slow to shake hands.
+                let clients = "-c max_connections=200 -c authentication_timeout=600";
+                ("postgres", format!("{files} {network} {clients}"))
             }
             Self::MariaDb => {
                 let network = format!("--bind-address=127.0.0.1 --port={port} --skip-name-resolve --socket=@/socket");
                 let files = "--pid-file=@/pid --init-file=@/init.sql";
-                // Where much runs at once, the tests themselves may be slow to shake hands.
-                let clients = "--max-connections=200 --connect-timeout=60";
+                let clients = "--max-connections=200 --connect-timeout=600";
                 ("mariadbd", format!("--no-defaults {MARIADB_SETTINGS} {network} {files} {clients}"))
             }
         };

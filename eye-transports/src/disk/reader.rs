@@ -155,7 +155,7 @@ impl Reader {
                 if self.failed_reads < files::READ_TRIES {
                     return Err(error);
                 }
-                files::read_all_that_can_be(file, bytes, place.offset).map(drop)
+                files::read_all_that_can_be(file, bytes, place.offset)
             }
             read => {
                 self.failed_reads = 0;

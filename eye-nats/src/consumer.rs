@@ -1,8 +1,10 @@
 //! A consumer of a stream: found as it must be, or made.
 
-use async_nats::jetstream::Context;
-use async_nats::jetstream::consumer::{self, Info, IntoConsumerConfig, pull};
+pub use async_nats::jetstream::consumer::Info;
+use async_nats::jetstream::consumer::{self, IntoConsumerConfig, pull};
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
+use async_nats::jetstream::stream::ConsumerErrorKind;
+use async_nats::jetstream::{Context, ErrorCode};
 
 use crate::settings::{Missing, Setting, differences};
 
@@ -39,6 +41,20 @@ pub async fn find(
     Err(Missing::ForGood(format!(
         "the consumer `{name}` of the stream `{stream_name}` has other settings: {different}; {way_out}"
     )))
+}
+
+/// Removes the consumer, if it is there. The stream keeps its messages.
+///
+/// # Errors
+/// [`Missing::Yet`] when the server does not do it.
+pub async fn remove(context: &Context, stream_name: &str, name: &str) -> Result<(), Missing> {
+    let yet = |error: String| Missing::Yet(format!("stream `{stream_name}`, consumer `{name}`: {error}"));
+    let stream = context.get_stream_no_info(stream_name).await.map_err(|error| yet(error.to_string()))?;
+    match stream.delete_consumer(name).await.map_err(|error| (error.kind(), error)) {
+        Ok(_) => Ok(()),
+        Err((ConsumerErrorKind::JetStream(code), _)) if code.error_code() == ErrorCode::CONSUMER_NOT_FOUND => Ok(()),
+        Err((_, error)) => Err(yet(error.to_string())),
+    }
 }
 
 /// The settings that say which messages come and when, and how safely the server keeps what became of them.

@@ -5,6 +5,7 @@ use std::error::Error;
 use async_nats::jetstream::context::{GetStreamErrorKind, PublishError};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, Context, ErrorCode};
+use futures_util::TryStreamExt;
 
 use crate::settings::{Missing, Setting, differences};
 
@@ -52,6 +53,18 @@ pub async fn find(context: &Context, wanted: &Config, free: &[&str], way_out: &s
         return Ok(info);
     }
     Err(Missing::ForGood(format!("the stream `{name}` has other settings: {different}; {way_out}")))
+}
+
+/// How many messages of a subject the stream has.
+///
+/// # Errors
+/// [`Missing::Yet`] when the server does not say.
+pub async fn count(context: &Context, name: &str, subject: &str) -> Result<u64, Missing> {
+    let yet = |error: String| Missing::Yet(format!("stream `{name}`: {error}"));
+    let stream = context.get_stream_no_info(name).await.map_err(|error| yet(error.to_string()))?;
+    let mut counts = stream.info_with_subjects(subject).await.map_err(|error| yet(error.to_string()))?;
+    let count = counts.try_next().await.map_err(|error| yet(error.to_string()))?;
+    Ok(count.map_or(0, |(_, messages)| messages as u64))
 }
 
 /// The settings that say what the stream takes, and how long it is kept.

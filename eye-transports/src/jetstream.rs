@@ -8,6 +8,7 @@ mod group;
 mod publisher;
 mod puller;
 mod session;
+mod standstill;
 mod subscription;
 
 use std::sync::{Arc, PoisonError, RwLock};

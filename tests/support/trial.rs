@@ -173,11 +173,6 @@ impl Trial {
     /// is stored within 5 seconds; no producer got an answer that nobody should get, what producers were told is true of
     /// the database, the queue is drained, and the program's books balance. Stops the load.
     pub(crate) async fn check(&mut self) -> Verdict {
-        self.check_within(RECOVERY).await
-    }
-
-    /// As [`check`](Self::check), but what is acknowledged after the fault may take so long until it is stored.
-    pub(crate) async fn check_within(&mut self, recovery: Duration) -> Verdict {
         let name = self.name.clone();
         self.send_fresh().await;
         let counts = self.oracle.pause().await;
@@ -185,7 +180,7 @@ impl Trial {
         self.delivered().await;
         let sent = Instant::now();
         let id = self.send_fresh().await;
-        let rest = recovery.saturating_sub(sent.elapsed());
+        let rest = RECOVERY.saturating_sub(sent.elapsed());
         eventually(&format!("{name}: a fresh event is stored"), rest, async || self.store.has(id).await).await;
         self.verdict = self.delivered().await;
         assert!(self.verdict.holds(), "{name}: {}\n{}", self.verdict, self.eye.logs());

@@ -24,6 +24,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::JetStreamConfig;
+use super::standstill::{Look, Standstill, Suspicion};
 
 /// How often the stream is looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -38,7 +39,7 @@ const FULL_FOR: Duration = Duration::from_secs(2);
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 
 /// Messages that all programs together may have at hand for one sink.
-const MAX_ACK_PENDING: i64 = 10_000;
+pub(super) const MAX_ACK_PENDING: i64 = 10_000;
 
 /// How it stands between us and the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -249,8 +250,9 @@ impl Session {
     async fn work(&self, connection: &watch::Receiver<bool>) -> Missing {
         let name = self.stream_name();
         let mut made_at = None;
+        let mut standstills = BTreeMap::new();
         loop {
-            let info = match self.find().await {
+            let info = match self.find(&mut standstills).await {
                 Ok(info) => info,
                 Err(missing) => return missing,
             };
@@ -276,26 +278,59 @@ impl Session {
     }
 
     /// The stream, the consumers, and where dead letters are kept: as they must be, or made.
-    async fn find(&self) -> Result<Info, Missing> {
+    async fn find(&self, standstills: &mut BTreeMap<String, Standstill>) -> Result<Info, Missing> {
         let way_out = "change it with `nats stream edit`, or the keys below [transport]";
         let info = stream::find(&self.context, &self.stream, &[], way_out).await?;
         self.dead_letters.find().await?;
         let consumers = self.consumers().clone();
         for (name, counts) in &consumers {
-            let wanted = pull::Config {
-                durable_name: Some(name.clone()),
-                ack_policy: AckPolicy::Explicit,
-                ack_wait: self.ack_wait,
-                max_deliver: -1,
-                max_ack_pending: MAX_ACK_PENDING,
-                filter_subject: self.subject(name),
-                ..pull::Config::default()
-            };
-            let way_out = "change it with `nats consumer edit`, or the keys below [transport]";
-            let found = consumer::find(&self.context, self.stream_name(), name, &wanted, way_out).await?;
-            counts.in_stream.store(found.num_pending + found.num_ack_pending as u64, Relaxed);
+            let mut found = self.find_consumer(name).await?;
+            let standstill = standstills.entry(name.clone()).or_default();
+            if let Some(suspicion) = standstill.note(Look::new(&found, &info.state)) {
+                if suspicion == Suspicion::NothingMoves && self.has_all(&found).await? {
+                    standstill.is_right();
+                } else {
+                    self.remove_consumer(name).await?;
+                    found = self.find_consumer(name).await?;
+                    standstill.made_anew();
+                }
+            }
+            counts.in_stream.store(owed(&found), Relaxed);
         }
         Ok(info)
+    }
+
+    async fn find_consumer(&self, name: &str) -> Result<consumer::Info, Missing> {
+        let wanted = pull::Config {
+            durable_name: Some(name.to_owned()),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: self.ack_wait,
+            max_deliver: -1,
+            max_ack_pending: MAX_ACK_PENDING,
+            filter_subject: self.subject(name),
+            ..pull::Config::default()
+        };
+        let way_out = "change it with `nats consumer edit`, or the keys below [transport]";
+        consumer::find(&self.context, self.stream_name(), name, &wanted, way_out).await
+    }
+
+    /// Whether the consumer has the messages that the stream has for it, while nothing moves.
+    async fn has_all(&self, found: &consumer::Info) -> Result<bool, Missing> {
+        let subject = self.subject(&found.name);
+        let messages = stream::count(&self.context, self.stream_name(), &subject).await?;
+        Ok(messages == owed(found))
+    }
+
+    /// Removes a consumer that the server has lost its way in; of the stream it takes nothing.
+    async fn remove_consumer(&self, name: &str) -> Result<(), Missing> {
+        consumer::remove(&self.context, self.stream_name(), name).await?;
+        tracing::warn!(
+            stream = self.stream_name(),
+            sink = name,
+            "the NATS server did not deliver what it has for the sink, as 2.9 does once it was killed: its consumer is made \
+             anew, and what was at hand is delivered again"
+        );
+        Ok(())
     }
 
     /// A stream that was full is so until a sixteenth of it is free: it does not flicker.
@@ -320,4 +355,9 @@ impl Session {
             self.stream.max_bytes
         )
     }
+}
+
+/// Messages that a consumer has still to deliver, or waits for the acks of.
+fn owed(consumer: &consumer::Info) -> u64 {
+    consumer.num_pending + consumer.num_ack_pending as u64
 }

@@ -78,6 +78,15 @@ impl NatsServer {
         self.process.kill();
     }
 
+    /// Ends the server as its operator does (SIGTERM): it writes down what it knows.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn stop(&mut self) {
+        let exit = self.process.terminate("TERM", DEADLINE);
+        assert!(exit.is_some(), "nats-server does not end; its log:\n{}", self.process.log());
+    }
+
     /// Freezes the server (SIGSTOP): it still accepts connections, but answers nobody.
     pub fn pause(&mut self) {
         self.process.pause();

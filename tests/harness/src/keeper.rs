@@ -14,6 +14,9 @@ use std::time::{Duration, SystemTime};
 
 use crate::wait::holds_within;
 
+/// How long a process may take to end or to stand still once it got the signal.
+const SIGNAL_DEADLINE: Duration = Duration::from_secs(10);
+
 const SCRIPT: &str = include_str!("keeper.sh");
 
 /// A server process, with its folder.
@@ -104,23 +107,23 @@ impl Kept {
     /// # Panics
     /// As [`wait`](Self::wait).
     pub fn kill(&mut self) {
-        let deadline = Duration::from_secs(10);
         if !self.has_ended() {
-            let processes = self.order("force KILL");
-            let processes: Vec<Pid> = processes.split_whitespace().map(|pid| Pid(pid.to_owned())).collect();
-            let ended = holds_within(deadline, || processes.iter().all(Pid::has_ended));
+            let processes = self.force("KILL");
+            let ended = holds_within(SIGNAL_DEADLINE, || processes.iter().all(Pid::has_ended));
             assert!(ended, "a killed process of {} does not end", self.folder.display());
         }
-        self.wait(deadline);
+        self.wait(SIGNAL_DEADLINE);
     }
 
-    /// Freezes every process of the server.
+    /// Freezes every process of the server and waits until each of their threads stands still.
     ///
     /// # Panics
     /// When it does not run.
     pub fn pause(&mut self) {
         assert!(!self.has_ended(), "it does not run");
-        self.order("force STOP");
+        let processes = self.force("STOP");
+        let stand_still = holds_within(SIGNAL_DEADLINE, || processes.iter().all(Pid::stands_still));
+        assert!(stand_still, "a process of {} that was stopped goes on", self.folder.display());
     }
 
     /// Ends a [`pause`](Self::pause).
@@ -129,13 +132,19 @@ impl Kept {
     /// As `pause`.
     pub fn resume(&mut self) {
         assert!(!self.has_ended(), "it does not run");
-        self.order("force CONT");
+        self.force("CONT");
     }
 
     /// What the server has written to stdout and stderr, over all its starts.
     pub fn log(&self) -> String {
         let bytes = fs::read(self.folder.join("log")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Sends a signal to every process of the server: these.
+    fn force(&mut self, signal: &str) -> Vec<Pid> {
+        let processes = self.order(&format!("force {signal}"));
+        processes.split_whitespace().map(|pid| Pid(pid.to_owned())).collect()
     }
 
     fn order(&mut self, order: &str) -> String {
@@ -176,9 +185,21 @@ impl Pid {
     /// Whether it has ended; one that its parent has not yet asked for its exit code (a zombie) has.
     fn has_ended(&self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap_or_default();
-        // `PID (NAME) STATE …`, and the name may hold anything.
-        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+        has_state(&stat, &['Z', 'X'])
     }
+
+    /// Whether it has stopped or ended, with all its threads: the signal reaches them one after the other.
+    fn stands_still(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.0)).into_iter().flatten().flatten();
+        let mut stats = threads.map(|thread| fs::read_to_string(thread.path().join("stat")).unwrap_or_default());
+        stats.all(|stat| has_state(&stat, &['T', 'Z', 'X']))
+    }
+}
+
+/// Whether a `stat` of `/proc` shows one of these states. A process or thread without one is gone.
+fn has_state(stat: &str, states: &[char]) -> bool {
+    // `PID (NAME) STATE …`, and the name may hold anything.
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(states))
 }
 
 /// A command that runs as `user` when this process is root, which the database servers refuse to run as.

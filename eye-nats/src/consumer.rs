@@ -1,7 +1,6 @@
 //! A consumer of a stream: found as it must be, or made.
 
-pub use async_nats::jetstream::consumer::Info;
-use async_nats::jetstream::consumer::{self, IntoConsumerConfig, pull};
+use async_nats::jetstream::consumer::{self, Info, IntoConsumerConfig, pull};
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::stream::ConsumerErrorKind;
 use async_nats::jetstream::{Context, ErrorCode};
@@ -20,7 +19,7 @@ pub async fn find(
     wanted: &pull::Config,
     way_out: &str,
 ) -> Result<Info, Missing> {
-    let yet = |error: String| Missing::Yet(format!("stream `{stream_name}`, consumer `{name}`: {error}"));
+    let yet = |error: String| yet(stream_name, name, &error);
     let stream = context.get_stream_no_info(stream_name).await.map_err(|error| yet(error.to_string()))?;
     let info = match stream.consumer_info(name).await {
         Ok(info) => info,
@@ -48,13 +47,18 @@ pub async fn find(
 /// # Errors
 /// [`Missing::Yet`] when the server does not do it.
 pub async fn remove(context: &Context, stream_name: &str, name: &str) -> Result<(), Missing> {
-    let yet = |error: String| Missing::Yet(format!("stream `{stream_name}`, consumer `{name}`: {error}"));
+    let yet = |error: String| yet(stream_name, name, &error);
     let stream = context.get_stream_no_info(stream_name).await.map_err(|error| yet(error.to_string()))?;
-    match stream.delete_consumer(name).await.map_err(|error| (error.kind(), error)) {
-        Ok(_) => Ok(()),
-        Err((ConsumerErrorKind::JetStream(code), _)) if code.error_code() == ErrorCode::CONSUMER_NOT_FOUND => Ok(()),
-        Err((_, error)) => Err(yet(error.to_string())),
+    let Err(error) = stream.delete_consumer(name).await else { return Ok(()) };
+    match error.kind() {
+        // Another program was faster.
+        ConsumerErrorKind::JetStream(reason) if reason.error_code() == ErrorCode::CONSUMER_NOT_FOUND => Ok(()),
+        _ => Err(yet(error.to_string())),
     }
+}
+
+fn yet(stream_name: &str, name: &str, error: &str) -> Missing {
+    Missing::Yet(format!("stream `{stream_name}`, consumer `{name}`: {error}"))
 }
 
 /// The settings that say which messages come and when, and how safely the server keeps what became of them.
@@ -78,4 +82,29 @@ fn settings(config: &consumer::Config) -> Vec<Setting> {
         ("num_replicas", config.num_replicas.to_string()),
         ("mem_storage", config.memory_storage.to_string()),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use async_nats::jetstream::{self, stream};
+    use eye_harness::NatsServer;
+
+    use super::*;
+
+    #[tokio::test]
+    #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    async fn a_consumer_that_somebody_has_removed_already_is_removed() {
+        let server = NatsServer::start();
+        let context = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+        let stream = stream::Config { name: "S".to_owned(), ..Default::default() };
+        let stream = context.create_stream(stream).await.unwrap();
+        stream
+            .create_consumer(pull::Config { durable_name: Some("c".to_owned()), ..Default::default() })
+            .await
+            .unwrap();
+        for _ in 0..2 {
+            remove(&context, "S", "c").await.unwrap();
+            assert!(stream.consumer_info("c").await.is_err());
+        }
+    }
 }

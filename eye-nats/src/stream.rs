@@ -32,7 +32,7 @@ pub fn config(name: &str, subject: String, retention: RetentionPolicy) -> Config
 /// [`Missing::ForGood`] when it has other settings, else [`Missing::Yet`].
 pub async fn find(context: &Context, wanted: &Config, free: &[&str], way_out: &str) -> Result<Info, Missing> {
     let name = &wanted.name;
-    let yet = |error: String| Missing::Yet(format!("stream `{name}`: {error}"));
+    let yet = |error: String| yet(name, &error);
     let info = match context.get_stream(name).await {
         Ok(stream) => stream.cached_info().clone(),
         Err(error) => match error.kind() {
@@ -55,16 +55,20 @@ pub async fn find(context: &Context, wanted: &Config, free: &[&str], way_out: &s
     Err(Missing::ForGood(format!("the stream `{name}` has other settings: {different}; {way_out}")))
 }
 
-/// How many messages of a subject the stream has.
+/// How many messages of a subject the stream has, and how it is at that moment.
 ///
 /// # Errors
 /// [`Missing::Yet`] when the server does not say.
-pub async fn count(context: &Context, name: &str, subject: &str) -> Result<u64, Missing> {
-    let yet = |error: String| Missing::Yet(format!("stream `{name}`: {error}"));
+pub async fn count(context: &Context, name: &str, subject: &str) -> Result<(u64, Info), Missing> {
+    let yet = |error: String| yet(name, &error);
     let stream = context.get_stream_no_info(name).await.map_err(|error| yet(error.to_string()))?;
     let mut counts = stream.info_with_subjects(subject).await.map_err(|error| yet(error.to_string()))?;
     let count = counts.try_next().await.map_err(|error| yet(error.to_string()))?;
-    Ok(count.map_or(0, |(_, messages)| messages as u64))
+    Ok((count.map_or(0, |(_, messages)| messages as u64), counts.info))
+}
+
+fn yet(name: &str, error: &str) -> Missing {
+    Missing::Yet(format!("stream `{name}`: {error}"))
 }
 
 /// The settings that say what the stream takes, and how long it is kept.

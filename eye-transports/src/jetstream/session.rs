@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::jetstream::Context;
-use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::consumer::{AckPolicy, Info as ConsumerInfo, pull};
 use async_nats::jetstream::stream::{Config, Info, RetentionPolicy};
 use eye_core::transport::Custody;
 use eye_nats::connection::Change;
@@ -286,21 +286,25 @@ impl Session {
         for (name, counts) in &consumers {
             let mut found = self.find_consumer(name).await?;
             let standstill = standstills.entry(name.clone()).or_default();
-            if let Some(suspicion) = standstill.note(Look::new(&found, &info.state)) {
-                if suspicion == Suspicion::NothingMoves && self.has_all(&found).await? {
-                    standstill.is_right();
-                } else {
-                    self.remove_consumer(name).await?;
-                    found = self.find_consumer(name).await?;
-                    standstill.made_anew();
+            let is_astray = match standstill.note(Look::new(&found, &info.state)) {
+                None => false,
+                Some(Suspicion::DeliversNothing) => true,
+                Some(Suspicion::NothingMoves) => {
+                    let (messages, now) = stream::count(&self.context, self.stream_name(), &self.subject(name)).await?;
+                    !standstill.is_right(Look::new(&found, &now.state), messages)
                 }
+            };
+            if is_astray {
+                self.remove_consumer(name).await?;
+                found = self.find_consumer(name).await?;
+                standstill.made_anew();
             }
-            counts.in_stream.store(owed(&found), Relaxed);
+            counts.in_stream.store(found.num_pending + found.num_ack_pending as u64, Relaxed);
         }
         Ok(info)
     }
 
-    async fn find_consumer(&self, name: &str) -> Result<consumer::Info, Missing> {
+    async fn find_consumer(&self, name: &str) -> Result<ConsumerInfo, Missing> {
         let wanted = pull::Config {
             durable_name: Some(name.to_owned()),
             ack_policy: AckPolicy::Explicit,
@@ -312,13 +316,6 @@ impl Session {
         };
         let way_out = "change it with `nats consumer edit`, or the keys below [transport]";
         consumer::find(&self.context, self.stream_name(), name, &wanted, way_out).await
-    }
-
-    /// Whether the consumer has the messages that the stream has for it, while nothing moves.
-    async fn has_all(&self, found: &consumer::Info) -> Result<bool, Missing> {
-        let subject = self.subject(&found.name);
-        let messages = stream::count(&self.context, self.stream_name(), &subject).await?;
-        Ok(messages == owed(found))
     }
 
     /// Removes a consumer that the server has lost its way in; of the stream it takes nothing.
@@ -355,9 +352,4 @@ impl Session {
             self.stream.max_bytes
         )
     }
-}
-
-/// Messages that a consumer has still to deliver, or waits for the acks of.
-fn owed(consumer: &consumer::Info) -> u64 {
-    consumer.num_pending + consumer.num_ack_pending as u64
 }

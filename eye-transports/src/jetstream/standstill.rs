@@ -61,9 +61,15 @@ impl Standstill {
         (self.same + 1 >= self.patience).then_some(suspicion)
     }
 
-    /// The consumer has as many messages as the stream has for it.
-    pub(super) fn is_right(&mut self) {
-        (self.is_counted, self.patience, self.same) = (true, MIN_LOOKS, 0);
+    /// Whether the consumer owes the messages that the stream was counted to have for it, as far as that can be said: not
+    /// when something has moved since it was last looked at.
+    pub(super) fn is_right(&mut self, look: Look, messages: u64) -> bool {
+        let has_moved = self.last.is_some_and(|last| last != look);
+        if !has_moved && messages != look.pending + look.ack_pending as u64 {
+            return false;
+        }
+        (self.is_counted, self.patience, self.same) = (!has_moved, MIN_LOOKS, 0);
+        true
     }
 
     /// The consumer is another one now.
@@ -143,13 +149,13 @@ mod tests {
 
     #[test]
     fn a_consumer_that_may_deliver_nothing_is_not_odd() {
-        for look in [
-            Look { pending: 1, is_asked: false, ..QUIET },
-            Look { pending: 1, ack_pending: MAX_ACK_PENDING as usize, ..QUIET },
+        for (look, messages) in [
+            (Look { pending: 1, is_asked: false, ..QUIET }, 3),
+            (Look { pending: 1, ack_pending: MAX_ACK_PENDING as usize, ..QUIET }, 1 + MAX_ACK_PENDING as u64),
         ] {
             let mut standstill = Standstill::default();
             assert_eq!(looks(&mut standstill, look), Some((3, Suspicion::NothingMoves)));
-            standstill.is_right();
+            assert!(standstill.is_right(look, messages));
             assert_eq!(looks(&mut standstill, look), None);
         }
     }
@@ -158,11 +164,24 @@ mod tests {
     fn what_was_right_is_right_until_something_moves() {
         let mut standstill = Standstill::default();
         assert_eq!(looks(&mut standstill, QUIET), Some((3, Suspicion::NothingMoves)));
-        standstill.is_right();
+        assert!(standstill.is_right(QUIET, 2));
         assert_eq!(looks(&mut standstill, QUIET), None);
         assert_eq!(looks(&mut standstill, Look { is_asked: false, ..QUIET }), None);
         let moved = Look { ack_floor: 9, ack_pending: 1, messages: 1, ..QUIET };
         assert_eq!(looks(&mut standstill, moved), Some((3, Suspicion::NothingMoves)));
+    }
+
+    #[test]
+    fn another_number_of_messages_counts_unless_one_came_or_went_meanwhile() {
+        let mut standstill = Standstill::default();
+        standstill.note(QUIET);
+        for messages in [1, 3] {
+            assert!(!standstill.is_right(QUIET, messages));
+        }
+        for moved in [Look { published: 21, messages: 3, ..QUIET }, Look { messages: 1, ..QUIET }] {
+            assert!(standstill.is_right(moved, moved.messages));
+            assert_eq!(looks(&mut standstill, QUIET), Some((2, Suspicion::NothingMoves)));
+        }
     }
 
     #[test]

@@ -1,0 +1,277 @@
+//! A server that is away, hangs, is full, was killed, or has lost what it had.
+
+use super::*;
+
+#[tokio::test]
+async fn a_server_that_is_away_is_told_and_found_again() {
+    let mut server = NatsServer::new(&[]);
+    let mut fixture = Fixture::start_unready(&server, keys(&server)).await;
+    fixture.wait_unavailable("no connection to 127.0.0.1:").await;
+    let refused = fixture.transport.publish(events(0, 1)).await.unwrap_err();
+    assert!(refused.to_string().contains("no connection to 127.0.0.1:"), "{refused}");
+    server.restart();
+    fixture.wait_ready().await;
+    assert_eq!(fixture.publish(events(0, 1)).await, Outcome::Delivered);
+
+    server.kill();
+    fixture.wait_unavailable("").await;
+    assert!(matches!(fixture.transport.publish(events(1, 2)).await, Err(PublishError::Full { .. })));
+    server.restart();
+    fixture.wait_ready().await;
+    assert_eq!(fixture.publish(events(1, 2)).await, Outcome::Delivered);
+    let mut received = Vec::new();
+    while received.len() < 2 {
+        received.extend(fixture.next(Outcome::Delivered).await);
+        received.sort_by_key(Event::key);
+        received.dedup();
+    }
+    assert_eq!(received, events(0, 2));
+}
+
+#[tokio::test]
+async fn a_publish_that_nobody_answered_is_tried_again_and_taken_once() {
+    let mut server = NatsServer::start();
+    let fixture = Fixture::start(&server).await;
+    server.pause();
+    let receipt = fixture.transport.publish(events(0, 3)).await.unwrap();
+    tokio::time::sleep(PUBLISH_TIMEOUT + Duration::from_millis(500)).await;
+    server.resume();
+    assert_eq!(receipt.outcome().await, Outcome::Delivered);
+    eventually("it has heard both", DEADLINE, async || fixture.stream().await.cached_info().state.messages >= 1).await;
+    assert_eq!(fixture.stream().await.cached_info().state.last_sequence, 1);
+}
+
+#[tokio::test]
+async fn while_the_server_hangs_a_publish_fails_before_its_producer_gives_up() {
+    let mut server = NatsServer::start();
+    let fixture = Fixture::start(&server).await;
+    server.pause();
+    let started = tokio::time::Instant::now();
+    let large = |n| event_with(n, "large", &format!("\"{}\"", "x".repeat(900_000)));
+    let mut receipts = Vec::new();
+    for n in 0..20 {
+        receipts.push(fixture.transport.publish(vec![large(n)]).await.unwrap());
+    }
+    for receipt in receipts {
+        let outcome = receipt.outcome().await;
+        assert!(matches!(outcome, Outcome::Failed { .. }), "{outcome:?}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    server.resume();
+}
+
+#[tokio::test]
+async fn a_full_stream_refuses_says_so_and_recovers() {
+    let server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    let large = |n| event_with(n, "large", &format!("\"{}\"", "x".repeat(900_000)));
+    let mut taken = Vec::new();
+    let reason = loop {
+        let n = taken.len() as u32;
+        match fixture.transport.publish(vec![large(n)]).await {
+            Ok(receipt) => match receipt.outcome().await {
+                Outcome::Delivered => taken.push(large(n)),
+                Outcome::Failed { reason } => break reason.to_string(),
+                other => panic!("{other:?}"),
+            },
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert!(reason.contains("transport.max_bytes = 67108864") && reason.contains("maximum bytes"), "{reason}");
+    assert!(taken.len() > 60, "{}", taken.len());
+    let refused = fixture.transport.publish(events(0, 1)).await.unwrap_err();
+    assert!(matches!(refused, PublishError::Full { .. }), "{refused}");
+    fixture.wait_unavailable("takes nothing").await;
+    let mut received = Vec::new();
+    while received.len() < taken.len() {
+        received.extend(fixture.next(Outcome::Delivered).await);
+    }
+    assert_same_events(&received, &taken);
+    fixture.wait_ready().await;
+    assert_eq!(fixture.publish(events(0, 1)).await, Outcome::Delivered);
+}
+
+#[tokio::test]
+async fn what_was_seen_on_a_connection_does_not_count_once_it_is_lost() {
+    let server = NatsServer::new(&[]);
+    let config = config(keys(&server)).unwrap();
+    let client = async_nats::ConnectOptions::new().retry_on_initial_connect().connect(server.url()).await.unwrap();
+    let keeper = Keeper::new(client.clone(), STREAM, 1);
+    let session = Arc::new(Session::new(jetstream::new(client), &config, keeper));
+    let (is_connected, mut connection) = watch::channel(false);
+    let mut note = session.clone().note(is_connected);
+    for is_there_again in [false, true] {
+        note(Change::Connected);
+        connection.borrow_and_update();
+        session.see(&connection, 0);
+        assert_eq!(session.state(), State::Here);
+        note(Change::Lost);
+        if is_there_again {
+            note(Change::Connected);
+        }
+        session.see(&connection, 0);
+        assert!(matches!(session.state(), State::Away(_)), "{:?}", session.state());
+    }
+}
+
+#[tokio::test]
+async fn a_consumer_that_is_deleted_is_made_again_and_gets_what_it_did_not_have() {
+    let server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    fixture.publish(events(0, 5)).await;
+    settle(fixture.receive().await, Outcome::failed("away"));
+    fixture.stream().await.delete_consumer("store").await.unwrap();
+    assert_eq!(fixture.next(Outcome::Delivered).await, events(0, 5));
+    fixture.wait_empty().await;
+    fixture.wait_ready().await;
+    assert_eq!(fixture.publish(events(5, 6)).await, Outcome::Delivered);
+    assert_eq!(fixture.next(Outcome::Delivered).await, events(5, 6));
+}
+
+/// A server that was killed may wait for acks of messages that it does not have any more. Whenever it could deliver
+/// something it looks for one of them, and delivers nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_that_has_forgotten_acks_is_made_anew() {
+    const MESSAGES: u32 = 20;
+    let mut server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    let mut at_hand = Vec::new();
+    for n in 0..MESSAGES {
+        fixture.publish(events(n, n + 1)).await;
+        at_hand.extend(fixture.receive().await);
+    }
+    let consumer = server.folder().join("streams/jetstream/$G/streams/EYE/obs/store/o.dat");
+    tokio::task::block_in_place(|| server.stop());
+    let before_the_acks = std::fs::read(&consumer).unwrap();
+    tokio::task::block_in_place(|| server.restart());
+    // The oldest is not acknowledged: what is older than all that it has, a server does not wait for.
+    let oldest = at_hand.remove(0);
+    settle(at_hand, Outcome::Delivered);
+    let one_is_left = async || fixture.stream().await.cached_info().state.messages == 1;
+    eventually("the others are removed", DEADLINE, one_is_left).await;
+    std::mem::forget(oldest);
+    fixture.watch.abort();
+    drop(fixture);
+    tokio::task::block_in_place(|| {
+        server.stop();
+        std::fs::write(&consumer, before_the_acks).unwrap();
+        server.restart();
+    });
+
+    let mut fixture = Fixture::start(&server).await;
+    assert_eq!(fixture.consumer().await.num_ack_pending, MESSAGES as usize);
+    // It comes again, and so would the others.
+    let oldest = fixture.receive().await;
+    let published = Instant::now();
+    fixture.publish(events(MESSAGES, MESSAGES + 1)).await;
+    let mut received = fixture.next(Outcome::Delivered).await;
+    while !received.contains(&events(MESSAGES, MESSAGES + 1)[0]) {
+        received.extend(fixture.next(Outcome::Delivered).await);
+    }
+    assert!(published.elapsed() < Duration::from_secs(5), "{:?}", published.elapsed());
+    settle(oldest, Outcome::Delivered);
+    fixture.wait_empty().await;
+    eventually("it waits for nothing", DEADLINE, async || fixture.consumer().await.num_ack_pending == 0).await;
+}
+
+/// A server that was killed may bring messages back that were acknowledged and removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_has_forgotten_acks_is_emptied() {
+    let mut server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    fixture.publish(events(0, 5)).await;
+    fixture.publish(events(5, 6)).await;
+    let mut at_hand = fixture.receive().await;
+    while at_hand.len() < 2 {
+        at_hand.extend(fixture.receive().await);
+    }
+    let messages = server.folder().join("streams/jetstream/$G/streams/EYE/msgs");
+    let files = || std::fs::read_dir(&messages).unwrap().map(|file| file.unwrap().path());
+    tokio::task::block_in_place(|| server.stop());
+    let before_the_acks: Vec<_> = files().map(|file| (file.clone(), std::fs::read(file).unwrap())).collect();
+    tokio::task::block_in_place(|| server.restart());
+    settle(at_hand, Outcome::Delivered);
+    fixture.wait_empty().await;
+    tokio::task::block_in_place(|| {
+        server.stop();
+        files().for_each(|file| std::fs::remove_file(file).unwrap());
+        before_the_acks.iter().for_each(|(file, content)| std::fs::write(file, content).unwrap());
+        server.restart();
+    });
+    eventually("the messages are back", DEADLINE, async || fixture.stream().await.cached_info().state.messages == 2)
+        .await;
+    let consumer = fixture.consumer().await;
+    assert_eq!((consumer.num_pending, consumer.num_ack_pending), (0, 0));
+
+    let mut again = Vec::new();
+    while again.len() < 6 {
+        again.extend(fixture.next(Outcome::Delivered).await);
+    }
+    assert_eq!(again, events(0, 6));
+    fixture.wait_empty().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_deleted_is_made_again() {
+    let server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    fixture.publish(events(0, 1)).await;
+    fixture.next(Outcome::Delivered).await;
+    jetstream::new(fixture.client.clone()).delete_stream(STREAM).await.unwrap();
+    let taken = async || {
+        let Ok(receipt) = fixture.transport.publish(events(1, 2)).await else { return false };
+        receipt.outcome().await == Outcome::Delivered
+    };
+    eventually("events are taken again", DEADLINE, taken).await;
+    assert_eq!(fixture.next(Outcome::Delivered).await, events(1, 2));
+}
+
+/// Sinks that fail now and then, of two programs, while the server is killed: whatever is delivered again, and however
+/// often, nothing is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_killed_forgets_nothing_that_is_to_come_again() {
+    const EVENTS: u32 = 300;
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut server = NatsServer::start();
+    let delivered = Arc::new(std::sync::Mutex::new(std::collections::BTreeMap::new()));
+    let mut transports = Vec::new();
+    for n in 0..2 {
+        let Fixture { transport, mut subscription, .. } = Fixture::start(&server).await;
+        transports.push(transport);
+        let (delivered, mut random) = (delivered.clone(), fastrand::Rng::with_seed(seed + n));
+        tokio::spawn(async move {
+            while let Some(deliveries) = subscription.receive(BatchLimits { max_events: 10, ..WIDE }).await {
+                for delivery in deliveries {
+                    if random.bool() {
+                        delivery.ack.settle(Outcome::failed("away"));
+                    } else {
+                        let events = delivery.events.into_iter().map(|event| (event.key(), event));
+                        delivered.lock().unwrap().extend(events);
+                        delivery.ack.settle(Outcome::Delivered);
+                    }
+                }
+            }
+        });
+    }
+    for n in 0..EVENTS {
+        if n % 60 == 30 {
+            tokio::task::block_in_place(|| server.kill());
+            tokio::task::block_in_place(|| server.restart());
+        }
+        let taken = async || {
+            let Ok(receipt) = transports[0].publish(events(n, n + 1)).await else { return false };
+            receipt.outcome().await == Outcome::Delivered
+        };
+        eventually("it is taken", DEADLINE, taken).await;
+    }
+    let all = async || delivered.lock().unwrap().len() == EVENTS as usize;
+    eventually(&format!("all are delivered, seed {seed}"), DEADLINE, all).await;
+    let stream = jetstream::new(async_nats::connect(server.url()).await.unwrap()).get_stream(STREAM).await.unwrap();
+    let is_done = async || {
+        let consumer = stream.consumer_info("store").await.unwrap();
+        let messages = stream.get_info().await.unwrap().state.messages;
+        (messages, consumer.num_pending, consumer.num_ack_pending) == (0, 0, 0)
+    };
+    eventually(&format!("nothing is pending, seed {seed}"), DEADLINE, is_done).await;
+}

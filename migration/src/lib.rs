@@ -2,6 +2,7 @@
 
 mod m0001_event;
 mod m0002_event_count;
+mod m0003_event_name_category;
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::{
@@ -22,7 +23,11 @@ pub struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_event::Migration), Box::new(m0002_event_count::Migration)]
+        vec![
+            Box::new(m0001_event::Migration),
+            Box::new(m0002_event_count::Migration),
+            Box::new(m0003_event_name_category::Migration),
+        ]
     }
 
     fn migration_table_name() -> DynIden {

@@ -141,8 +141,8 @@ fn options(path: &Path) -> SqliteConnectOptions {
 
 /// Readers never write, keep to a bound in time, and see the last commit while another one is being written.
 fn reader(path: &Path, max: MaxReadConnections) -> DatabaseConnection {
-    // Enough that the thread that reads need not wait for each row to be taken; events may be large.
-    let options = options(path).pragma("query_only", "ON").pragma("cache_size", "-16384").row_buffer_size(16);
+    // The more, the less often the thread that reads and the one that takes wait for each other; but an event may have 1 MiB.
+    let options = options(path).pragma("query_only", "ON").pragma("cache_size", "-16384").row_buffer_size(64);
     let file = Arc::new(ReadFile::new(path));
     let pool = SqlitePoolOptions::new()
         .max_connections(max.0)

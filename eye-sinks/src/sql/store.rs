@@ -105,10 +105,13 @@ impl Reader<'_> {
     /// A sign that changes nothing keeps databases from looking for other texts than the leading one in their indexes.
     fn matching(&self, after: Option<Timestamp>, before: Option<Timestamp>) -> Condition {
         let (filter, backend) = (self.filter, self.snapshot.get_database_backend());
+        let leading = self.leading.as_ref().map(Column::as_str);
         let is = |column: Column, text: &String| {
-            let (name, leading) = (column.as_str(), self.leading.as_ref().map(Column::as_str));
+            let name = column.as_str();
             let value = match backend {
                 _ if leading == Some(name) => Expr::col(column),
+                // The index of names has it, too.
+                DbBackend::Postgres if leading == Some("name") && name == "category" => Expr::col(column),
                 DbBackend::Sqlite => Expr::cust(format!("+{name}")),
                 DbBackend::Postgres => Expr::cust(format!("{name} || ''")),
                 _ => Expr::col(column),

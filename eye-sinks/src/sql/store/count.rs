@@ -13,6 +13,9 @@ use super::super::counts::{self, Counted, end_of, hour, start_of};
 use super::super::entity::{Column, Entity};
 use super::Reader;
 
+/// Entries of an index are read in the time that it takes to look one event up in the table; about, and at least.
+const ENTRIES_PER_ROW: i64 = 16;
+
 /// Events of the filter's category and name that were not added up yet, by hour.
 pub(super) type Recent = BTreeMap<i32, i64>;
 
@@ -89,8 +92,8 @@ impl Reader<'_> {
         Ok(sum.flatten().unwrap_or(0))
     }
 
-    /// Where a page of a category and a name lies, which have no index together: in the hours that have enough of both,
-    /// by the index of the rarer one. None when there is nothing.
+    /// Where a page of a category and a name lies: in the hours that have enough of both, by the index of names, which
+    /// tells the category, too, unless the category is by far the rarer one. None when there is nothing.
     pub(super) async fn narrowed(
         &self,
         start: &PageStart,
@@ -126,7 +129,8 @@ impl Reader<'_> {
         hours.range = Ord::min(first, last)..=Ord::max(first, last);
         let of_category = self.sum(&Hours { name: None, range: hours.range.clone(), ..hours }).await?;
         let of_name = self.sum(&Hours { category: None, range: hours.range.clone(), ..hours }).await?;
-        let leading = if of_category < of_name { Column::Category } else { Column::Name };
+        let leading =
+            if of_category.saturating_mul(ENTRIES_PER_ROW) < of_name { Column::Category } else { Column::Name };
         filter.timestamp_after = Some(Ord::max(after, start_of(*hours.range.start())));
         filter.timestamp_before = Some(Ord::min(before, end_of(*hours.range.end())));
         Ok(Some((filter, Some(leading))))

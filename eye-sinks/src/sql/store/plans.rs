@@ -17,15 +17,18 @@ use crate::{MysqlConfig, PostgresConfig, SqliteConfig};
 
 const EVENTS: u64 = 60_000;
 const START_MICROS: i64 = 1_600_000_000_000_000;
-/// 360 hours in all.
-const STEP_MICROS: i64 = 21_600_000;
+/// 180 hours in all.
+const STEP_MICROS: i64 = 10_800_000;
+/// One event in so many has a category that none of the others has.
+const RARE: u64 = 5000;
 
 fn instant_of(number: u64) -> Timestamp {
     Timestamp::from_micros(START_MICROS + number as i64 * STEP_MICROS).unwrap()
 }
 
 fn event(number: u64) -> Event {
-    let [session_id, category, name] = [("session", number / 20), ("category", number % 8), ("name", number / 8 % 16)]
+    let category = if number.is_multiple_of(RARE) { 99 } else { number % 8 };
+    let [session_id, category, name] = [("session", number / 20), ("category", category), ("name", number / 8 % 16)]
         .map(|(what, n)| format!("{what}-{n}"));
     Event::from(EventFields {
         id: Uuid::from_u128(u128::from(number) + 1),
@@ -55,7 +58,7 @@ async fn fill<C: SinkConfig>(url: &str) {
     sink.close().await.unwrap();
 }
 
-/// The documented filters, each alone and with each other one.
+/// The documented filters, each alone and with each other one; and a category that is much rarer than a name.
 fn filters() -> Vec<(String, EventFilter)> {
     type Condition = (&'static str, fn(&mut EventFilter));
     const CONDITIONS: [Condition; 5] = [
@@ -76,6 +79,9 @@ fn filters() -> Vec<(String, EventFilter)> {
             filters.push((format!("{name}, {other_name}"), filter));
         }
     }
+    let rare = event(EVENTS / 2 + RARE);
+    let [category, name] = [rare.category(), rare.name()].map(|text| Some(text.to_owned()));
+    filters.push(("rare category, name".to_owned(), EventFilter { category, name, ..EventFilter::default() }));
     filters
 }
 

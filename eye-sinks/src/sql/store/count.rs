@@ -13,7 +13,7 @@ use super::super::counts::{self, Counted, end_of, hour, start_of};
 use super::super::entity::{Column, Entity};
 use super::Reader;
 
-/// Entries of an index are read in the time that it takes to look one event up in the table; about, and at least.
+/// About so many entries of an index are read in the time that it takes to look one event up in the table, at least.
 const ENTRIES_PER_ROW: i64 = 16;
 
 /// Events of the filter's category and name that were not added up yet, by hour.

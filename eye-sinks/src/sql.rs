@@ -56,13 +56,14 @@ trait Driver: fmt::Display + Send + Sync + 'static {
     fn connect(&self) -> impl Future<Output = Result<Self::Connection, sqlx::Error>> + Send;
 
     /// Stores all events or none, and counts those that are new in the same transaction; those that are there already
-    /// stay as they are. Says how many were new. The events are in the order of their keys, each key once. Where the
-    /// database may have refused them the connection must be fit for the next batch, or be in a transaction as far as it
-    /// knows; after any other error it is closed.
+    /// stay as they are, or are an error where none was expected. Says how many were new. The events are in the order of
+    /// their keys, each key once. Where the database may have refused them the connection must be fit for the next batch,
+    /// or be in a transaction as far as it knows; after any other error it is closed.
     fn insert(
         &self,
         connection: &mut Self::Connection,
         batch: &[Event],
+        expected: Expected,
     ) -> impl Future<Output = Result<usize, sqlx::Error>> + Send;
 
     /// Adds up deltas of counts, a bounded number of them, in one transaction. Says whether there may be others.
@@ -70,6 +71,14 @@ trait Driver: fmt::Display + Send + Sync + 'static {
 
     /// A pool of one connection, for SeaORM's migrations.
     fn migration_pool(&self) -> DatabaseConnection;
+}
+
+/// What a batch is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expected {
+    /// The usual one. It may be stored in a way that fails when one event is there already, if that way is faster.
+    AllNew,
+    SomeKnown,
 }
 
 /// A sink that writes to an SQL database over a few connections of its own and reads over a pool of others.
@@ -86,6 +95,8 @@ struct Database<D: Driver> {
     driver: D,
     connections: Connections<D::Connection>,
     fold_clock: FoldClock,
+    /// Whether some of the last batch were there already. What comes after it is likely to be sent again, too.
+    had_known: AtomicBool,
 }
 
 impl<D: Driver> Database<D> {
@@ -131,7 +142,15 @@ impl<D: Driver> Database<D> {
 
     async fn insert_sorted(&self, events: &[Event]) -> Result<usize, sqlx::Error> {
         let mut lease = self.connections.lease(|| self.connect()).await?;
-        let inserted = self.driver.insert(lease.connection(), events).await;
+        let had_known = self.had_known.load(Ordering::Relaxed);
+        let expected = if had_known { Expected::SomeKnown } else { Expected::AllNew };
+        let mut inserted = self.driver.insert(lease.connection(), events, expected).await;
+        if expected == Expected::AllNew && inserted.as_ref().is_err_and(error::is_duplicate) {
+            inserted = self.driver.insert(lease.connection(), events, Expected::SomeKnown).await;
+        }
+        if let Ok(new) = inserted {
+            self.had_known.store(new < events.len(), Ordering::Relaxed);
+        }
         // What may be the events' fault is none of the connection, and finding those at fault takes many writes.
         let is_fit = inserted.as_ref().map_or_else(error::may_be_refusal, |_| true);
         if is_fit && !lease.connection().is_in_transaction() {
@@ -166,7 +185,8 @@ impl<D: Driver> Database<D> {
 impl<D: Driver> SqlSink<D> {
     fn new(driver: D, reader: DatabaseConnection) -> Self {
         let connections = Connections::new(D::MAX_WRITE_CONNECTIONS);
-        let database = Arc::new(Database { driver, connections, fold_clock: FoldClock::new() });
+        let database =
+            Arc::new(Database { driver, connections, fold_clock: FoldClock::new(), had_known: AtomicBool::new(false) });
         Self { database, reader, is_ready: AtomicBool::new(false), may_fold: Arc::new(Semaphore::new(1)) }
     }
 
@@ -262,3 +282,7 @@ impl<D: Driver> EventStore for SqlSink<D> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -21,7 +21,7 @@ use super::counts::deltas;
 use super::fold::{FOLD_DELTAS, Taken};
 use super::url::{self, MaxReadConnections};
 use super::write::{self, Shapes, Step, Table};
-use super::{CONNECT_TIMEOUT, Driver, SqlSink};
+use super::{CONNECT_TIMEOUT, Driver, Expected, SqlSink};
 
 /// Stores events in a MySQL (8.0.17 or newer) or MariaDB database, which has to exist; the table is made in it.
 #[derive(Clone, Debug, Deserialize)]
@@ -148,7 +148,13 @@ impl Driver for MysqlDriver {
         Ok(connection)
     }
 
-    async fn insert(&self, connection: &mut MySqlConnection, batch: &[Event]) -> Result<usize, sqlx::Error> {
+    /// Whatever is expected: what is there already is found a statement at a time, and costs no more than it has to.
+    async fn insert(
+        &self,
+        connection: &mut MySqlConnection,
+        batch: &[Event],
+        _expected: Expected,
+    ) -> Result<usize, sqlx::Error> {
         let max_packet_bytes = self.max_packet_bytes.load(Ordering::Relaxed);
         for event in batch {
             check_packet(event, max_packet_bytes)?;

@@ -25,7 +25,7 @@ use super::counts::deltas;
 use super::fold::{FOLD_DELTAS, Taken};
 use super::url::{self, MaxReadConnections};
 use super::write::{self, Shapes, Step, Table};
-use super::{CONNECT_TIMEOUT, Driver, QUERY_TIMEOUT, SqlSink, error};
+use super::{CONNECT_TIMEOUT, Driver, Expected, QUERY_TIMEOUT, SqlSink, error};
 
 /// Stores events in one SQLite file, which is created with its folder where it is not there yet.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -207,7 +207,7 @@ impl ReadFile {
     }
 }
 
-struct SqliteDriver {
+pub(super) struct SqliteDriver {
     path: PathBuf,
     options: SqliteConnectOptions,
     /// The file that the connection writes to.
@@ -217,7 +217,7 @@ struct SqliteDriver {
 impl SqliteDriver {
     /// A commit is on the disk when it returns (`FULL`). The log may grow to 32 MiB before it is copied into the file,
     /// so that a page that changes often is copied once.
-    fn new(path: PathBuf) -> Self {
+    pub(super) fn new(path: PathBuf) -> Self {
         let options = options(&path)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(match mutant::is("sqlite-no-sync") {
@@ -257,11 +257,22 @@ impl Driver for SqliteDriver {
         Ok(connection)
     }
 
-    async fn insert(&self, connection: &mut SqliteConnection, batch: &[Event]) -> Result<usize, sqlx::Error> {
+    async fn insert(
+        &self,
+        connection: &mut SqliteConnection,
+        batch: &[Event],
+        expected: Expected,
+    ) -> Result<usize, sqlx::Error> {
         self.check_file()?;
-        match store(connection, batch, Expected::AllNew).await {
-            Err(error) if error::is_duplicate(&error) => store(connection, batch, Expected::SomeKnown).await,
-            stored => stored,
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        match insert_and_count(&mut transaction, batch, expected).await {
+            Ok(new) => transaction.commit().await.map(|()| new),
+            Err(error) => {
+                // SQLite may have done it by itself, because of the error that matters. Then the connection is not used
+                // again.
+                drop(transaction.rollback().await);
+                Err(error)
+            }
         }
     }
 
@@ -308,27 +319,7 @@ static ADD_COUNTS: LazyLock<Shapes> = LazyLock::new(|| {
 /// each page that a statement changes, in a file as soon as they are many, which takes a third of the time.
 static INSERT_ALL: LazyLock<Shapes> = LazyLock::new(|| Shapes::of_inserts("INSERT OR FAIL"));
 
-/// What a batch is taken for.
-#[derive(Clone, Copy)]
-enum Expected {
-    /// The usual one, and the fast way: one event that is there already is an error.
-    AllNew,
-    SomeKnown,
-}
-
 /// Stores what is new of the batch, and counts it. Says how much.
-async fn store(connection: &mut SqliteConnection, batch: &[Event], expected: Expected) -> Result<usize, sqlx::Error> {
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-    match insert_and_count(&mut transaction, batch, expected).await {
-        Ok(new) => transaction.commit().await.map(|()| new),
-        Err(error) => {
-            // SQLite may have done it by itself, because of the error that matters. Then the connection is not used again.
-            drop(transaction.rollback().await);
-            Err(error)
-        }
-    }
-}
-
 async fn insert_and_count(
     transaction: &mut SqliteConnection,
     batch: &[Event],

@@ -212,8 +212,8 @@ impl Db {
                 let options = SqliteConnectOptions::from_str(url)?
                     .journal_mode(SqliteJournalMode::Wal)
                     .synchronous(SqliteSynchronous::Full)
-                    .pragma("wal_autocheckpoint", "8192")
-                    .pragma("cache_size", "-32768");
+                    .pragma("wal_autocheckpoint", "32768")
+                    .pragma("cache_size", "-24576");
                 Self::Sqlite(options.connect().await?)
             }
         })

@@ -18,14 +18,11 @@ impl MigrationTrait for Migration {
     /// MariaDB looks at the category in the index only while it reads the index forwards, which is newest first here.
     /// Before 10.8 it takes no notice of `DESC`.
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        replace_index(
-            manager,
-            match manager.get_database_backend() {
-                DbBackend::MySql => "name, timestamp DESC, id DESC, category",
-                _ => "name, timestamp, id, category",
-            },
-        )
-        .await
+        let columns = match manager.get_database_backend() {
+            DbBackend::MySql => "name, timestamp DESC, id DESC, category",
+            _ => "name, timestamp, id, category",
+        };
+        replace_index(manager, columns).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {

@@ -217,7 +217,7 @@ pub(super) struct SqliteDriver {
 impl SqliteDriver {
     /// A commit is on the disk when it returns (`FULL`). The log may grow to 128 MiB before it is copied into the file,
     /// so that a page that changes often is copied once: with a large file, copying takes nearly half of the time
-    /// otherwise. What is left of the log after a kill is read at the next start, which then takes half a second at most.
+    /// otherwise. What a kill leaves of the log is read at the next start: 60 MiB of it took 0.3 s.
     pub(super) fn new(path: PathBuf) -> Self {
         let options = options(&path)
             .journal_mode(SqliteJournalMode::Wal)

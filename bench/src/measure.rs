@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -14,6 +15,9 @@ use crate::rows::{self, ROWS, Row, Settings, Via};
 
 /// What the guard looks at.
 const QUICK: [&str; 5] = ["postgres-256x1", "postgres-16x100", "sqlite-256x1", "sqlite-16x100", "mariadb-16x100"];
+
+/// A limit is measured no longer than that, however long the rows are: nothing about it changes with time.
+const MAX_LIMIT_DURATION: Duration = Duration::from_secs(15);
 
 /// The rows of these names; `all` names all.
 pub(crate) fn named(names: &[String]) -> Result<Vec<&'static Row>> {
@@ -33,8 +37,9 @@ pub(crate) async fn measure(rows: &[&'static Row], runs: usize, settings: &Setti
     let mut figures: BTreeMap<&str, Vec<Figures>> = BTreeMap::new();
     let mut limits: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     let mut results = Results::default();
+    let of_limits = Settings { duration: settings.duration.min(MAX_LIMIT_DURATION), ..settings.clone() };
     for run in 1..=runs {
-        let mut round = Round { limits: BTreeMap::new(), servers: &servers, settings };
+        let mut round = Round { limits: BTreeMap::new(), servers: &servers, settings, of_limits: &of_limits };
         for row in rows {
             let one = round.run(row).await.with_context(|| row.name)?;
             eprintln!("{run}/{runs} {:<16} {:>8.0} events/s", row.name, one.events_per_s);
@@ -69,6 +74,7 @@ struct Round<'a> {
     limits: BTreeMap<String, f64>,
     servers: &'a Servers,
     settings: &'a Settings,
+    of_limits: &'a Settings,
 }
 
 impl Round<'_> {
@@ -89,7 +95,7 @@ impl Round<'_> {
     async fn h(&mut self, connections: usize, events: usize) -> Result<f64> {
         let name = format!("H {connections}x{events}");
         if !self.limits.contains_key(&name) {
-            let limit = rows::bare(connections, events, self.settings).await?;
+            let limit = rows::bare(connections, events, self.of_limits).await?;
             self.note(&name, limit);
         }
         Ok(self.limits[&name])
@@ -106,7 +112,7 @@ impl Round<'_> {
                     Way::Copy => continue,
                 };
                 let store = self.servers.create(kind, &self.settings.program)?;
-                let limit = rows::straight(&store, way, self.settings).await?;
+                let limit = rows::straight(&store, way, self.of_limits).await?;
                 drop(store);
                 self.note(&name, limit);
             }

@@ -87,29 +87,42 @@ pub(super) fn hours_with(needed: u64, hours: impl IntoIterator<Item = (i32, i64)
 /// Where the counts of a filter are to be found.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Counted {
-    /// The hours that lie within the filter's range as a whole.
+    /// The hours next to the filter's range: each end of it counts as the nearer end of the hour in which it lies.
     pub(super) hours: RangeInclusive<i32>,
-    /// What of the range lies outside of them, from the first to the last microsecond.
-    pub(super) edges: Vec<(Timestamp, Timestamp)>,
+    /// What of the range the hours lack.
+    pub(super) lacking: Vec<Span>,
+    /// What the hours have beside the range.
+    pub(super) beside: Vec<Span>,
 }
 
+/// From the first to the last microsecond.
+pub(super) type Span = (Timestamp, Timestamp);
+
 impl Counted {
-    /// None for a filter that the counts do not know: by session, or without a whole hour.
+    /// None for a filter that the counts do not know, which is one by session, or where they would not spare anything.
     pub(super) fn of(filter: &EventFilter) -> Option<Self> {
         if filter.session_id.is_some() {
             return None;
         }
-        let after = filter.timestamp_after.unwrap_or(Timestamp::MIN).as_micros();
-        let before = filter.timestamp_before.unwrap_or(Timestamp::MAX).as_micros();
-        let (first, after_last) = (hour_of(after + HOUR_MICROS - 1), hour_of(before + 1));
-        if first >= after_last {
+        let start = filter.timestamp_after.unwrap_or(Timestamp::MIN).as_micros();
+        let end = filter.timestamp_before.unwrap_or(Timestamp::MAX).as_micros() + 1;
+        let [first, after_last] = [start, end].map(|micros| hour_of(micros + HOUR_MICROS / 2));
+        let [hours_start, hours_end] = [first, after_last].map(|hour| i64::from(hour) * HOUR_MICROS);
+        let to_count = (start - hours_start).abs() + (end - hours_end).abs();
+        if first >= after_last || to_count >= end - start {
             return None;
         }
-        let [start, end] = [first, after_last].map(|hour| i64::from(hour) * HOUR_MICROS);
-        let edges = [(after, start - 1), (end, before)].into_iter().filter(|(first, last)| first <= last);
-        let edges = edges.filter_map(|(first, last)| Timestamp::from_micros(first).zip(Timestamp::from_micros(last)));
-        Some(Self { hours: first..=after_last - 1, edges: edges.collect() })
+        Some(Self {
+            hours: first..=after_last - 1,
+            lacking: [span(start, hours_start), span(hours_end, end)].into_iter().flatten().collect(),
+            beside: [span(hours_start, start), span(end, hours_end)].into_iter().flatten().collect(),
+        })
     }
+}
+
+/// None when nothing lies between.
+fn span(start: i64, end: i64) -> Option<Span> {
+    (start < end).then(|| Timestamp::from_micros(start).zip(Timestamp::from_micros(end - 1)))?
 }
 
 #[cfg(test)]
@@ -127,35 +140,56 @@ mod tests {
         }
     }
 
-    /// Each microsecond of a range lies in one of the hours or one of the edges, and no other does.
+    /// Ranges that start and end around the ends and the middle of hours, and at the ends of time.
+    fn ranges() -> impl Iterator<Item = (i64, i64)> {
+        let near = (2..9).flat_map(|half| [-1, 0, 1].map(|delta| half * HOUR_MICROS / 2 + delta));
+        let instants: Vec<i64> =
+            near.chain([0, 1, Timestamp::MAX.as_micros() - 1, Timestamp::MAX.as_micros()]).collect();
+        instants
+            .clone()
+            .into_iter()
+            .flat_map(move |after| instants.clone().into_iter().map(move |before| (after, before)))
+    }
+
     #[test]
-    fn hours_and_edges_make_up_the_range() {
-        let near = [-2, -1, 0, 1, 2].map(|delta| [HOUR_MICROS, 2 * HOUR_MICROS, 3 * HOUR_MICROS].map(|h| h + delta));
-        let instants: Vec<i64> = near.into_iter().flatten().chain([0, 1]).collect();
-        for &after in &instants {
-            for &before in &instants {
-                let filter = filter(Some(after), Some(before));
-                let Some(counted) = Counted::of(&filter) else {
-                    assert!((before + 1) / HOUR_MICROS <= (after + HOUR_MICROS - 1) / HOUR_MICROS, "{after} {before}");
-                    continue;
-                };
-                for &instant in &instants {
-                    let in_edges = counted
-                        .edges
-                        .iter()
-                        .filter(|(first, last)| (first.as_micros()..=last.as_micros()).contains(&instant));
-                    let places = in_edges.count() + usize::from(counted.hours.contains(&hour_of(instant)));
-                    assert_eq!(places, usize::from((after..=before).contains(&instant)), "{after} {instant} {before}");
-                }
+    fn hours_with_what_they_lack_and_without_what_they_have_beside_make_up_the_range() {
+        for (after, before) in ranges() {
+            let Some(counted) = Counted::of(&filter(Some(after), Some(before))) else { continue };
+            let within = |spans: &[Span], instant: i64| {
+                spans.iter().filter(|(first, last)| (first.as_micros()..=last.as_micros()).contains(&instant)).count()
+            };
+            for (instant, _) in ranges() {
+                let times = usize::from(counted.hours.contains(&hour_of(instant))) + within(&counted.lacking, instant);
+                let expected = usize::from((after..=before).contains(&instant)) + within(&counted.beside, instant);
+                assert_eq!(times, expected, "{instant} in {after}..={before}: {counted:?}");
             }
         }
     }
 
     #[test]
-    fn without_bounds_there_are_no_edges() {
+    fn what_is_counted_one_by_one_is_less_than_the_range_and_at_most_half_an_hour_at_each_end() {
+        let micros = |&(first, last): &Span| last.as_micros() - first.as_micros() + 1;
+        for (after, before) in ranges() {
+            let range = before - after + 1;
+            let counted = Counted::of(&filter(Some(after), Some(before)));
+            let Some(Counted { lacking, beside, .. }) = counted else {
+                assert!(range <= HOUR_MICROS, "{after}..={before}");
+                continue;
+            };
+            let spans: Vec<i64> = lacking.iter().chain(&beside).map(micros).collect();
+            let at_most_half = spans.iter().all(|&span| span <= HOUR_MICROS / 2);
+            assert!(
+                spans.len() <= 2 && at_most_half && spans.iter().sum::<i64>() < range,
+                "{after}..={before}: {spans:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_bounds_nothing_is_counted_one_by_one() {
         let filter = filter(None, None);
         let counted = Counted::of(&filter).unwrap_or_else(|| panic!("counted"));
-        assert!(counted.edges.is_empty() && counted.hours.contains(&0));
+        assert!(counted.lacking.is_empty() && counted.beside.is_empty() && counted.hours.contains(&0));
         assert!(counted.hours.contains(&hour(Timestamp::MAX)));
     }
 

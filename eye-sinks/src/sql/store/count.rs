@@ -63,17 +63,20 @@ impl Reader<'_> {
         Ok(recent)
     }
 
-    /// Of the hours that the filter has as a whole it is known; the rest is counted.
+    /// Of whole hours it is known; what the filter's range has more or less than those is counted.
     pub(super) async fn count(&self, recent: &Recent) -> Result<u64, DbErr> {
         let EventFilter { category, name, timestamp_after, timestamp_before, .. } = self.filter;
-        let Some(Counted { hours: range, edges }) = Counted::of(self.filter) else {
+        let Some(Counted { hours: range, lacking, beside }) = Counted::of(self.filter) else {
             return self.count_one_by_one(*timestamp_after, *timestamp_before).await;
         };
         let recent: i64 = recent.range(range.clone()).map(|(_, count)| count).sum();
         let hours = Hours { category: category.as_deref(), name: name.as_deref(), range };
         let mut count = u64::try_from(self.sum(&hours).await? + recent).unwrap_or(0);
-        for (first, last) in edges {
+        for (first, last) in lacking {
             count += self.count_one_by_one(Some(first), Some(last)).await?;
+        }
+        for (first, last) in beside {
+            count = count.saturating_sub(self.count_one_by_one(Some(first), Some(last)).await?);
         }
         Ok(count)
     }

@@ -16,8 +16,9 @@ use uuid::Uuid;
 
 use super::entity::{COLUMNS, Column, Entity, StoredEvent, instant};
 
-/// Events of the first step of a page. The usual page of 100, and the one more that tells whether it is the last, fit in.
-const FIRST_STEP_EVENTS: usize = 101;
+/// Events of the first step of a page. The usual page of 100 fits in, with the one more that tells whether it is the last,
+/// and the one that a cursor comes from.
+const FIRST_STEP_EVENTS: usize = 102;
 
 /// Answers a query. To be run to its end: a cancelled one would leave its connection in doubt.
 pub(super) async fn read(db: &DatabaseConnection, query: &EventQuery) -> Result<EventPage, DbErr> {
@@ -65,9 +66,9 @@ impl Reader<'_> {
         if count == 0 {
             return Ok(EventPage::default());
         }
-        let (events, has_more) = match self.narrowed(start, limit, &recent).await? {
+        let Fetched { events, has_more, has_start } = match self.narrowed(start, limit, &recent).await? {
             Some((filter, leading)) => Reader { filter: &filter, leading, ..*self }.events_from(start, limit).await?,
-            None => (Vec::new(), false),
+            None => Fetched::default(),
         };
         Ok(match start {
             PageStart::Newest => EventPage { count, events, has_older: has_more, has_newer: false },
@@ -75,28 +76,33 @@ impl Reader<'_> {
                 EventPage { count, events, has_older: has_more, has_newer: Ord::min(*offset, count) > 0 }
             }
             PageStart::OlderThan(key) => {
-                EventPage { count, events, has_older: has_more, has_newer: self.any(Than::NewerOrSame, key).await? }
+                let has_newer = has_start || self.any(Than::Newer, key).await?;
+                EventPage { count, events, has_older: has_more, has_newer }
             }
             PageStart::NewerThan(key) => {
-                let events = events.into_iter().rev().collect();
-                EventPage { count, events, has_older: self.any(Than::OlderOrSame, key).await?, has_newer: has_more }
+                let has_older = has_start || self.any(Than::Older, key).await?;
+                EventPage { count, events: events.into_iter().rev().collect(), has_older, has_newer: has_more }
             }
         })
     }
 
-    /// The first events of a page, and whether there are more.
-    async fn events_from(&self, start: &PageStart, limit: u64) -> Result<(Vec<Event>, bool), DbErr> {
+    /// The first events of a page.
+    async fn events_from(&self, start: &PageStart, limit: u64) -> Result<Fetched, DbErr> {
         let EventFilter { timestamp_after: after, timestamp_before: before, .. } = *self.filter;
         let newest_first = || self.events(Order::Desc).filter(self.matching(after, before));
         match start {
-            PageStart::Newest => self.fetch(newest_first(), Than::Older, limit).await,
+            PageStart::Newest => self.fetch(newest_first(), Than::Older, limit, None).await,
             PageStart::Offset(offset) => {
                 // What the databases take at most; no table has so many events.
                 let offset = Ord::min(*offset, i64::MAX as u64);
-                self.fetch(newest_first().offset(offset), Than::Older, limit).await
+                self.fetch(newest_first().offset(offset), Than::Older, limit, None).await
             }
-            PageStart::OlderThan(key) => self.fetch(self.events_beside(Than::Older, key), Than::Older, limit).await,
-            PageStart::NewerThan(key) => self.fetch(self.events_beside(Than::Newer, key), Than::Newer, limit).await,
+            PageStart::OlderThan(key) => {
+                self.fetch(self.events_beside(Than::OlderOrSame, key), Than::Older, limit, Some(key)).await
+            }
+            PageStart::NewerThan(key) => {
+                self.fetch(self.events_beside(Than::NewerOrSame, key), Than::Newer, limit, Some(key)).await
+            }
         }
     }
 
@@ -161,28 +167,40 @@ impl Reader<'_> {
     }
 
     /// The first `limit` events of `select`, whose order is that of `than`, and whether more are there: beyond `limit`, or
-    /// beyond [`MAX_PAGE_BYTES`].
+    /// beyond [`MAX_PAGE_BYTES`]. The event of the key where the page starts is none of them.
     ///
     /// In steps, since a database sends all it was asked for: the first is the usual page, and what it finds tells how
     /// large the next may be. Row by row, since none of it has to be as large as the ones before.
-    async fn fetch(&self, mut select: Select<Entity>, than: Than, limit: u64) -> Result<(Vec<Event>, bool), DbErr> {
-        let (mut events, mut bytes, mut step) = (Vec::new(), 0, FIRST_STEP_EVENTS);
+    async fn fetch(
+        &self,
+        mut select: Select<Entity>,
+        than: Than,
+        limit: u64,
+        start: Option<&EventKey>,
+    ) -> Result<Fetched, DbErr> {
+        let (mut fetched, mut bytes, mut step) = (Fetched::default(), 0, FIRST_STEP_EVENTS);
         loop {
-            let asked = Ord::min(step, limit as usize + 1 - events.len());
+            let wanted = limit as usize + 1 + usize::from(start.is_some()) - fetched.events.len();
+            let asked = Ord::min(step, wanted);
             let selected = select.limit(asked as u64).into_model::<StoredEvent>();
             let mut rows = selected.stream(self.snapshot).await?;
             let mut found = 0;
             while let Some(StoredEvent(event)) = rows.try_next().await? {
-                if events.len() as u64 == limit || bytes >= MAX_PAGE_BYTES {
-                    return Ok((events, true));
-                }
                 found += 1;
+                if start.is_some_and(|start| *start == event.key()) {
+                    fetched.has_start = true;
+                    continue;
+                }
+                if fetched.events.len() as u64 == limit || bytes >= MAX_PAGE_BYTES {
+                    fetched.has_more = true;
+                    return Ok(fetched);
+                }
                 bytes += event.size_bytes();
-                events.push(event);
+                fetched.events.push(event);
             }
             drop(rows);
-            let Some(last) = events.last().filter(|_| found == asked) else { return Ok((events, false)) };
-            let average = bytes / events.len() + 1;
+            let Some(last) = fetched.events.last().filter(|_| found == asked) else { return Ok(fetched) };
+            let average = bytes / fetched.events.len() + 1;
             step = MAX_PAGE_BYTES.saturating_sub(bytes) / average + 1;
             select = self.events_beside(than, &last.key());
         }
@@ -208,6 +226,15 @@ impl Reader<'_> {
         }
         Condition::all().add(Expr::tuple(columns).binary(than.operator(), Expr::tuple([Expr::val(timestamp), id])))
     }
+}
+
+/// Events of a page, in the order in which they were looked for.
+#[derive(Default)]
+struct Fetched {
+    events: Vec<Event>,
+    has_more: bool,
+    /// Whether the event is there whose key the page starts from. Then something lies on that side.
+    has_start: bool,
 }
 
 /// How an event stands to a key.

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "counts/store.rs"]
+mod store;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,12 +14,10 @@ use eye_core::event::{Event, EventFields};
 use eye_core::sink::{Sink, SinkConfig, WriteError};
 use eye_core::store::{EventFilter, EventKey, PageStart};
 use eye_core::timestamp::Timestamp;
-use eye_harness::{Database, MariaDb, Postgres, Server};
+use eye_harness::{MariaDb, Postgres, Server};
 use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
 use fastrand::Rng;
-use sqlx::{Connection, SqliteConnection};
-use tempfile::TempDir;
-use tokio::runtime::Handle;
+use store::Store;
 use tokio::task::{JoinSet, block_in_place};
 
 /// Runs each case on all databases.
@@ -53,6 +53,7 @@ on_all! {
     a_write_that_is_cut_short_counts_as_a_whole_or_not_at_all
     what_was_refused_is_not_counted
     a_table_from_before_is_counted_when_nodes_start
+    a_table_that_has_no_days_gets_them
     a_migration_that_was_cut_short_is_done_again
     counts_that_cannot_be_added_up_are_exact
 }
@@ -65,78 +66,6 @@ async fn a_killed_postgres_has_the_counts_of_its_events() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_mariadb_has_the_counts_of_its_events() {
     a_killed_server_has_the_counts_of_its_events::<MysqlConfig>(MariaDb::start()).await;
-}
-
-/// An empty database, and a way to it besides the sink.
-enum Store {
-    File(TempDir),
-    Server(&'static Server, Database),
-}
-
-impl Store {
-    fn file() -> Self {
-        Self::File(TempDir::new().unwrap())
-    }
-
-    fn on(server: &'static Server) -> Self {
-        Self::Server(server, server.create_database())
-    }
-
-    fn url(&self) -> String {
-        match self {
-            Self::File(folder) => format!("sqlite://{}", folder.path().join("eye.db").display()),
-            Self::Server(_, database) => database.url.clone(),
-        }
-    }
-
-    /// Runs SQL that gives one number, or nothing.
-    fn sql(&self, sql: &str) -> i64 {
-        match self {
-            Self::File(_) => block_in_place(|| {
-                Handle::current().block_on(async {
-                    let mut connection = SqliteConnection::connect(&self.url()).await.unwrap();
-                    let sql = sqlx::AssertSqlSafe(sql.to_owned());
-                    sqlx::query_scalar(sql).fetch_optional(&mut connection).await.unwrap().unwrap_or(0)
-                })
-            }),
-            Self::Server(server, database) => server.sql(&database.name, sql).parse().unwrap_or(0),
-        }
-    }
-
-    /// Runs SQL that gives texts.
-    fn texts(&self, sql: &str) -> Vec<String> {
-        match self {
-            Self::File(_) => block_in_place(|| {
-                Handle::current().block_on(async {
-                    let mut connection = SqliteConnection::connect(&self.url()).await.unwrap();
-                    let sql = sqlx::AssertSqlSafe(sql.to_owned());
-                    sqlx::query_scalar(sql).fetch_all(&mut connection).await.unwrap()
-                })
-            }),
-            Self::Server(server, database) => server.sql(&database.name, sql).lines().map(str::to_owned).collect(),
-        }
-    }
-
-    /// What fits it: SQLite, PostgreSQL, or MariaDB.
-    fn by_kind<T>(&self, [sqlite, postgres, mariadb]: [T; 3]) -> T {
-        match self {
-            Self::File(_) => sqlite,
-            Self::Server(_, database) if database.url.starts_with("postgres") => postgres,
-            Self::Server(..) => mariadb,
-        }
-    }
-
-    fn deltas(&self) -> i64 {
-        self.sql("SELECT COUNT(*) FROM event_count_delta")
-    }
-
-    /// Waits until a node has added up all deltas.
-    async fn fold(&self, node: &dyn Sink) {
-        while self.deltas() > 0 {
-            node.prepare().await.unwrap();
-            tokio::task::yield_now().await;
-        }
-    }
 }
 
 fn rng() -> Rng {
@@ -325,7 +254,7 @@ async fn a_page_that_starts_outside_of_the_range_is_empty<C: SinkConfig>(store: 
     }
 }
 
-/// Whether the counts say of each hour, category and name what the events say.
+/// Whether the counts say of each hour, category and name what the events say, and of each day what its hours say.
 fn assert_counts_equal_events(store: &Store) {
     let hour = match store {
         Store::File(_) => "timestamp / 3600000000",
@@ -336,7 +265,7 @@ fn assert_counts_equal_events(store: &Store) {
     let texts = store.texts(&format!(
         "SELECT CONCAT_WS('|', 'event', {hour}, category, name, COUNT(*)) FROM event GROUP BY {hour}, category, name
         UNION ALL SELECT CONCAT_WS('|', 'count', hour, category, name, count) FROM event_count
-            WHERE category <> '' AND name <> ''
+            WHERE category <> '' AND name <> '' AND hour >= 0
         UNION ALL SELECT CONCAT_WS('|', 'delta', delta) FROM event_count_delta"
     ));
     let (mut expected, mut counted) = (BTreeMap::new(), BTreeMap::<String, i64>::new());
@@ -358,6 +287,16 @@ fn assert_counts_equal_events(store: &Store) {
         }
     }
     assert_eq!(counted, expected);
+    let day = store.by_kind(["-1 - hour / 24", "-1 - hour / 24", "-1 - hour DIV 24"]);
+    let differing = store.sql(&format!(
+        "SELECT COUNT(*) FROM (
+            SELECT category, name, day FROM (
+                SELECT category, name, {day} AS day, count FROM event_count WHERE hour >= 0
+                UNION ALL SELECT category, name, hour, -count FROM event_count WHERE hour < 0
+            ) AS differences GROUP BY category, name, day HAVING SUM(count) <> 0
+        ) AS differing"
+    ));
+    assert_eq!(differing, 0, "days that do not have what their hours have");
 }
 
 async fn the_same_events_on_two_nodes_count_once<C: SinkConfig>(store: Store) {
@@ -525,10 +464,21 @@ async fn a_table_from_before_is_counted_when_nodes_start<C: SinkConfig>(store: S
     }
     nodes.join_all().await;
     assert_counts_equal_events(&store);
-    assert_eq!((store.sql("SELECT COUNT(*) FROM eye_migration"), columns_of_names(&store)), (3, 4));
+    assert_eq!((store.sql("SELECT COUNT(*) FROM eye_migration"), columns_of_names(&store)), (4, 4));
     let mut written = batch;
     written.extend((0..3).map(event).map(|event| (event.key(), event)));
     assert_counts(&*open::<C>(&store.url()).await, &written, &mut rng).await;
+}
+
+async fn a_table_that_has_no_days_gets_them<C: SinkConfig>(store: Store) {
+    let node = open::<C>(&store.url()).await;
+    node.write(&(0..100).map(event).collect::<Vec<_>>()).await.unwrap();
+    store.fold(&*node).await;
+    store.sql("DELETE FROM event_count WHERE hour < 0");
+    store.sql("DELETE FROM eye_migration WHERE version = 'm0004_event_count_day'");
+    let node = open::<C>(&store.url()).await;
+    assert_counts_equal_events(&store);
+    assert_eq!(newest(&*node, 10).await.count, 100);
 }
 
 async fn a_migration_that_was_cut_short_is_done_again<C: SinkConfig>(store: Store) {

@@ -3,6 +3,7 @@
 mod m0001_event;
 mod m0002_event_count;
 mod m0003_event_name_category;
+mod m0004_event_count_day;
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::{
@@ -27,6 +28,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0001_event::Migration),
             Box::new(m0002_event_count::Migration),
             Box::new(m0003_event_name_category::Migration),
+            Box::new(m0004_event_count_day::Migration),
         ]
     }
 

@@ -2,7 +2,7 @@
 //!
 //! `event_count` has how many events an hour has: of a category and a name, of a category whatever the name, of a name
 //! whatever the category, and of all. No event has an empty category or name, so `''` stands for "whatever". Hours are
-//! counted from 1970-01-01T00:00:00Z.
+//! counted from 1970-01-01T00:00:00Z. Days are in it, too, see `m0004_event_count_day`.
 //!
 //! Writers only insert, into `event_count_delta`, in the transaction that stores the events: then no two of them wait
 //! for each other. A row is what a batch adds, as JSON: `{"438291":{"page interaction":{"cta click":3}}}` by hour, category
@@ -10,6 +10,8 @@
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::{ConnectionTrait, DbBackend, Statement};
+
+use super::m0004_event_count_day::count_days;
 
 pub(crate) struct Migration;
 
@@ -39,7 +41,8 @@ impl MigrationTrait for Migration {
             time.count(db, next).await?;
             day = next + 1;
         }
-        Ok(())
+        // Whoever has everything counted anew does this migration again, and no other.
+        count_days(db).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {

@@ -10,6 +10,7 @@ use eye_core::store::EventFilter;
 use eye_core::timestamp::Timestamp;
 
 const HOUR_MICROS: i64 = 3_600_000_000;
+const HOURS_PER_DAY: i32 = 24;
 
 /// How many events there are of each hour, category and name.
 pub(super) type Counts<Text> = BTreeMap<i32, BTreeMap<Text, BTreeMap<Text, i64>>>;
@@ -56,6 +57,27 @@ pub(super) fn hour(timestamp: Timestamp) -> i32 {
 
 fn hour_of(micros: i64) -> i32 {
     micros.div_euclid(HOUR_MICROS) as i32
+}
+
+/// The number under which the counts have the whole day of an hour.
+pub(super) fn day_of(hour: i32) -> i32 {
+    day(hour.div_euclid(HOURS_PER_DAY))
+}
+
+fn day(days: i32) -> i32 {
+    -1 - days
+}
+
+/// The ranges of numbers under which the counts of these hours are found: whole days, and the hours before and after them.
+pub(super) fn in_days(hours: &RangeInclusive<i32>) -> Vec<RangeInclusive<i32>> {
+    let (start, end) = (*hours.start(), *hours.end() + 1);
+    let (first, after_last) = ((start + HOURS_PER_DAY - 1).div_euclid(HOURS_PER_DAY), end.div_euclid(HOURS_PER_DAY));
+    if first >= after_last {
+        return vec![hours.clone()];
+    }
+    let [before, after] = [start..=first * HOURS_PER_DAY - 1, after_last * HOURS_PER_DAY..=end - 1];
+    let ranges = [before, day(after_last - 1)..=day(first), after];
+    ranges.into_iter().filter(|range| !range.is_empty()).collect()
 }
 
 /// The first instant of an hour.
@@ -191,6 +213,26 @@ mod tests {
         let counted = Counted::of(&filter).unwrap_or_else(|| panic!("counted"));
         assert!(counted.lacking.is_empty() && counted.beside.is_empty() && counted.hours.contains(&0));
         assert!(counted.hours.contains(&hour(Timestamp::MAX)));
+    }
+
+    #[test]
+    fn each_hour_is_in_one_of_the_ranges_or_in_a_day_that_is() {
+        for (start, end) in (0..80).flat_map(|start| (start..80).map(move |end| (start, end))) {
+            let ranges = in_days(&(start..=end));
+            for hour in 0..80 {
+                let found = |number: i32| ranges.iter().filter(|range| range.contains(&number)).count();
+                let expected = usize::from((start..=end).contains(&hour));
+                assert_eq!(found(hour) + found(day_of(hour)), expected, "{hour} of {start}..={end}: {ranges:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn all_hours_are_days() {
+        let last = hour(Timestamp::MAX);
+        assert_eq!(in_days(&(0..=last)), [day_of(last)..=-1]);
+        assert_eq!(in_days(&(1..=24 * 365)), [1..=23, -365..=-2, 24 * 365..=24 * 365]);
+        assert_eq!(in_days(&(1..=46)), [1..=46]);
     }
 
     #[test]

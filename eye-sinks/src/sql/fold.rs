@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{Stream, TryStreamExt};
 
-use super::counts::{self, Counts};
+use super::counts::{self, Counts, day_of};
 
 /// Deltas are added up so often while events arrive: until then, each query reads them all.
 const FOLD_EVERY: Duration = Duration::from_secs(1);
@@ -54,15 +54,17 @@ impl Taken {
         Ok(taken)
     }
 
-    /// What `event_count` gains: each count for its category and name, for each of the two alone, and for all. In the
-    /// order of the key, so that two nodes wait for each other, not in a circle.
+    /// What `event_count` gains: each count for its category and name, for each of the two alone, and for all; by hour and
+    /// by day. In the order of the key, so that two nodes wait for each other, not in a circle.
     pub(super) fn counts(&self) -> Vec<Count<'_>> {
         let mut sums = BTreeMap::new();
         for (&hour, categories) in &self.counts {
             for (category, names) in categories {
                 for (name, count) in names {
                     for (category, name) in [(category.as_str(), name.as_str()), (category, ""), ("", name), ("", "")] {
-                        *sums.entry((category, name, hour)).or_insert(0) += count;
+                        for hour in [hour, day_of(hour)] {
+                            *sums.entry((category, name, hour)).or_insert(0) += count;
+                        }
                     }
                 }
             }
@@ -71,7 +73,7 @@ impl Taken {
     }
 }
 
-/// How many events more an hour has, of one category and name.
+/// How many events more an hour or a day has, of one category and name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Count<'a> {
     pub(super) category: &'a str,

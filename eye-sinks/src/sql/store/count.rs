@@ -6,10 +6,10 @@ use std::ops::RangeInclusive;
 use eye_core::store::{EventFilter, PageStart};
 use eye_core::timestamp::Timestamp;
 use futures_util::TryStreamExt;
-use sea_orm::sea_query::{Asterisk, Expr, ExprTrait, Query, SelectStatement};
+use sea_orm::sea_query::{Asterisk, Expr, ExprTrait, Query, SelectStatement, UnionType};
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, EntityTrait, Order, QueryFilter, QuerySelect};
 
-use super::super::counts::{self, Counted, end_of, hour, start_of};
+use super::super::counts::{self, Counted, end_of, hour, in_days, start_of};
 use super::super::entity::{Column, Entity};
 use super::Reader;
 
@@ -29,15 +29,29 @@ struct Hours<'a> {
 }
 
 impl Hours<'_> {
-    /// What was added up of them.
+    /// What was added up of them, by hour.
     fn select(&self) -> SelectStatement {
+        self.select_range(&self.range)
+    }
+
+    /// The counts of all, whose sum they have: of days, as far as these are whole.
+    fn select_all(&self) -> SelectStatement {
+        let mut ranges = in_days(&self.range).into_iter().map(|range| self.select_range(&range).column("count").take());
+        let mut all = ranges.next().expect("hours have at least one range");
+        for select in ranges {
+            all.union(UnionType::All, select);
+        }
+        all
+    }
+
+    fn select_range(&self, range: &RangeInclusive<i32>) -> SelectStatement {
         let mut select = Query::select();
         select
             .from("event_count")
             .and_where(Expr::col("category").eq(self.category.unwrap_or_default()))
             .and_where(Expr::col("name").eq(self.name.unwrap_or_default()))
-            .and_where(Expr::col("hour").gte(*self.range.start()))
-            .and_where(Expr::col("hour").lte(*self.range.end()));
+            .and_where(Expr::col("hour").gte(*range.start()))
+            .and_where(Expr::col("hour").lte(*range.end()));
         select
     }
 }
@@ -89,7 +103,8 @@ impl Reader<'_> {
 
     async fn sum(&self, hours: &Hours<'_>) -> Result<i64, DbErr> {
         let integer = if self.snapshot.get_database_backend() == DbBackend::MySql { "SIGNED" } else { "bigint" };
-        let select = hours.select().expr(Expr::col("count").sum().cast_as(integer)).take();
+        let sum = Expr::col("count").sum().cast_as(integer);
+        let select = Query::select().expr(sum).from_subquery(hours.select_all(), "counts").take();
         let row = self.snapshot.query_one(&select).await?;
         let sum = row.map(|row| row.try_get_by_index::<Option<i64>>(0)).transpose()?;
         Ok(sum.flatten().unwrap_or(0))

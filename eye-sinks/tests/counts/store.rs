@@ -1,0 +1,80 @@
+//! The database whose events are counted, seen past the sink.
+
+use eye_core::sink::Sink;
+use eye_harness::{Database, Server};
+use sqlx::{Connection, SqliteConnection};
+use tempfile::TempDir;
+use tokio::runtime::Handle;
+use tokio::task::block_in_place;
+
+/// An empty database, and a way to it besides the sink.
+pub(super) enum Store {
+    File(TempDir),
+    Server(&'static Server, Database),
+}
+
+impl Store {
+    pub(super) fn file() -> Self {
+        Self::File(TempDir::new().unwrap())
+    }
+
+    pub(super) fn on(server: &'static Server) -> Self {
+        Self::Server(server, server.create_database())
+    }
+
+    pub(super) fn url(&self) -> String {
+        match self {
+            Self::File(folder) => format!("sqlite://{}", folder.path().join("eye.db").display()),
+            Self::Server(_, database) => database.url.clone(),
+        }
+    }
+
+    /// Runs SQL that gives one number, or nothing.
+    pub(super) fn sql(&self, sql: &str) -> i64 {
+        match self {
+            Self::File(_) => block_in_place(|| {
+                Handle::current().block_on(async {
+                    let mut connection = SqliteConnection::connect(&self.url()).await.unwrap();
+                    let sql = sqlx::AssertSqlSafe(sql.to_owned());
+                    sqlx::query_scalar(sql).fetch_optional(&mut connection).await.unwrap().unwrap_or(0)
+                })
+            }),
+            Self::Server(server, database) => server.sql(&database.name, sql).parse().unwrap_or(0),
+        }
+    }
+
+    /// Runs SQL that gives texts.
+    pub(super) fn texts(&self, sql: &str) -> Vec<String> {
+        match self {
+            Self::File(_) => block_in_place(|| {
+                Handle::current().block_on(async {
+                    let mut connection = SqliteConnection::connect(&self.url()).await.unwrap();
+                    let sql = sqlx::AssertSqlSafe(sql.to_owned());
+                    sqlx::query_scalar(sql).fetch_all(&mut connection).await.unwrap()
+                })
+            }),
+            Self::Server(server, database) => server.sql(&database.name, sql).lines().map(str::to_owned).collect(),
+        }
+    }
+
+    /// What fits it: SQLite, PostgreSQL, or MariaDB.
+    pub(super) fn by_kind<T>(&self, [sqlite, postgres, mariadb]: [T; 3]) -> T {
+        match self {
+            Self::File(_) => sqlite,
+            Self::Server(_, database) if database.url.starts_with("postgres") => postgres,
+            Self::Server(..) => mariadb,
+        }
+    }
+
+    pub(super) fn deltas(&self) -> i64 {
+        self.sql("SELECT COUNT(*) FROM event_count_delta")
+    }
+
+    /// Waits until a node has added up all deltas.
+    pub(super) async fn fold(&self, node: &dyn Sink) {
+        while self.deltas() > 0 {
+            node.prepare().await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    }
+}

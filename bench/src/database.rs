@@ -1,4 +1,4 @@
-//! The databases that are written to, with the settings their makers ship.
+//! The databases that are written to, with the settings their makers ship unless others are asked for.
 
 use std::cell::OnceCell;
 use std::fmt;
@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
 use chrono::{DateTime, Utc};
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use eye_harness::{MariaDb, Postgres, Server};
 use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
@@ -61,14 +61,35 @@ impl Kind {
     }
 }
 
+/// How servers are set up.
+#[derive(Args)]
+pub(crate) struct ServersArgs {
+    /// MariaDB's memory for pages, with K, M or G: all that it has, since it reads past the system's cache
+    #[arg(long, default_value = DEFAULT_BUFFER_POOL)]
+    innodb_buffer_pool_size: String,
+}
+
+const DEFAULT_BUFFER_POOL: &str = "128M";
+
 /// The servers, each started when it is first needed.
-#[derive(Default)]
 pub(crate) struct Servers {
     postgres: OnceCell<Server>,
     mariadb: OnceCell<Server>,
+    buffer_pool_size: String,
+}
+
+impl Default for Servers {
+    fn default() -> Self {
+        Self::new(&ServersArgs { innodb_buffer_pool_size: DEFAULT_BUFFER_POOL.to_owned() })
+    }
 }
 
 impl Servers {
+    pub(crate) fn new(args: &ServersArgs) -> Self {
+        let buffer_pool_size = args.innodb_buffer_pool_size.clone();
+        Self { postgres: OnceCell::new(), mariadb: OnceCell::new(), buffer_pool_size }
+    }
+
     /// A database with The Eye's schema as `program` makes it, and nothing in it.
     pub(crate) fn create(&self, kind: Kind, program: &Path) -> Result<Store<'_>> {
         let folder = tempfile::tempdir()?;
@@ -82,9 +103,10 @@ impl Servers {
                 (Some(server), database.name, database.url)
             }
             Kind::Mariadb => {
-                // MariaDB's defaults, where the tests take less.
-                let settings = ["--innodb-log-file-size=96M", "--innodb-buffer-pool-size=128M"];
-                let server = self.mariadb.get_or_init(|| MariaDb::start_with(&settings));
+                // The log as MariaDB has it by default, where the tests take less.
+                let buffer_pool = format!("--innodb-buffer-pool-size={}", self.buffer_pool_size);
+                let start = || MariaDb::start_with(&["--innodb-log-file-size=96M", &buffer_pool]);
+                let server = self.mariadb.get_or_init(start);
                 let database = server.create_database();
                 (Some(server), database.name, database.url)
             }

@@ -192,7 +192,7 @@ async fn copy_postgres(db: &mut PgConnection, rows: &[Record]) -> Result<()> {
 
 async fn insert_sqlite(db: &mut SqliteConnection, rows: &[Record]) -> Result<()> {
     static SQL: LazyLock<String> =
-        LazyLock::new(|| insert_sql("INSERT OR FAIL", "ON CONFLICT (timestamp, id) DO NOTHING"));
+        LazyLock::new(|| insert_sql("INSERT OR FAIL INTO event_indexed", "ON CONFLICT (timestamp, id) DO NOTHING"));
     let mut transaction = db.begin_with("BEGIN IMMEDIATE").await?;
     for rows in rows.chunks_exact(STATEMENT) {
         let query = rows.iter().fold(sqlx::query(SQL.as_str()), |query, row| {
@@ -206,7 +206,7 @@ async fn insert_sqlite(db: &mut SqliteConnection, rows: &[Record]) -> Result<()>
 }
 
 async fn insert_mariadb(db: &mut MySqlConnection, rows: &[Record]) -> Result<()> {
-    static SQL: LazyLock<String> = LazyLock::new(|| insert_sql("INSERT", "ON DUPLICATE KEY UPDATE id = id"));
+    static SQL: LazyLock<String> = LazyLock::new(|| insert_sql("INSERT INTO event", "ON DUPLICATE KEY UPDATE id = id"));
     let mut transaction = db.begin().await?;
     for rows in rows.chunks_exact(STATEMENT) {
         let query = rows.iter().fold(sqlx::query(SQL.as_str()), |query, row| {
@@ -222,5 +222,5 @@ async fn insert_mariadb(db: &mut MySqlConnection, rows: &[Record]) -> Result<()>
 
 fn insert_sql(insert: &str, tail: &str) -> String {
     let rows = vec!["(?,?,?,?,?,?,?)"; STATEMENT].join(",");
-    format!("{insert} INTO event (timestamp, id, session_id, category, name, data, received_at) VALUES {rows} {tail}")
+    format!("{insert} (timestamp, id, session_id, category, name, data, received_at) VALUES {rows} {tail}")
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
-use crate::database::{Db, Servers};
+use crate::database::{Db, Servers, ServersArgs};
 use crate::direct::FillWith;
 use crate::events::JSON_BYTES;
 use crate::figures::median;
@@ -26,6 +26,8 @@ pub(crate) struct GrowthArgs {
     #[command(flatten)]
     run: RunArgs,
     #[command(flatten)]
+    servers: ServersArgs,
+    #[command(flatten)]
     fill: FillWith,
     /// Also asks the queries of each filled database, before rows are measured into it
     #[arg(long)]
@@ -40,7 +42,7 @@ pub(crate) async fn measure(args: &GrowthArgs) -> Result<()> {
     let settings = args.run.settings()?;
     let Settings { program, sessions, duration, .. } = &settings;
     let kinds: BTreeSet<_> = rows.iter().map(|row| row.kind).collect();
-    let servers = Servers::default();
+    let servers = Servers::new(&args.servers);
     let origin = Origin::of(kinds.iter().copied(), &servers, program).await?;
     println!("{origin}. Sessions: {sessions}; {} runs of {} s.\n", args.run.runs, duration.as_secs());
     let mut table = HEADER.to_owned();

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::ProgramArg;
 use crate::client::HttpClient;
-use crate::database::{Kind, Servers, Store};
+use crate::database::{Kind, Servers, ServersArgs, Store};
 use crate::direct::FillWith;
 use crate::events::{Sessions, now_us};
 use crate::figures::median;
@@ -30,6 +30,8 @@ pub(crate) struct QueriesArgs {
     url: Option<String>,
     #[command(flatten)]
     program: ProgramArg,
+    #[command(flatten)]
+    servers: ServersArgs,
     #[command(flatten)]
     fill: FillWith,
     #[arg(long, value_enum, default_value = "come-and-go")]
@@ -89,7 +91,7 @@ pub(crate) async fn measure(args: &QueriesArgs) -> Result<()> {
         return ask(url, questions, fill.days).await;
     }
     let (kind, program) = (args.kind.context("a database, or --url")?, args.program.path()?);
-    let servers = Servers::default();
+    let servers = Servers::new(&args.servers);
     println!("{}.\n", Origin::of([kind], &servers, &program).await?);
     let store = servers.create(kind, &program)?;
     store.fill(fill, args.sessions, &program).await?;

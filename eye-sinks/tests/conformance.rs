@@ -15,14 +15,20 @@ use eye_core::testkit::sink::SinkFixture;
 use eye_core::timestamp::Timestamp;
 use eye_harness::{MariaDb, Postgres, Server};
 use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
-use sqlx::{Connection, MySqlConnection, PgConnection, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection, MySqlConnection, PgConnection, SqlSafeStr, SqliteConnection};
 use tempfile::TempDir;
 use uuid::Uuid;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sqlite_conforms() {
-    testkit::sink::suite(async || SqliteFixture(TempDir::new().unwrap())).await;
-    testkit::store::suite(async || SqliteFixture(TempDir::new().unwrap())).await;
+    testkit::sink::suite(async || SqliteFixture::new()).await;
+    testkit::store::suite(async || SqliteFixture::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sqlite_conforms_with_half_of_its_events_in_either_table() {
+    testkit::sink::suite(SqliteFixture::scattered).await;
+    testkit::store::suite(SqliteFixture::scattered).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,8 +51,9 @@ async fn duplicates(sink: Box<dyn Sink>) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_there_already_is_told() {
-    let file = SqliteFixture(TempDir::new().unwrap());
-    assert_eq!(duplicates(file.open().await).await, 3, "SQLite");
+    assert_eq!(duplicates(SqliteFixture::new().open().await).await, 3, "SQLite");
+    let scattered = SqliteFixture::scattered().await;
+    assert_eq!(duplicates(scattered.open().await).await, 3, "SQLite, events in both tables");
     let database = Postgres::shared().create_database();
     assert_eq!(duplicates(build::<PostgresConfig>(&database.url).await).await, 3, "PostgreSQL");
     let database = MariaDb::shared().create_database();
@@ -78,6 +85,33 @@ fn events(rows: Vec<Row>) -> Vec<Event> {
 struct SqliteFixture(TempDir);
 
 impl SqliteFixture {
+    fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    /// Has every other event in the table where the sink does not put it.
+    async fn scattered() -> Self {
+        let fixture = Self::new();
+        fixture.open().await.prepare().await.unwrap();
+        for (table, other, parity) in [("event_inbox", "event_indexed", 0), ("event_indexed", "event_inbox", 1)] {
+            let sql = format!(
+                "CREATE TRIGGER scatter_{table} AFTER INSERT ON {table} WHEN unicode(hex(substr(NEW.id, 16))) % 2 = {parity}
+                 BEGIN
+                     INSERT INTO {other} (timestamp, id, session_id, category, name, data, received_at)
+                         VALUES (NEW.timestamp, NEW.id, NEW.session_id, NEW.category, NEW.name, NEW.data, NEW.received_at);
+                     DELETE FROM {table} WHERE timestamp = NEW.timestamp AND id = NEW.id;
+                 END"
+            );
+            fixture.execute(AssertSqlSafe(sql)).await;
+        }
+        fixture
+    }
+
+    async fn execute(&self, sql: impl SqlSafeStr) {
+        let mut connection = SqliteConnection::connect(&self.url()).await.unwrap();
+        sqlx::query(sql).execute(&mut connection).await.unwrap();
+    }
+
     fn url(&self) -> String {
         format!("sqlite://{}", self.0.path().join("eye.db").display())
     }
@@ -96,12 +130,13 @@ impl SinkFixture for SqliteFixture {
     }
 
     async fn refuse(&self, name: &str) -> bool {
-        let mut connection = SqliteConnection::connect(&self.url()).await.unwrap();
-        let sql = format!(
-            "CREATE TRIGGER refuse BEFORE INSERT ON event WHEN NEW.name = '{name}' \
-             BEGIN SELECT RAISE(ABORT, 'refused'); END"
-        );
-        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+        for table in ["event_inbox", "event_indexed"] {
+            let sql = format!(
+                "CREATE TRIGGER refuse_{table} BEFORE INSERT ON {table} WHEN NEW.name = '{name}' \
+                 BEGIN SELECT RAISE(ABORT, 'refused'); END"
+            );
+            self.execute(AssertSqlSafe(sql)).await;
+        }
         true
     }
 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use common::{at, build, event, matching, named, newest, open, parse};
+use eye_core::event::Event;
 use eye_core::sink::{SinkConfig, WriteError};
 use eye_core::store::{EventFilter, EventQuery, StoreError};
 use eye_core::timestamp::Timestamp;
@@ -16,6 +17,10 @@ use tempfile::TempDir;
 
 fn url(folder: &TempDir) -> String {
     format!("sqlite://{}", folder.path().join("data/eye.db").display())
+}
+
+fn events(first: u64, number: u64) -> Vec<Event> {
+    (first..first + number).map(event).collect()
 }
 
 /// A connection besides the sink's.
@@ -130,7 +135,7 @@ async fn a_refusal_stores_nothing_and_does_not_quote_the_event() {
     let folder = TempDir::new().unwrap();
     let sink = open::<SqliteConfig>(&url(&folder)).await;
     let mut other = other_process(&url(&folder)).await;
-    let trigger = "CREATE TRIGGER no_secrets BEFORE INSERT ON event WHEN NEW.name = 'bad'
+    let trigger = "CREATE TRIGGER no_secrets BEFORE INSERT ON event_indexed WHEN NEW.name = 'bad'
         BEGIN SELECT RAISE(ABORT, 'no secrets'); END";
     sqlx::query(trigger).execute(&mut other).await.unwrap();
     let error = sink.write(&[event(1), named(2, "bad", "\"private\"")]).await.unwrap_err();
@@ -146,7 +151,7 @@ async fn what_sqlite_rolls_back_by_itself_is_still_what_it_is() {
     let sink = open::<SqliteConfig>(&url(&folder)).await;
     let mut other = other_process(&url(&folder)).await;
     // As it does when the disk fails, which is harder to bring about.
-    let trigger = "CREATE TRIGGER no_secrets BEFORE INSERT ON event WHEN NEW.name = 'bad'
+    let trigger = "CREATE TRIGGER no_secrets BEFORE INSERT ON event_indexed WHEN NEW.name = 'bad'
         BEGIN SELECT RAISE(ROLLBACK, 'no secrets'); END";
     sqlx::query(trigger).execute(&mut other).await.unwrap();
     let error = sink.write(&[event(1), named(2, "bad", "1")]).await.unwrap_err();
@@ -200,4 +205,122 @@ fn a_url_names_a_file() {
 async fn the_key_itself_counts() {
     let folder = TempDir::new().unwrap();
     common::assert_the_key_itself_counts(&*open::<SqliteConfig>(&url(&folder)).await).await;
+}
+
+/// How many rows the two tables have that events are in.
+async fn rows(url: &str) -> (i64, i64) {
+    let mut other = other_process(url).await;
+    let sql = "SELECT (SELECT COUNT(*) FROM event_inbox), (SELECT COUNT(*) FROM event_indexed)";
+    sqlx::query_as(sql).fetch_one(&mut other).await.unwrap()
+}
+
+#[tokio::test]
+async fn batches_are_gathered_and_moved_as_one() {
+    let folder = TempDir::new().unwrap();
+    let sink = open::<SqliteConfig>(&url(&folder)).await;
+    for (first, number, expected) in [
+        // Too few to open it.
+        (0, 31, (0, 31)),
+        (31, 32, (32, 31)),
+        (63, 4968, (5000, 31)),
+        (5031, 32, (32, 5031)),
+    ] {
+        sink.write(&events(first, number)).await.unwrap();
+        assert_eq!(rows(&url(&folder)).await, expected, "{first}");
+        let (page, written) = (newest(&*sink, 3).await, first + number);
+        assert_eq!((page.count, page.events.first()), (written, Some(&event(written - 1))));
+    }
+}
+
+#[tokio::test]
+async fn large_batches_and_large_events_go_past_the_inbox() {
+    let folder = TempDir::new().unwrap();
+    let sink = open::<SqliteConfig>(&url(&folder)).await;
+    sink.write(&events(0, 5001)).await.unwrap();
+    assert_eq!(rows(&url(&folder)).await, (0, 5001));
+    let large = |first: u64, bytes: usize| {
+        let data = format!("\"{}\"", "x".repeat(bytes));
+        (first..first + 64).map(|number| named(number, "n", &data)).collect::<Vec<_>>()
+    };
+    sink.write(&large(10_000, 4200)).await.unwrap();
+    assert_eq!(rows(&url(&folder)).await, (0, 5065));
+    sink.write(&large(20_000, 3900)).await.unwrap();
+    assert_eq!(rows(&url(&folder)).await, (64, 5065));
+}
+
+#[tokio::test]
+async fn an_event_stays_where_it_is_when_it_comes_again() {
+    let folder = TempDir::new().unwrap();
+    let sink = open::<SqliteConfig>(&url(&folder)).await;
+    sink.write(&events(0, 5001)).await.unwrap();
+    for (first, number, duplicates, expected) in [
+        // Among others for the inbox.
+        (4999, 70, 2, (68, 5001)),
+        // From the inbox, of which some are moved first: all, here.
+        (5060, 20, 9, (0, 5080)),
+        // Among many.
+        (0, 6000, 5080, (0, 6000)),
+    ] {
+        assert_eq!(sink.write(&events(first, number)).await.unwrap().duplicates, duplicates, "{first}");
+        assert_eq!(rows(&url(&folder)).await, expected, "{first}");
+    }
+    assert_eq!(newest(&*sink, 1).await.count, 6000);
+}
+
+#[tokio::test]
+async fn what_cannot_leave_the_inbox_holds_nothing_up() {
+    let folder = TempDir::new().unwrap();
+    let sink = open::<SqliteConfig>(&url(&folder)).await;
+    let trigger = "CREATE TRIGGER no_secrets BEFORE INSERT ON event_indexed WHEN NEW.name = 'bad'
+        BEGIN SELECT RAISE(ABORT, 'no secrets'); END";
+    sqlx::query(trigger).execute(&mut other_process(&url(&folder)).await).await.unwrap();
+    sink.write(&[events(0, 63), vec![named(63, "bad", "1")]].concat()).await.unwrap();
+    for (first, number, duplicates, expected) in [
+        (0, 6000, 64, (64, 5936)),
+        (6000, 1, 0, (64, 5937)),
+        // There is still room for these,
+        (6001, 4936, 0, (5000, 5937)),
+        // and none for those.
+        (10_937, 64, 0, (5000, 6001)),
+    ] {
+        assert_eq!(sink.write(&events(first, number)).await.unwrap().duplicates, duplicates, "{first}");
+        assert_eq!(rows(&url(&folder)).await, expected, "{first}");
+    }
+    assert_eq!(newest(&*sink, 1).await.count, 11_001);
+    sqlx::query("DROP TRIGGER no_secrets").execute(&mut other_process(&url(&folder)).await).await.unwrap();
+    sink.close().await.unwrap();
+    // Another start does not know what is in it, and tries it.
+    let sink = open::<SqliteConfig>(&url(&folder)).await;
+    sink.write(&events(11_001, 1)).await.unwrap();
+    assert_eq!(rows(&url(&folder)).await, (4872, 6130));
+    sink.write(&events(11_002, 257)).await.unwrap();
+    assert_eq!(rows(&url(&folder)).await, (257, 11_002));
+}
+
+#[tokio::test]
+async fn two_processes_store_an_event_once() {
+    let folder = TempDir::new().unwrap();
+    let nodes = [open::<SqliteConfig>(&url(&folder)).await, open::<SqliteConfig>(&url(&folder)).await];
+    for (node, first, number, duplicates, expected) in [
+        (0, 0, 64, 0, (64, 0)),
+        (1, 0, 6000, 64, (0, 6000)),
+        (0, 5998, 70, 2, (68, 6000)),
+        // This one thinks that the inbox is empty.
+        (1, 6010, 6000, 58, (68, 11_942)),
+    ] {
+        assert_eq!(nodes[node].write(&events(first, number)).await.unwrap().duplicates, duplicates, "{first}");
+        assert_eq!(rows(&url(&folder)).await, expected, "{first}");
+    }
+    assert_eq!(newest(&*nodes[0], 1).await.count, 12_010);
+}
+
+#[tokio::test]
+async fn events_are_deleted_by_sql_wherever_they_are() {
+    let folder = TempDir::new().unwrap();
+    let sink = open::<SqliteConfig>(&url(&folder)).await;
+    sink.write(&events(0, 5001)).await.unwrap();
+    sink.write(&events(5001, 64)).await.unwrap();
+    let sql = "DELETE FROM event WHERE timestamp % 2 = 0";
+    sqlx::query(sql).execute(&mut other_process(&url(&folder)).await).await.unwrap();
+    assert_eq!(rows(&url(&folder)).await, (32, 2500));
 }

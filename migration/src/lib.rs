@@ -4,7 +4,9 @@ mod m0001_event;
 mod m0002_event_count;
 mod m0003_event_name_category;
 mod m0004_event_count_day;
+mod m0005_event_inbox;
 
+pub use sea_orm_migration::MigratorTrait;
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, RuntimeErr, SqliteTransactionMode, Statement, TransactionOptions,
@@ -29,6 +31,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0002_event_count::Migration),
             Box::new(m0003_event_name_category::Migration),
             Box::new(m0004_event_count_day::Migration),
+            Box::new(m0005_event_inbox::Migration),
         ]
     }
 

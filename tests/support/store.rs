@@ -20,6 +20,8 @@ pub(crate) enum Kind {
 
 pub(crate) const ALL: [Kind; 3] = [Kind::Sqlite, Kind::Postgres, Kind::MariaDb];
 pub(crate) const SERVERS: [Kind; 2] = [Kind::Postgres, Kind::MariaDb];
+/// The tables that SQLite's view `event` shows.
+const SQLITE_TABLES: [&str; 2] = ["event_inbox", "event_indexed"];
 
 impl Kind {
     pub(crate) fn sink_type(self) -> &'static str {
@@ -165,33 +167,35 @@ impl Store {
 
     /// Makes the database refuse every event with the name `refused`.
     pub(crate) async fn refuse(&self) {
-        let sql = match self.kind {
-            Kind::Sqlite => {
-                "CREATE TRIGGER refuse BEFORE INSERT ON event WHEN NEW.name = 'refused'
-                 BEGIN SELECT RAISE(ABORT, 'no such name'); END"
-            }
-            _ => "ALTER TABLE event ADD CONSTRAINT no_such_name CHECK (name <> 'refused')",
-        };
-        self.sql(sql).await;
+        match self.kind {
+            Kind::Sqlite => self.refuse_in_sqlite("RAISE(ABORT, 'no such name')").await,
+            _ => drop(self.sql("ALTER TABLE event ADD CONSTRAINT no_such_name CHECK (name <> 'refused')").await),
+        }
     }
 
     /// Takes back what [`refuse`](Self::refuse) did.
     pub(crate) async fn refuse_no_more(&self) {
-        let sql = match self.kind {
-            Kind::Sqlite => "DROP TRIGGER refuse",
-            _ => "ALTER TABLE event DROP CONSTRAINT no_such_name",
-        };
-        self.sql(sql).await;
+        match self.kind {
+            Kind::Sqlite => {
+                for table in SQLITE_TABLES {
+                    self.sql(&format!("DROP TRIGGER refuse_{table}")).await;
+                }
+            }
+            _ => drop(self.sql("ALTER TABLE event DROP CONSTRAINT no_such_name").await),
+        }
+    }
+
+    async fn refuse_in_sqlite(&self, refusal: &str) {
+        for table in SQLITE_TABLES {
+            let trigger = format!("CREATE TRIGGER refuse_{table} BEFORE INSERT ON {table} WHEN NEW.name = 'refused'");
+            self.sql(&format!("{trigger} BEGIN SELECT {refusal}; END")).await;
+        }
     }
 
     /// As [`refuse`](Self::refuse), by a trigger whose error says nothing of its kind.
     pub(crate) async fn refuse_by_trigger(&self) {
         match self.kind {
-            Kind::Sqlite => {
-                let sql = "CREATE TRIGGER refuse BEFORE INSERT ON event WHEN NEW.name = 'refused'
-                     BEGIN SELECT abs(-9223372036854775808); END";
-                self.sql(sql).await;
-            }
+            Kind::Sqlite => self.refuse_in_sqlite("abs(-9223372036854775808)").await,
             Kind::Postgres => {
                 // Not RAISE EXCEPTION, which is known as a refusal.
                 let sql = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS

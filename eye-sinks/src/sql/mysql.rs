@@ -1,26 +1,24 @@
 //! MySQL and MariaDB.
 
+mod insert;
+
 use std::fmt;
 use std::str::FromStr;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use chrono::NaiveDateTime;
 use eye_core::event::Event;
 use eye_core::registry::BuildError;
 use eye_core::sink::{Sink, SinkConfig};
-use eye_core::store::EventKey;
-use eye_core::timestamp::Timestamp;
 use sea_orm::{DatabaseConnection, SqlxMySqlConnector};
 use serde::Deserialize;
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlPoolOptions};
 use sqlx::{ConnectOptions, Executor};
-use uuid::Uuid;
 
 use super::counts::deltas;
 use super::fold::{FOLD_DELTAS, Taken};
 use super::url::{self, MaxReadConnections};
-use super::write::{self, Shapes, Step, Table};
+use super::write::Shapes;
 use super::{CONNECT_TIMEOUT, Driver, Expected, SqlSink};
 
 /// Stores events in a MySQL (8.0.17 or newer) or MariaDB database, which has to exist; the table is made in it.
@@ -201,7 +199,7 @@ async fn insert_and_count(
     batch: &[Event],
     max_bytes: usize,
 ) -> Result<usize, sqlx::Error> {
-    let new = write::insert(connection, batch, max_bytes).await?;
+    let new = insert::new(connection, batch, max_bytes).await?;
     let mut sql = String::new();
     for delta in deltas(&new, max_bytes / 4).iter().filter(|_| !new.is_empty()) {
         if !sql.is_empty() {
@@ -214,36 +212,6 @@ async fn insert_and_count(
     sql.push_str("COMMIT");
     connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(sql))).await?;
     Ok(new.len())
-}
-
-/// Neither `INSERT IGNORE`, which would also swallow what does not fit, nor `ON DUPLICATE KEY`: sqlx asks for the rows
-/// that were found, be they new or not.
-impl Table for MySqlConnection {
-    async fn insert(&mut self, step: Step<'_, Event>) -> Result<(), sqlx::Error> {
-        // Instants go without a time zone, because a value with one is sent as a TIMESTAMP, which ends in 2038.
-        let query = step.rows.iter().fold(sqlx::query(step.sql), |query, event| {
-            query
-                .bind(event.timestamp().to_chrono().naive_utc())
-                .bind(event.id())
-                .bind(event.session_id())
-                .bind(event.category())
-                .bind(event.name())
-                .bind(event.data())
-                .bind(event.received_at().to_chrono().naive_utc())
-        });
-        query.execute(self).await.map(drop)
-    }
-
-    async fn find(&mut self, step: Step<'_, Event>) -> Result<Vec<EventKey>, sqlx::Error> {
-        let query = step.rows.iter().fold(sqlx::query_as(step.sql), |query, event| {
-            query.bind(event.timestamp().to_chrono().naive_utc()).bind(event.id())
-        });
-        let keys: Vec<(NaiveDateTime, Uuid)> = query.fetch_all(self).await?;
-        let key = |(timestamp, id): (NaiveDateTime, _)| {
-            Some(EventKey { timestamp: Timestamp::from_micros(timestamp.and_utc().timestamp_micros())?, id })
-        };
-        Ok(keys.into_iter().filter_map(key).collect())
-    }
 }
 
 /// A server closes the connection on a packet that is too large for it, which would look like a network that fails.

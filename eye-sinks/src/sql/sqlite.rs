@@ -1,6 +1,7 @@
 //! SQLite: one file, nothing to install.
 
-use std::borrow::Cow;
+mod insert;
+
 use std::fmt;
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -13,18 +14,16 @@ use eye_core::event::Event;
 use eye_core::mutant;
 use eye_core::registry::BuildError;
 use eye_core::sink::{Sink, SinkConfig};
-use eye_core::store::EventKey;
-use eye_core::timestamp::Timestamp;
 use sea_orm::{DatabaseConnection, SqlxSqliteConnector};
 use serde::Deserialize;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection};
-use uuid::Uuid;
 
+use self::insert::{Inbox, insert_indexed};
 use super::counts::deltas;
 use super::fold::{FOLD_DELTAS, Taken};
 use super::url::{self, MaxReadConnections};
-use super::write::{self, Shapes, Step, Table};
+use super::write::Shapes;
 use super::{CONNECT_TIMEOUT, Driver, Expected, QUERY_TIMEOUT, SqlSink, error};
 
 /// Stores events in one SQLite file, which is created with its folder where it is not there yet.
@@ -212,6 +211,7 @@ pub(super) struct SqliteDriver {
     options: SqliteConnectOptions,
     /// The file that the connection writes to.
     file: Mutex<Option<FileId>>,
+    inbox: Inbox,
 }
 
 impl SqliteDriver {
@@ -227,7 +227,7 @@ impl SqliteDriver {
             })
             .pragma("wal_autocheckpoint", "32768")
             .pragma("cache_size", "-24576");
-        Self { path, options, file: Mutex::default() }
+        Self { path, options, file: Mutex::default(), inbox: Inbox::new() }
     }
 
     /// A file that was removed or replaced still takes all that is written to it, and loses it when it is closed.
@@ -255,6 +255,7 @@ impl Driver for SqliteDriver {
     async fn connect(&self) -> Result<SqliteConnection, sqlx::Error> {
         let connection = self.options.connect().await?;
         *self.file.lock().unwrap_or_else(PoisonError::into_inner) = FileId::of(&self.path).ok();
+        self.inbox.forget();
         Ok(connection)
     }
 
@@ -265,8 +266,9 @@ impl Driver for SqliteDriver {
         expected: Expected,
     ) -> Result<usize, sqlx::Error> {
         self.check_file()?;
+        let inbox = self.inbox.admits(connection, batch, expected).await.then_some(&self.inbox);
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-        match insert_and_count(&mut transaction, batch, expected).await {
+        match insert_and_count(&mut transaction, inbox, batch, expected).await {
             Ok(new) => transaction.commit().await.map(|()| new),
             Err(error) => {
                 // SQLite may have done it by itself, because of the error that matters. Then the connection is not used
@@ -306,6 +308,23 @@ const INSERT_DELTA: &str = "INSERT INTO event_count_delta (delta) VALUES (?)";
 const TAKE_DELTAS: &str = "SELECT id, delta FROM event_count_delta ORDER BY id LIMIT ?";
 const DELETE_DELTAS: &str = "DELETE FROM event_count_delta WHERE id <= ?";
 
+/// Stores what is new of the batch, and counts it. Says how much.
+async fn insert_and_count(
+    transaction: &mut SqliteConnection,
+    inbox: Option<&Inbox>,
+    batch: &[Event],
+    expected: Expected,
+) -> Result<usize, sqlx::Error> {
+    let new = match inbox {
+        Some(inbox) => inbox.insert(transaction, batch).await?,
+        None => insert_indexed(transaction, batch, expected).await?,
+    };
+    for delta in deltas(&new, usize::MAX).iter().filter(|_| !new.is_empty()) {
+        sqlx::query(INSERT_DELTA).bind(delta).execute(&mut *transaction).await?;
+    }
+    Ok(new.len())
+}
+
 static ADD_COUNTS: LazyLock<Shapes> = LazyLock::new(|| {
     let head = "INSERT INTO event_count (category, name, hour, count) VALUES ";
     Shapes::new(
@@ -315,58 +334,6 @@ static ADD_COUNTS: LazyLock<Shapes> = LazyLock::new(|| {
         " ON CONFLICT (category, name, hour) DO UPDATE SET count = count + excluded.count",
     )
 });
-
-/// `OR FAIL` leaves the rows before one that is refused, which the rollback takes away. Without it SQLite keeps a copy of
-/// each page that a statement changes, in a file as soon as they are many, which takes a third of the time.
-static INSERT_ALL: LazyLock<Shapes> = LazyLock::new(|| Shapes::of_inserts("INSERT OR FAIL"));
-
-/// Stores what is new of the batch, and counts it. Says how much.
-async fn insert_and_count(
-    transaction: &mut SqliteConnection,
-    batch: &[Event],
-    expected: Expected,
-) -> Result<usize, sqlx::Error> {
-    let new = match expected {
-        Expected::AllNew => {
-            for step in INSERT_ALL.steps(batch) {
-                transaction.insert(step).await?;
-            }
-            Cow::Borrowed(batch)
-        }
-        Expected::SomeKnown => write::insert(transaction, batch, usize::MAX).await?,
-    };
-    for delta in deltas(&new, usize::MAX).iter().filter(|_| !new.is_empty()) {
-        sqlx::query(INSERT_DELTA).bind(delta).execute(&mut *transaction).await?;
-    }
-    Ok(new.len())
-}
-
-impl Table for SqliteConnection {
-    async fn insert(&mut self, step: Step<'_, Event>) -> Result<(), sqlx::Error> {
-        let written_at = if mutant::is("no-unique-key") { Timestamp::now().as_micros() } else { 0 };
-        let query = step.rows.iter().fold(sqlx::query(step.sql), |query, event| {
-            query
-                .bind(event.timestamp().as_micros() ^ written_at)
-                .bind(event.id())
-                .bind(event.session_id())
-                .bind(event.category())
-                .bind(event.name())
-                .bind(event.data())
-                .bind(event.received_at().as_micros())
-        });
-        query.execute(self).await.map(drop)
-    }
-
-    async fn find(&mut self, step: Step<'_, Event>) -> Result<Vec<EventKey>, sqlx::Error> {
-        let query = step
-            .rows
-            .iter()
-            .fold(sqlx::query_as(step.sql), |query, event| query.bind(event.timestamp().as_micros()).bind(event.id()));
-        let keys: Vec<(i64, Uuid)> = query.fetch_all(self).await?;
-        let key = |(micros, id)| Some(EventKey { timestamp: Timestamp::from_micros(micros)?, id });
-        Ok(keys.into_iter().filter_map(key).collect())
-    }
-}
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

@@ -12,7 +12,6 @@ use sea_orm::{
     AccessMode, Condition, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
     IdenStatic, IsolationLevel, Order, QueryFilter, QueryOrder, QuerySelect, QueryTrait, Select, TransactionTrait,
 };
-use uuid::Uuid;
 
 use super::entity::{COLUMNS, Column, Entity, StoredEvent, instant};
 
@@ -208,9 +207,9 @@ impl Reader<'_> {
 
     /// Whether an event matches that stands so to the key.
     async fn any(&self, than: Than, key: &EventKey) -> Result<bool, DbErr> {
-        let events = self.events_beside(than, key).select_only().column(Column::Id);
-        let found: Option<Uuid> = events.into_tuple().one(self.snapshot).await?;
-        Ok(found.is_some())
+        // With the columns of its order, without which SQLite would sort what both tables of the view have.
+        let events = self.events_beside(than, key).select_only().columns([Column::Timestamp, Column::Id]);
+        Ok(self.snapshot.query_one(events.limit(1).as_query()).await?.is_some())
     }
 
     /// `(timestamp, id)` compared with the key, written so that the database makes one range of an index of it.

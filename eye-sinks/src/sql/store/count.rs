@@ -7,10 +7,10 @@ use eye_core::store::{EventFilter, PageStart};
 use eye_core::timestamp::Timestamp;
 use futures_util::TryStreamExt;
 use sea_orm::sea_query::{Asterisk, Expr, ExprTrait, Query, SelectStatement, UnionType};
-use sea_orm::{ConnectionTrait, DbBackend, DbErr, EntityTrait, Order, QueryFilter, QuerySelect};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, Order};
 
 use super::super::counts::{self, Counted, end_of, hour, in_days, start_of};
-use super::super::entity::{Column, Entity};
+use super::super::entity::Column;
 use super::Reader;
 
 /// About so many entries of an index are read in the time that it takes to look one event up in the table, at least.
@@ -34,14 +34,9 @@ impl Hours<'_> {
         self.select_range(&self.range)
     }
 
-    /// The counts of all, whose sum they have: of days, as far as these are whole.
-    fn select_all(&self) -> SelectStatement {
-        let mut ranges = in_days(&self.range).into_iter().map(|range| self.select_range(&range).column("count").take());
-        let mut all = ranges.next().expect("hours have at least one range");
-        for select in ranges {
-            all.union(UnionType::All, select);
-        }
-        all
+    /// The counts whose sum they have: of days, as far as these are whole.
+    fn select_all(&self) -> Vec<SelectStatement> {
+        in_days(&self.range).iter().map(|range| self.select_range(range).column("count").take()).collect()
     }
 
     fn select_range(&self, range: &RangeInclusive<i32>) -> SelectStatement {
@@ -85,7 +80,7 @@ impl Reader<'_> {
         };
         let recent: i64 = recent.range(range.clone()).map(|(_, count)| count).sum();
         let hours = Hours { category: category.as_deref(), name: name.as_deref(), range };
-        let mut count = u64::try_from(self.sum(&hours).await? + recent).unwrap_or(0);
+        let mut count = u64::try_from(self.sum(hours.select_all()).await? + recent).unwrap_or(0);
         for (first, last) in lacking {
             count += self.count_one_by_one(Some(first), Some(last)).await?;
         }
@@ -96,15 +91,27 @@ impl Reader<'_> {
     }
 
     async fn count_one_by_one(&self, after: Option<Timestamp>, before: Option<Timestamp>) -> Result<u64, DbErr> {
-        let select = Entity::find().select_only().column_as(Expr::col(Asterisk).count(), "count");
-        let count: Option<i64> = select.filter(self.matching(after, before)).into_tuple().one(self.snapshot).await?;
-        Ok(count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0))
+        let tables: &[&str] = match self.snapshot.get_database_backend() {
+            // Counting what the view of both has takes two to four times as long.
+            DbBackend::Sqlite => &["event_indexed", "event_inbox"],
+            _ => &["event"],
+        };
+        let count = |&table| {
+            let mut select = Query::select();
+            select.expr_as(Expr::col(Asterisk).count(), "count").from(table).cond_where(self.matching(after, before));
+            select
+        };
+        let count = self.sum(tables.iter().map(count).collect()).await?;
+        Ok(u64::try_from(count).unwrap_or(0))
     }
 
-    async fn sum(&self, hours: &Hours<'_>) -> Result<i64, DbErr> {
+    /// Of the column `count` of all these, one at least.
+    async fn sum(&self, selects: Vec<SelectStatement>) -> Result<i64, DbErr> {
+        let all = selects.into_iter().reduce(|mut all, select| all.union(UnionType::All, select).take());
+        let all = all.expect("there is something to add up");
         let integer = if self.snapshot.get_database_backend() == DbBackend::MySql { "SIGNED" } else { "bigint" };
         let sum = Expr::col("count").sum().cast_as(integer);
-        let select = Query::select().expr(sum).from_subquery(hours.select_all(), "counts").take();
+        let select = Query::select().expr(sum).from_subquery(all, "counts").take();
         let row = self.snapshot.query_one(&select).await?;
         let sum = row.map(|row| row.try_get_by_index::<Option<i64>>(0)).transpose()?;
         Ok(sum.flatten().unwrap_or(0))
@@ -145,8 +152,8 @@ impl Reader<'_> {
         let counts = self.first_hours(&hours, recent, &order, needed).await?;
         let Some((first, last)) = counts::hours_with(needed, counts) else { return Ok(None) };
         hours.range = Ord::min(first, last)..=Ord::max(first, last);
-        let of_category = self.sum(&Hours { name: None, range: hours.range.clone(), ..hours }).await?;
-        let of_name = self.sum(&Hours { category: None, range: hours.range.clone(), ..hours }).await?;
+        let of_category = self.sum(Hours { name: None, range: hours.range.clone(), ..hours }.select_all()).await?;
+        let of_name = self.sum(Hours { category: None, range: hours.range.clone(), ..hours }.select_all()).await?;
         let leading =
             if of_category.saturating_mul(ENTRIES_PER_ROW) < of_name { Column::Category } else { Column::Name };
         filter.timestamp_after = Some(Ord::max(after, start_of(*hours.range.start())));

@@ -11,6 +11,7 @@ use eye_harness::{MariaDb, Postgres, Server};
 use sea_orm::{Database, QueryResult, Statement};
 use serde::de::value::{Error, MapDeserializer};
 use tempfile::TempDir;
+use uuid::Uuid;
 
 use super::*;
 use crate::{MysqlConfig, PostgresConfig, SqliteConfig};

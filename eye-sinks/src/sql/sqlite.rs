@@ -227,7 +227,7 @@ impl SqliteDriver {
             })
             .pragma("wal_autocheckpoint", "32768")
             .pragma("cache_size", "-24576");
-        Self { path, options, file: Mutex::default(), inbox: Inbox::new() }
+        Self { inbox: Inbox::new(path.clone()), path, options, file: Mutex::default() }
     }
 
     /// A file that was removed or replaced still takes all that is written to it, and loses it when it is closed.

@@ -1,6 +1,7 @@
-//! Storing what is new of a batch: small ones in the inbox, from which many events at once go to where the indexes are.
+//! Storing what is new of a batch: under load in the inbox, from which many events at once go to where the indexes are.
 
 use std::borrow::Cow;
+use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -50,9 +51,13 @@ const DELETE_MOVED: &str = "DELETE FROM event_inbox WHERE number <= ?";
 /// Which takes whole pages away.
 const DELETE_ALL: &str = "DELETE FROM event_inbox";
 
-/// What is known of the inbox, without asking.
-pub(super) struct Inbox(Mutex<State>);
+/// The table `event_inbox`.
+pub(super) struct Inbox {
+    path: PathBuf,
+    state: Mutex<State>,
+}
 
+/// What is known of it, without asking.
 struct State {
     /// Events in it. Another process may write to it as well.
     events: i64,
@@ -79,13 +84,14 @@ impl State {
 }
 
 impl Inbox {
-    pub(super) fn new() -> Self {
+    /// In this file.
+    pub(super) fn new(path: PathBuf) -> Self {
         let now = Instant::now();
-        Self(Mutex::new(State { events: 0, open_until: now, may_move_from: now }))
+        Self { path, state: Mutex::new(State { events: 0, open_until: now, may_move_from: now }) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What it has is unknown: moving some finds out.
@@ -120,8 +126,8 @@ impl Inbox {
             Ok(left) => self.state().events = left,
             Err(error) => {
                 self.state().may_move_from = Instant::now() + MOVE_AGAIN_AFTER;
-                let error = error::reason(&error);
-                tracing::warn!(%error, "events stay in `event_inbox`: storing grows slower meanwhile");
+                let (path, error) = (self.path.display(), error::reason(&error));
+                tracing::warn!(%path, %error, "events stay in `event_inbox`: they are stored, but storing grows slower");
             }
         }
     }

@@ -54,6 +54,7 @@ async fn what_was_there_already_is_told() {
     assert_eq!(duplicates(SqliteFixture::new().open().await).await, 3, "SQLite");
     let scattered = SqliteFixture::scattered().await;
     assert_eq!(duplicates(scattered.open().await).await, 3, "SQLite, events in both tables");
+    assert_eq!(scattered.rows().await, (600, 600));
     let database = Postgres::shared().create_database();
     assert_eq!(duplicates(build::<PostgresConfig>(&database.url).await).await, 3, "PostgreSQL");
     let database = MariaDb::shared().create_database();
@@ -95,7 +96,7 @@ impl SqliteFixture {
         fixture.open().await.prepare().await.unwrap();
         for (table, other, parity) in [("event_inbox", "event_indexed", 0), ("event_indexed", "event_inbox", 1)] {
             let sql = format!(
-                "CREATE TRIGGER scatter_{table} AFTER INSERT ON {table} WHEN unicode(hex(substr(NEW.id, 16))) % 2 = {parity}
+                "CREATE TRIGGER scatter_{table} AFTER INSERT ON {table} WHEN unicode(substr(hex(NEW.id), 32)) % 2 = {parity}
                  BEGIN
                      INSERT INTO {other} (timestamp, id, session_id, category, name, data, received_at)
                          VALUES (NEW.timestamp, NEW.id, NEW.session_id, NEW.category, NEW.name, NEW.data, NEW.received_at);
@@ -105,6 +106,13 @@ impl SqliteFixture {
             fixture.execute(AssertSqlSafe(sql)).await;
         }
         fixture
+    }
+
+    /// How many are in the inbox, and in the table with the indexes.
+    async fn rows(&self) -> (i64, i64) {
+        let sql = "SELECT (SELECT COUNT(*) FROM event_inbox), (SELECT COUNT(*) FROM event_indexed)";
+        let mut connection = SqliteConnection::connect(&self.url()).await.unwrap();
+        sqlx::query_as(sql).fetch_one(&mut connection).await.unwrap()
     }
 
     async fn execute(&self, sql: impl SqlSafeStr) {

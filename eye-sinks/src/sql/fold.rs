@@ -12,6 +12,8 @@ use super::counts::{self, Counts, day_of};
 const FOLD_EVERY: Duration = Duration::from_secs(1);
 /// Or when so many events came since.
 const FOLD_EVENTS: usize = 50_000;
+/// Or when there are so many, each of which costs a query about a microsecond. Small batches make hundreds in a second.
+const FOLD_AT_DELTAS: usize = 300;
 /// After an error they stay for longer.
 const FOLD_AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// Deltas that are added up in one transaction, at most: what a `SELECT` that takes them is limited to.
@@ -88,6 +90,8 @@ pub(super) struct FoldClock(Mutex<Fold>);
 struct Fold {
     /// Stored since the last time.
     events: usize,
+    /// Made since the last time.
+    deltas: usize,
     /// Not before, however many they are.
     earliest: Instant,
     /// However few they are.
@@ -98,21 +102,24 @@ impl FoldClock {
     /// Others may have left deltas behind, so that the first time is now.
     pub(super) fn new() -> Self {
         let now = Instant::now();
-        Self(Mutex::new(Fold { events: 1, earliest: now, latest: now }))
+        Self(Mutex::new(Fold { events: 1, deltas: 0, earliest: now, latest: now }))
     }
 
     /// So many events were stored.
     pub(super) fn stored(&self, events: usize) {
-        self.fold().events += events;
+        let mut fold = self.fold();
+        fold.events += events;
+        fold.deltas += 1;
     }
 
     /// Whether it is time; then the time is taken.
     pub(super) fn is_due(&self) -> bool {
         let (mut fold, now) = (self.fold(), Instant::now());
-        let wanted = fold.events >= FOLD_EVENTS || (fold.events > 0 && now >= fold.latest);
+        let wanted =
+            fold.events >= FOLD_EVENTS || fold.deltas >= FOLD_AT_DELTAS || (fold.events > 0 && now >= fold.latest);
         let is_due = wanted && now >= fold.earliest;
         if is_due {
-            *fold = Fold { events: 0, earliest: now, latest: now + FOLD_EVERY };
+            *fold = Fold { events: 0, deltas: 0, earliest: now, latest: now + FOLD_EVERY };
         }
         is_due
     }
@@ -125,7 +132,7 @@ impl FoldClock {
     /// It could not be done.
     pub(super) fn failed(&self) {
         let again = Instant::now() + FOLD_AGAIN_AFTER;
-        *self.fold() = Fold { events: 1, earliest: again, latest: again };
+        *self.fold() = Fold { events: 1, deltas: 0, earliest: again, latest: again };
     }
 
     fn fold(&self) -> MutexGuard<'_, Fold> {
@@ -144,6 +151,12 @@ mod tests {
         clock.stored(1);
         assert!(!clock.is_due(), "a second has not passed");
         clock.stored(FOLD_EVENTS);
+        assert!(clock.is_due(), "they are of many events");
+        for _ in 1..FOLD_AT_DELTAS {
+            clock.stored(1);
+        }
+        assert!(!clock.is_due(), "one more may come");
+        clock.stored(1);
         assert!(clock.is_due(), "they are many");
         clock.more();
         assert!(clock.is_due(), "there are more");

@@ -1,4 +1,4 @@
-//! Storing what is new of a batch: under load in the inbox, from which many events at once go to where the indexes are.
+//! Storing what is new of a batch: first in the inbox, from which many events at once go to where the indexes are.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -17,16 +17,13 @@ use super::super::error;
 use super::super::write::{FIND, Shapes, Step, without};
 use super::Expected;
 
-/// Events that the inbox has at most. The more, the less often a page is written; but moving them all holds up the batches
-/// that come meanwhile, and queries look through them.
+/// Events that the inbox has at most. The more, the less often a page is written; but moving them holds up the batches that
+/// come meanwhile, and queries look through them.
 const MAX_EVENTS: i64 = 5_000;
-/// A batch of so many opens the inbox: it was waited for.
-const OPENING_EVENTS: usize = 32;
-/// So long the inbox takes smaller ones, too. When it is not full by then, there is time to write to the indexes at once, and
-/// nobody is to wait for all to be moved.
-const OPEN_FOR: Duration = Duration::from_secs(1);
-/// Events that are moved before a batch that goes past it, so that it empties by and by.
-const SOME_EVENTS: i64 = 128;
+/// They are moved so often, so that fewer events hold up others for less time,
+const MOVE_EVERY: Duration = Duration::from_millis(150);
+/// unless they are so few that they had better share pages with those that follow.
+const MIN_EVENTS: i64 = 128;
 /// Larger events, in the mean of a batch, are many pages themselves, which would be written twice. It bounds the bytes of
 /// the inbox, too.
 const MAX_MEAN_BYTES: usize = 4 << 10;
@@ -43,11 +40,8 @@ const DELETE_KNOWN: &str = "DELETE FROM event_inbox WHERE number > ? AND EXISTS 
     SELECT 1 FROM event_indexed AS known WHERE known.timestamp = event_inbox.timestamp AND known.id = event_inbox.id
 ) RETURNING timestamp, id";
 
-const BOUNDS: &str = "SELECT (SELECT MIN(number) FROM event_inbox), (SELECT MAX(number) FROM event_inbox)";
-const MOVE: &str = "INSERT OR FAIL INTO event_indexed (timestamp, id, session_id, category, name, data, received_at)
-    SELECT timestamp, id, session_id, category, name, data, received_at FROM event_inbox WHERE number <= ?
-    ORDER BY timestamp, id";
-const DELETE_MOVED: &str = "DELETE FROM event_inbox WHERE number <= ?";
+const COPY: &str = "INSERT OR FAIL INTO event_indexed (timestamp, id, session_id, category, name, data, received_at)
+    SELECT timestamp, id, session_id, category, name, data, received_at FROM event_inbox ORDER BY timestamp, id";
 /// Which takes whole pages away.
 const DELETE_ALL: &str = "DELETE FROM event_inbox";
 
@@ -61,21 +55,18 @@ pub(super) struct Inbox {
 struct State {
     /// Events in it. Another process may write to it as well.
     events: i64,
-    open_until: Instant,
+    moved_at: Instant,
     /// Nothing is moved before.
     may_move_from: Instant,
 }
 
 impl State {
-    fn is_open_to(&mut self, batch: &[Event], now: Instant) -> bool {
-        if batch.len() >= OPENING_EVENTS && now > self.open_until {
-            self.open_until = now + OPEN_FOR;
-        }
-        now <= self.open_until
-    }
-
-    fn may_move(&self, now: Instant) -> bool {
-        self.events > 0 && now >= self.may_move_from
+    /// Whether its events are to be moved before a batch is stored, in it or past it.
+    fn is_due(&self, batch: &[Event], is_for_batch: bool, now: Instant) -> bool {
+        let min_events = if is_for_batch { MIN_EVENTS } else { 1 };
+        let is_time = self.events >= min_events && now >= self.moved_at + MOVE_EVERY;
+        let is_full = is_for_batch && self.events > 0 && !self.has_room_for(batch);
+        (is_time || is_full) && now >= self.may_move_from
     }
 
     fn has_room_for(&self, batch: &[Event]) -> bool {
@@ -87,45 +78,38 @@ impl Inbox {
     /// In this file.
     pub(super) fn new(path: PathBuf) -> Self {
         let now = Instant::now();
-        Self { path, state: Mutex::new(State { events: 0, open_until: now, may_move_from: now }) }
+        Self { path, state: Mutex::new(State { events: 0, moved_at: now, may_move_from: now }) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What it has is unknown: moving some finds out.
+    /// What it has is unknown: moving all finds out.
     pub(super) fn forget(&self) {
         self.state().events = MAX_EVENTS;
     }
 
-    /// Whether the batch is to go into the inbox. Moves all out of it where there is no room for the batch, and some when the
-    /// batch goes past it.
+    /// Whether the batch is to go into the inbox. Moves all out of it before, when it is time or there is no room.
     pub(super) async fn admits(&self, connection: &mut SqliteConnection, batch: &[Event], expected: Expected) -> bool {
         let suits = expected == Expected::AllNew
-            && batch.iter().map(Event::size_bytes).sum::<usize>() <= batch.len() * MAX_MEAN_BYTES
-            && self.state().is_open_to(batch, Instant::now());
-        if suits && self.state().has_room_for(batch) {
-            return true;
-        }
-        self.move_out(connection, if suits { i64::MAX } else { SOME_EVENTS }).await;
-        if suits {
-            // It was filled in time.
-            self.state().open_until = Instant::now() + OPEN_FOR;
+            && batch.iter().map(Event::size_bytes).sum::<usize>() <= batch.len() * MAX_MEAN_BYTES;
+        let is_due = self.state().is_due(batch, suits, Instant::now());
+        if is_due {
+            self.move_out(connection).await;
         }
         suits && self.state().has_room_for(batch)
     }
 
-    /// Moves the oldest to where the indexes are, at most so many. Those that cannot be moved stay, and the inbox takes no
-    /// more than it has room for.
-    async fn move_out(&self, connection: &mut SqliteConnection, at_most: i64) {
-        if !self.state().may_move(Instant::now()) {
-            return;
-        }
-        match move_out(connection, at_most).await {
-            Ok(left) => self.state().events = left,
+    /// Moves all to where the indexes are. When that cannot be done they stay, and the inbox takes no more than it has room
+    /// for.
+    async fn move_out(&self, connection: &mut SqliteConnection) {
+        let moved = move_out(connection).await;
+        let (mut state, now) = (self.state(), Instant::now());
+        match moved {
+            Ok(()) => (state.events, state.moved_at) = (0, now),
             Err(error) => {
-                self.state().may_move_from = Instant::now() + MOVE_AGAIN_AFTER;
+                state.may_move_from = now + MOVE_AGAIN_AFTER;
                 let (path, error) = (self.path.display(), error::reason(&error));
                 tracing::warn!(%path, %error, "events stay in `event_inbox`: they are stored, but storing grows slower");
             }
@@ -149,11 +133,10 @@ impl Inbox {
     }
 }
 
-/// Says how many are left, at most.
-async fn move_out(connection: &mut SqliteConnection, at_most: i64) -> Result<i64, sqlx::Error> {
+async fn move_out(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-    match move_oldest(&mut transaction, at_most).await {
-        Ok(left) => transaction.commit().await.map(|()| left),
+    match move_all(&mut transaction).await {
+        Ok(()) => transaction.commit().await,
         Err(error) => {
             drop(transaction.rollback().await);
             Err(error)
@@ -161,14 +144,9 @@ async fn move_out(connection: &mut SqliteConnection, at_most: i64) -> Result<i64
     }
 }
 
-async fn move_oldest(transaction: &mut SqliteConnection, at_most: i64) -> Result<i64, sqlx::Error> {
-    let bounds = sqlx::query_as(BOUNDS).fetch_one(&mut *transaction).await?;
-    let (Some(first), Some(last)): (Option<i64>, Option<i64>) = bounds else { return Ok(0) };
-    let until = last.min(first.saturating_add(at_most - 1));
-    sqlx::query(MOVE).bind(until).execute(&mut *transaction).await?;
-    let delete = if until == last { sqlx::query(DELETE_ALL) } else { sqlx::query(DELETE_MOVED).bind(until) };
-    delete.execute(&mut *transaction).await?;
-    Ok(last - until)
+async fn move_all(transaction: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    sqlx::query(COPY).execute(&mut *transaction).await?;
+    sqlx::query(DELETE_ALL).execute(&mut *transaction).await.map(drop)
 }
 
 /// Stores what is new of the batch where the indexes are, in a transaction. Says which that is.
@@ -231,23 +209,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_large_batch_opens_the_inbox_for_small_ones() {
+    fn the_inbox_is_emptied_in_time_or_for_want_of_room() {
         let start = Instant::now();
-        let mut state = State { events: 0, open_until: start, may_move_from: start };
-        let [small, large] = [31, 32].map(|number| events(0, number));
-        let moment = Duration::from_millis(1);
-        for (batch, at, is_open) in [
-            (&small, moment, false),
-            (&large, moment, true),
-            (&small, moment + OPEN_FOR, true),
-            // Not for longer because of a second one,
-            (&large, moment + OPEN_FOR, true),
-            (&small, moment * 2 + OPEN_FOR, false),
-            // but again.
-            (&large, moment * 3 + OPEN_FOR, true),
-            (&small, moment * 3 + OPEN_FOR * 2, true),
+        let [soon, later] = [start + MOVE_EVERY - Duration::from_nanos(1), start + MOVE_EVERY];
+        let batch = events(0, 10);
+        for (events, now, is_for_batch, is_due) in [
+            (MIN_EVENTS, soon, true, false),
+            (MIN_EVENTS, later, true, true),
+            (MIN_EVENTS - 1, later, true, false),
+            (1, later, false, true),
+            (1, soon, false, false),
+            (0, later, false, false),
+            (MAX_EVENTS - 10, soon, true, false),
+            (MAX_EVENTS - 9, soon, true, true),
+            (MAX_EVENTS - 9, soon, false, false),
         ] {
-            assert_eq!(state.is_open_to(batch, start + at), is_open, "{} events after {at:?}", batch.len());
+            let mut state = State { events, moved_at: start, may_move_from: start };
+            let case = format!("{events} events after {:?}, for the batch: {is_for_batch}", now - start);
+            assert_eq!(state.is_due(&batch, is_for_batch, now), is_due, "{case}");
+            state.may_move_from = now + Duration::from_nanos(1);
+            assert!(!state.is_due(&batch, is_for_batch, now), "{case}, an error before");
         }
     }
 }

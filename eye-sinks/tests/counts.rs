@@ -418,7 +418,7 @@ async fn what_was_refused_is_not_counted<C: SinkConfig>(store: Store) {
     let node = open::<C>(&store.url()).await;
     store.sql(match store {
         Store::File(_) => {
-            "CREATE TRIGGER refuse BEFORE INSERT ON event_indexed WHEN NEW.name = 'bad'
+            "CREATE TRIGGER refuse BEFORE INSERT ON event_inbox WHEN NEW.name = 'bad'
             BEGIN SELECT RAISE(ABORT, 'no'); END"
         }
         Store::Server(..) => "ALTER TABLE event ADD CONSTRAINT refuse CHECK (name <> 'bad')",

@@ -52,7 +52,7 @@ impl Hours<'_> {
 }
 
 impl Reader<'_> {
-    /// From the deltas, all of which are read: those of about a second.
+    /// From the deltas, all of which are read: those of a second, or some hundreds.
     pub(super) async fn recent(&self) -> Result<Recent, DbErr> {
         let mut recent = Recent::new();
         if self.filter.session_id.is_some() {

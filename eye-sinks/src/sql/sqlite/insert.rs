@@ -19,7 +19,9 @@ use super::Expected;
 
 /// Events that the inbox has at most. The more, the less often a page is written; but moving them holds up the batches that
 /// come meanwhile, and queries look through them.
-const MAX_EVENTS: i64 = 5_000;
+const MAX_EVENTS: i64 = 8_000;
+/// A larger batch shares pages enough by itself, and would be written twice for nothing.
+const MAX_BATCH_EVENTS: usize = 4_000;
 /// They are moved so often, so that fewer events hold up others for less time,
 const MOVE_EVERY: Duration = Duration::from_millis(150);
 /// unless they are so few that they had better share pages with those that follow.
@@ -93,6 +95,7 @@ impl Inbox {
     /// Whether the batch is to go into the inbox. Moves all out of it before, when it is time or there is no room.
     pub(super) async fn admits(&self, connection: &mut SqliteConnection, batch: &[Event], expected: Expected) -> bool {
         let suits = expected == Expected::AllNew
+            && batch.len() <= MAX_BATCH_EVENTS
             && batch.iter().map(Event::size_bytes).sum::<usize>() <= batch.len() * MAX_MEAN_BYTES;
         let is_due = self.state().is_due(batch, suits, Instant::now());
         if is_due {

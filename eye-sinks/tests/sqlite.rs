@@ -224,6 +224,7 @@ async fn batches_are_gathered_until_the_inbox_is_full() {
         // However long ago that was: they are few.
         (1, 99, (100, 0)),
         (100, 4000, (4100, 0)),
+        // 8,001 would be too many.
         (4100, 3901, (3901, 4100)),
     ] {
         sink.write(&events(first, number)).await.unwrap();

@@ -20,12 +20,12 @@ use super::Expected;
 /// Events that the inbox has at most. The more, the less often a page is written; but moving them holds up the batches that
 /// come meanwhile, and queries look through them.
 const MAX_EVENTS: i64 = 8_000;
-/// A larger batch shares pages enough by itself, and would be written twice for nothing.
-const MAX_BATCH_EVENTS: usize = 4_000;
 /// They are moved so often, so that fewer events hold up others for less time,
 const MOVE_EVERY: Duration = Duration::from_millis(150);
 /// unless they are so few that they had better share pages with those that follow.
 const MIN_EVENTS: i64 = 128;
+/// A larger batch shares pages enough by itself, and would be written twice for nothing.
+const MAX_BATCH_EVENTS: usize = 4_000;
 /// Larger events, in the mean of a batch, are many pages themselves, which would be written twice. It bounds the bytes of
 /// the inbox, too.
 const MAX_MEAN_BYTES: usize = 4 << 10;

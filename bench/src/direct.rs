@@ -192,7 +192,7 @@ async fn copy_postgres(db: &mut PgConnection, rows: &[Record]) -> Result<()> {
 
 async fn insert_sqlite(db: &mut SqliteConnection, rows: &[Record]) -> Result<()> {
     static SQL: LazyLock<String> =
-        LazyLock::new(|| insert_sql("INSERT OR FAIL INTO event_indexed", "ON CONFLICT (timestamp, id) DO NOTHING"));
+        LazyLock::new(|| insert_sql("INSERT OR FAIL INTO event", "ON CONFLICT (timestamp, id) DO NOTHING"));
     let mut transaction = db.begin_with("BEGIN IMMEDIATE").await?;
     for rows in rows.chunks_exact(STATEMENT) {
         let query = rows.iter().fold(sqlx::query(SQL.as_str()), |query, row| {

@@ -23,7 +23,7 @@ use eye_core::sink::{Sink, SinkError, WriteError, Written};
 use eye_core::store::{EventPage, EventQuery, EventStore, StoreError};
 use sea_orm::{DatabaseConnection, DbErr, RuntimeErr};
 use sqlx::Connection;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 
 use self::connections::Connections;
@@ -36,7 +36,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(4 * 3600);
 /// How long one write may take, waiting for a connection included. Only a server that hangs needs so long.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long adding up counts may take. A shutdown waits for it, and in SQLite the next batch.
+/// How long adding up counts may take. A shutdown waits for it.
 const FOLD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the database may work on one statement of a query.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -47,7 +47,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(35);
 trait Driver: fmt::Display + Send + Sync + 'static {
     type Connection: Connection;
 
-    /// How many connections write, be it events or counts that are added up.
+    /// How many connections write batches. One more tends what they have stored.
     const MAX_WRITE_CONNECTIONS: usize;
 
     /// A batch of so many events is written in two halves at once.
@@ -70,6 +70,21 @@ trait Driver: fmt::Display + Send + Sync + 'static {
     /// Adds up deltas of counts, a bounded number of them, in one transaction. Says whether there may be others.
     fn fold(&self, connection: &mut Self::Connection) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
 
+    /// Whether batches were stored where they are not to stay.
+    fn has_to_flush(&self) -> bool {
+        false
+    }
+
+    /// Waits until it is time for that.
+    fn until_flush(&self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+
+    /// Brings them to where they are to stay.
+    fn flush(&self, _connection: &mut Self::Connection) -> impl Future<Output = Result<(), sqlx::Error>> + Send {
+        std::future::ready(Ok(()))
+    }
+
     /// A pool of one connection, for SeaORM's migrations.
     fn migration_pool(&self) -> DatabaseConnection;
 }
@@ -87,15 +102,21 @@ struct SqlSink<D: Driver> {
     database: Arc<Database<D>>,
     reader: DatabaseConnection,
     is_ready: AtomicBool,
-    /// Counts are added up by one task at a time.
+    /// One task at a time does.
+    may_flush: Arc<Semaphore>,
     may_fold: Arc<Semaphore>,
 }
 
 /// What is written to.
 struct Database<D: Driver> {
     driver: D,
+    /// Those that write batches.
     connections: Connections<D::Connection>,
+    /// The one that tends what they have stored.
+    tending: Connections<D::Connection>,
     fold_clock: FoldClock,
+    /// Nothing is waited for any more.
+    closing: Notify,
     /// Whether some of the last batch were there already. What comes after it is likely to be sent again, too.
     had_known: AtomicBool,
 }
@@ -160,10 +181,48 @@ impl<D: Driver> Database<D> {
         inserted
     }
 
-    /// Adds up deltas of counts. Nothing depends on it but the speed of queries: what was not added up is tried again
-    /// later.
+    /// Brings batches to where they are to stay, whenever it is time, until none is left.
+    async fn flush_in_time(&self) {
+        while self.driver.has_to_flush() {
+            let is_closing = tokio::select! {
+                () = self.driver.until_flush() => false,
+                () = self.closing.notified() => true,
+            };
+            self.flush().await;
+            if is_closing {
+                return;
+            }
+        }
+    }
+
+    /// Brings them there now. Nothing depends on it but speed: what could not be done is tried again later.
+    async fn flush(&self) {
+        let flushing = async {
+            let mut lease = self.tending.lease(|| self.connect()).await?;
+            self.driver.flush(lease.connection()).await?;
+            lease.give_back();
+            Ok(())
+        };
+        let flushed = timeout(WRITE_TIMEOUT, flushing).await;
+        match flushed.unwrap_or_else(|_| Err(error::timed_out("emptying the inbox", WRITE_TIMEOUT))) {
+            // Their deltas can be added up from now on.
+            Ok(()) => self.fold_clock.stored(1),
+            Err(error) => {
+                let error = error::reason(&error);
+                tracing::warn!(sink = %self.driver, %error, "events stay in the inbox: they are stored, but storing grows slower");
+            }
+        }
+    }
+
+    /// Adds up deltas of counts. Nothing depends on it but the speed of queries.
     async fn fold(&self) {
-        let folded = timeout(FOLD_TIMEOUT, self.fold_once()).await;
+        let folding = async {
+            let mut lease = self.tending.lease(|| self.connect()).await?;
+            let has_others = self.driver.fold(lease.connection()).await?;
+            lease.give_back();
+            Ok(has_others)
+        };
+        let folded = timeout(FOLD_TIMEOUT, folding).await;
         match folded.unwrap_or_else(|_| Err(error::timed_out("adding up counts", FOLD_TIMEOUT))) {
             Ok(true) => self.fold_clock.more(),
             Ok(false) => {}
@@ -175,27 +234,42 @@ impl<D: Driver> Database<D> {
         }
     }
 
-    async fn fold_once(&self) -> Result<bool, sqlx::Error> {
-        let mut lease = self.connections.lease(|| self.connect()).await?;
-        let has_others = self.driver.fold(lease.connection()).await?;
-        lease.give_back();
-        Ok(has_others)
+    /// Forgets all connections: they are as old as one that failed.
+    fn disconnect(&self) {
+        self.connections.clear();
+        self.tending.clear();
     }
 }
 
 impl<D: Driver> SqlSink<D> {
     fn new(driver: D, reader: DatabaseConnection) -> Self {
-        let connections = Connections::new(D::MAX_WRITE_CONNECTIONS);
-        let database =
-            Arc::new(Database { driver, connections, fold_clock: FoldClock::new(), had_known: AtomicBool::new(false) });
-        Self { database, reader, is_ready: AtomicBool::new(false), may_fold: Arc::new(Semaphore::new(1)) }
+        let database = Database {
+            driver,
+            connections: Connections::new(D::MAX_WRITE_CONNECTIONS),
+            tending: Connections::new(1),
+            fold_clock: FoldClock::new(),
+            closing: Notify::new(),
+            had_known: AtomicBool::new(false),
+        };
+        let [may_flush, may_fold] = [(); 2].map(|()| Arc::new(Semaphore::new(1)));
+        Self { database: Arc::new(database), reader, is_ready: AtomicBool::new(false), may_flush, may_fold }
     }
 
-    /// Adds up the deltas of counts when it is time, beside the next batches: what is stored is to be acknowledged at
-    /// once, and another node may be adding up the same counts.
-    fn fold(&self) {
-        let Ok(alone) = self.may_fold.clone().try_acquire_owned() else { return };
-        if self.database.fold_clock.is_due() {
+    /// Tends what was stored, beside the next batches: what is stored is to be acknowledged at once, and another node may
+    /// be adding up the same counts.
+    fn tend(&self) {
+        if self.database.driver.has_to_flush()
+            && let Ok(alone) = self.may_flush.clone().try_acquire_owned()
+        {
+            let database = self.database.clone();
+            tokio::spawn(async move {
+                database.flush_in_time().await;
+                drop(alone);
+            });
+        }
+        if let Ok(alone) = self.may_fold.clone().try_acquire_owned()
+            && self.database.fold_clock.is_due()
+        {
             let database = self.database.clone();
             tokio::spawn(async move {
                 database.fold().await;
@@ -221,15 +295,16 @@ impl<D: Driver> Sink for SqlSink<D> {
         if self.is_ready.load(Ordering::Relaxed)
             && matches!(timeout(CONNECT_TIMEOUT, self.database.ping()).await, Ok(Ok(())))
         {
-            self.fold();
+            self.tend();
             return Ok(());
         }
         self.is_ready.store(false, Ordering::Relaxed);
-        self.database.connections.clear();
+        self.database.disconnect();
         let connection = self.database.connect().await.map_err(|error| self.located(error::connect_error(&error)))?;
         self.database.migrate().await.map_err(|error| self.located(error::prepare_error(&error)))?;
         self.database.connections.put(connection);
         self.is_ready.store(true, Ordering::Relaxed);
+        self.tend();
         Ok(())
     }
 
@@ -242,23 +317,31 @@ impl<D: Driver> Sink for SqlSink<D> {
         let written = written.map_err(|error| {
             let error = error::write_error(&error);
             if matches!(error, WriteError::Retry { .. }) {
-                // The other connections are as old as the one that failed, and the schema may be gone.
-                self.database.connections.clear();
+                // The schema may be gone, too.
+                self.database.disconnect();
                 self.is_ready.store(false, Ordering::Relaxed);
             }
             self.located(error)
         })?;
-        self.fold();
+        self.tend();
         Ok(written)
     }
 
     async fn close(&self) -> Result<(), SinkError> {
-        // What is being added up is waited for, and nothing more is.
-        drop(self.may_fold.acquire().await);
-        self.may_fold.close();
+        // What is being done is waited for. Then the last batches are brought to their place, and nothing more is done.
+        self.database.closing.notify_one();
+        for alone in [&self.may_flush, &self.may_fold] {
+            drop(alone.acquire().await);
+            alone.close();
+        }
+        let Database { driver, connections, tending, .. } = &*self.database;
+        if driver.has_to_flush() {
+            self.database.flush().await;
+        }
         let reader = self.reader.close_by_ref().await;
-        let Database { driver, connections, .. } = &*self.database;
-        connections.close().await.map_err(|error| SinkError(format!("{driver}: {error}")))?;
+        for connections in [connections, tending] {
+            connections.close().await.map_err(|error| SinkError(format!("{driver}: {error}")))?;
+        }
         reader.map_err(|error| SinkError(format!("{driver}: {error}")))
     }
 

@@ -5,6 +5,7 @@ mod m0002_event_count;
 mod m0003_event_name_category;
 mod m0004_event_count_day;
 mod m0005_event_inbox;
+mod m0006_event_inbox_flushed;
 
 pub use sea_orm_migration::MigratorTrait;
 use sea_orm_migration::prelude::*;
@@ -32,6 +33,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0003_event_name_category::Migration),
             Box::new(m0004_event_count_day::Migration),
             Box::new(m0005_event_inbox::Migration),
+            Box::new(m0006_event_inbox_flushed::Migration),
         ]
     }
 

@@ -26,7 +26,7 @@ impl MigrationTrait for Migration {
     }
 }
 
-async fn in_sqlite(manager: &SchemaManager<'_>, statements: &[&str]) -> Result<(), DbErr> {
+pub(crate) async fn in_sqlite(manager: &SchemaManager<'_>, statements: &[&str]) -> Result<(), DbErr> {
     if manager.get_database_backend() == DbBackend::Sqlite {
         for sql in statements {
             manager.get_connection().execute_unprepared(sql).await?;
@@ -36,7 +36,7 @@ async fn in_sqlite(manager: &SchemaManager<'_>, statements: &[&str]) -> Result<(
 }
 
 /// The inbox numbers its events in the order in which they came.
-const UP: &[&str] = &[
+pub(crate) const UP: &[&str] = &[
     "ALTER TABLE event RENAME TO event_indexed",
     "CREATE TABLE event_inbox (
         number INTEGER PRIMARY KEY,
@@ -59,7 +59,7 @@ const UP: &[&str] = &[
     END",
 ];
 
-const DOWN: &[&str] = &[
+pub(crate) const DOWN: &[&str] = &[
     "DROP VIEW event",
     "INSERT INTO event_indexed (timestamp, id, session_id, category, name, data, received_at)
         SELECT timestamp, id, session_id, category, name, data, received_at FROM event_inbox",

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use eye_harness::{Database, MariaDb, Postgres, Proxy, Server};
+use eye_harness::{Database, MariaDb, Postgres, Proxy, Server, sqlite_with_inbox};
 use futures_util::TryStreamExt;
 use sqlx::mysql::MySqlConnection;
 use sqlx::postgres::PgConnection;
@@ -20,8 +20,6 @@ pub(crate) enum Kind {
 
 pub(crate) const ALL: [Kind; 3] = [Kind::Sqlite, Kind::Postgres, Kind::MariaDb];
 pub(crate) const SERVERS: [Kind; 2] = [Kind::Postgres, Kind::MariaDb];
-/// The tables that SQLite's view `event` shows.
-const SQLITE_TABLES: [&str; 2] = ["event_inbox", "event_indexed"];
 
 impl Kind {
     pub(crate) fn sink_type(self) -> &'static str {
@@ -98,9 +96,14 @@ impl Store {
         }
     }
 
+    /// Sees both files as one.
     async fn sqlite(&self) -> SqliteConnection {
         let options: SqliteConnectOptions = self.url.parse().expect("a valid URL");
-        options.busy_timeout(std::time::Duration::from_secs(30)).connect().await.expect("the file is there")
+        let options = options.busy_timeout(std::time::Duration::from_secs(30));
+        let file = options.get_filename().display().to_string();
+        let mut connection = options.connect().await.expect("the file is there");
+        connection.execute(AssertSqlSafe(sqlite_with_inbox(&file))).await.expect("valid SQL");
+        connection
     }
 
     /// Runs one statement; the first column of each row.
@@ -176,20 +179,14 @@ impl Store {
     /// Takes back what [`refuse`](Self::refuse) did.
     pub(crate) async fn refuse_no_more(&self) {
         match self.kind {
-            Kind::Sqlite => {
-                for table in SQLITE_TABLES {
-                    self.sql(&format!("DROP TRIGGER refuse_{table}")).await;
-                }
-            }
+            Kind::Sqlite => drop(self.sql("DROP TRIGGER main.refuse").await),
             _ => drop(self.sql("ALTER TABLE event DROP CONSTRAINT no_such_name").await),
         }
     }
 
     async fn refuse_in_sqlite(&self, refusal: &str) {
-        for table in SQLITE_TABLES {
-            let trigger = format!("CREATE TRIGGER refuse_{table} BEFORE INSERT ON {table} WHEN NEW.name = 'refused'");
-            self.sql(&format!("{trigger} BEGIN SELECT {refusal}; END")).await;
-        }
+        let trigger = "CREATE TRIGGER main.refuse BEFORE INSERT ON event WHEN NEW.name = 'refused'";
+        self.sql(&format!("{trigger} BEGIN SELECT {refusal}; END")).await;
     }
 
     /// As [`refuse`](Self::refuse), by a trigger whose error says nothing of its kind.

@@ -131,7 +131,7 @@ impl fmt::Display for MysqlDriver {
 impl Driver for MysqlDriver {
     type Connection = MySqlConnection;
 
-    const MAX_WRITE_CONNECTIONS: usize = 3;
+    const MAX_WRITE_CONNECTIONS: usize = 2;
     const MIN_EVENTS_TO_HALVE: usize = 512;
 
     /// Reads what is committed: so a batch finds what another node stores meanwhile, and no gap is locked that another

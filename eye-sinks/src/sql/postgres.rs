@@ -152,7 +152,7 @@ const DELETE_DELTAS: &str = "DELETE FROM event_count_delta WHERE id = ANY ($1)";
 impl Driver for PostgresDriver {
     type Connection = PgConnection;
 
-    const MAX_WRITE_CONNECTIONS: usize = 3;
+    const MAX_WRITE_CONNECTIONS: usize = 2;
     const MIN_EVENTS_TO_HALVE: usize = 512;
 
     async fn connect(&self) -> Result<PgConnection, sqlx::Error> {

@@ -1,11 +1,12 @@
 //! SQLite: one file, nothing to install.
 
+mod files;
+mod inbox;
 mod insert;
 
 use std::fmt;
-use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,10 +17,14 @@ use eye_core::registry::BuildError;
 use eye_core::sink::{Sink, SinkConfig};
 use sea_orm::{DatabaseConnection, SqlxSqliteConnector};
 use serde::Deserialize;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Sqlite, Transaction};
+use tokio::sync::Semaphore;
 
-use self::insert::{Inbox, insert_indexed};
+pub(super) use self::files::Files;
+use self::files::{FileIds, ReadFiles};
+use self::inbox::{Inbox, READ_BOTH};
+use self::insert::insert_new;
 use super::counts::deltas;
 use super::fold::{FOLD_DELTAS, Taken};
 use super::url::{self, MaxReadConnections};
@@ -49,7 +54,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "String")]
-struct SqliteUrl(PathBuf);
+struct SqliteUrl(Files);
 
 impl Default for SqliteUrl {
     fn default() -> Self {
@@ -69,7 +74,8 @@ impl TryFrom<String> for SqliteUrl {
             ));
         }
         let options = SqliteConnectOptions::from_str(&url).map_err(|error| error.to_string())?;
-        Ok(Self(options.get_filename().to_owned()))
+        let path = options.get_filename().to_str().ok_or("the name of the file must be UTF-8")?;
+        Ok(Self(Files::of(path)))
     }
 }
 
@@ -78,16 +84,16 @@ impl SinkConfig for SqliteConfig {
     const ANSWERS_QUERIES: bool = true;
 
     async fn build(self) -> Result<Box<dyn Sink>, BuildError> {
-        let path = self.url.0;
+        let files = self.url.0;
         let unusable = |reason: &dyn fmt::Display| {
             BuildError(format!(
                 "cannot open the database {}: {reason}; make it readable and writable for the user that runs The Eye, \
                  or set `url` to another file",
-                path.display()
+                files.events.display()
             ))
         };
-        create(&path).map_err(|error| unusable(&error))?;
-        let sink = SqlSink::new(SqliteDriver::new(path.clone()), reader(&path, self.max_read_connections));
+        files.create().map_err(|error| unusable(&error))?;
+        let sink = SqlSink::new(SqliteDriver::new(files.clone()), reader(&files, self.max_read_connections));
         // Another process may hold the file for a moment: then it is `prepare` that waits for it.
         match sink.database.connect().await {
             Ok(connection) => connection.close().await.map_err(|error| unusable(&error))?,
@@ -98,64 +104,41 @@ impl SinkConfig for SqliteConfig {
     }
 }
 
-/// Creates the file, and the folders that are missing, for the owner only. SQLite gives the rights of the file to the
-/// others that it puts beside it.
-fn create(path: &Path) -> io::Result<()> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        let mut builder = DirBuilder::new();
-        builder.recursive(true);
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(folder)?;
-    }
-    let mut options = OpenOptions::new();
-    options.read(true).write(true);
-    let mut options_to_create = options.clone();
-    options_to_create.create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options_to_create, 0o600);
-    match options_to_create.open(path) {
-        // There already: it keeps its rights, and we find out whether they suffice.
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => drop(options.open(path)?),
-        created => drop(created?),
-    }
-    make_name_durable(path);
-    Ok(())
-}
-
-/// SQLite syncs what it writes, and the names of its logs, but neither the name of the file nor those of its folders: a
-/// power cut would take them, with all that is in them. Not every file system can do it, or lets us; so it does not have
-/// to succeed, as with SQLite's own.
-fn make_name_durable(path: &Path) {
-    #[cfg(unix)]
-    for folder in std::path::absolute(path).iter().flat_map(|path| path.ancestors().skip(1)) {
-        drop(std::fs::File::open(folder).and_then(|folder| folder.sync_all()));
-    }
-}
-
 /// What all connections have in common.
 fn options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT).disable_statement_logging()
 }
 
 /// Readers never write, keep to a bound in time, and see the last commit while another one is being written.
-fn reader(path: &Path, max: MaxReadConnections) -> DatabaseConnection {
+pub(super) fn reader(files: &Files, max: MaxReadConnections) -> DatabaseConnection {
     // The more, the less often the thread that reads and the one that takes wait for each other; but an event may have 1 MiB.
-    let options = options(path).pragma("query_only", "ON").pragma("cache_size", "-16384").row_buffer_size(64);
-    let file = Arc::new(ReadFile::new(path));
+    let options = options(&files.events).pragma("cache_size", "-16384").row_buffer_size(64);
+    let (inbox, read_files) = (Arc::<str>::from(files.inbox.as_str()), Arc::new(ReadFiles::new(files.clone())));
     let pool = SqlitePoolOptions::new()
         .max_connections(max.0)
         .acquire_timeout(CONNECT_TIMEOUT)
-        .after_connect(|connection, _| Box::pin(bound_in_time(connection, QUERY_TIMEOUT)))
+        .after_connect(move |connection, _| {
+            let inbox = inbox.clone();
+            Box::pin(async move {
+                attach(connection, &inbox).await?;
+                connection.execute(READ_BOTH).await?;
+                connection.execute("PRAGMA query_only = ON").await?;
+                bound_in_time(connection, QUERY_TIMEOUT).await
+            })
+        })
         .before_acquire(move |connection, metadata| {
-            let reads_the_file = file.is_read_by(metadata.age);
+            let reads_the_files = read_files.are_read_by(metadata.age);
             Box::pin(async move {
                 bound_in_time(connection, QUERY_TIMEOUT).await?;
-                Ok(reads_the_file)
+                Ok(reads_the_files)
             })
         })
         .connect_lazy_with(options);
     SqlxSqliteConnector::from_sqlx_sqlite_pool(pool)
+}
+
+async fn attach(connection: &mut SqliteConnection, inbox: &str) -> Result<(), sqlx::Error> {
+    sqlx::query("ATTACH ? AS inbox").bind(inbox).execute(connection).await.map(drop)
 }
 
 /// Interrupts what the connection does from now on once it has taken too long.
@@ -165,74 +148,34 @@ async fn bound_in_time(connection: &mut SqliteConnection, bound: Duration) -> Re
     Ok(())
 }
 
-/// Tells a file from another one at the same path.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct FileId(u64, u64);
-
-impl FileId {
-    #[cfg(unix)]
-    fn of(path: &Path) -> io::Result<Self> {
-        use std::os::unix::fs::MetadataExt;
-        let metadata = path.metadata()?;
-        Ok(Self(metadata.dev(), metadata.ino()))
-    }
-
-    /// Elsewhere a file that is open can be neither removed nor replaced.
-    #[cfg(not(unix))]
-    fn of(_path: &Path) -> io::Result<Self> {
-        Ok(Self(0, 0))
-    }
-}
-
-/// The file that readers are to read. Connections that were opened before it was there answer from one that is gone.
-struct ReadFile {
-    path: PathBuf,
-    seen: Mutex<(Option<FileId>, Instant)>,
-}
-
-impl ReadFile {
-    fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), seen: Mutex::new((FileId::of(path).ok(), Instant::now())) }
-    }
-
-    /// Whether a connection of this age can only have opened the file that is there now.
-    fn is_read_by(&self, age: Duration) -> bool {
-        let now = FileId::of(&self.path).ok();
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.0 != now {
-            *seen = (now, Instant::now());
-        }
-        age < seen.1.elapsed()
-    }
-}
-
 pub(super) struct SqliteDriver {
-    path: PathBuf,
+    files: Files,
     options: SqliteConnectOptions,
-    /// The file that the connection writes to.
-    file: Mutex<Option<FileId>>,
+    synchronous: &'static str,
+    /// The files that are written to.
+    ids: Mutex<FileIds>,
     inbox: Inbox,
+    /// Who writes to the file of the events. SQLite would let the others ask again and again.
+    turn: Semaphore,
 }
 
 impl SqliteDriver {
     /// A commit is on the disk when it returns (`FULL`). The log may grow to 128 MiB before it is copied into the file,
     /// so that a page that changes often is copied once: with a large file, copying takes nearly half of the time
     /// otherwise. What a kill leaves of the log is read at the next start: 60 MiB of it took 0.3 s.
-    pub(super) fn new(path: PathBuf) -> Self {
-        let options = options(&path)
+    pub(super) fn new(files: Files) -> Self {
+        let synchronous = if mutant::is("sqlite-no-sync") { "OFF" } else { "FULL" };
+        let options = options(&files.events)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(match mutant::is("sqlite-no-sync") {
-                false => SqliteSynchronous::Full,
-                true => SqliteSynchronous::Off,
-            })
+            .pragma("synchronous", synchronous)
             .pragma("wal_autocheckpoint", "32768")
-            .pragma("cache_size", "-24576");
-        Self { inbox: Inbox::new(path.clone()), path, options, file: Mutex::default() }
+            .pragma("cache_size", "-16384");
+        Self { files, options, synchronous, ids: Mutex::default(), inbox: Inbox::new(), turn: Semaphore::new(1) }
     }
 
     /// A file that was removed or replaced still takes all that is written to it, and loses it when it is closed.
-    fn check_file(&self) -> io::Result<()> {
-        if FileId::of(&self.path).ok() == *self.file.lock().unwrap_or_else(PoisonError::into_inner) {
+    fn check_files(&self) -> io::Result<()> {
+        if self.files.ids() == *self.ids.lock().unwrap_or_else(PoisonError::into_inner) {
             return Ok(());
         }
         Err(io::Error::new(ErrorKind::NotFound, "the file was removed or replaced while it was in use"))
@@ -241,7 +184,7 @@ impl SqliteDriver {
 
 impl fmt::Display for SqliteDriver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SQLite at {}", self.path.display())
+        write!(f, "SQLite at {}", self.files.events.display())
     }
 }
 
@@ -253,9 +196,13 @@ impl Driver for SqliteDriver {
     const MIN_EVENTS_TO_HALVE: usize = usize::MAX;
 
     async fn connect(&self) -> Result<SqliteConnection, sqlx::Error> {
-        let connection = self.options.connect().await?;
-        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = FileId::of(&self.path).ok();
-        self.inbox.forget();
+        let mut connection = self.options.connect().await?;
+        attach(&mut connection, &self.files.inbox).await?;
+        for pragma in ["journal_mode = WAL", "cache_size = -2048", &format!("synchronous = {}", self.synchronous)] {
+            connection.execute(AssertSqlSafe(format!("PRAGMA inbox.{pragma}"))).await?;
+        }
+        self.inbox.open(&mut connection).await?;
+        *self.ids.lock().unwrap_or_else(PoisonError::into_inner) = self.files.ids();
         Ok(connection)
     }
 
@@ -265,23 +212,38 @@ impl Driver for SqliteDriver {
         batch: &[Event],
         expected: Expected,
     ) -> Result<usize, sqlx::Error> {
-        self.check_file()?;
-        let inbox = self.inbox.admits(connection, batch, expected).await.then_some(&self.inbox);
-        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-        match insert_and_count(&mut transaction, inbox, batch, expected).await {
-            Ok(new) => transaction.commit().await.map(|()| new),
-            Err(error) => {
-                // SQLite may have done it by itself, because of the error that matters. Then the connection is not used
-                // again.
-                drop(transaction.rollback().await);
-                Err(error)
+        self.check_files()?;
+        let mut expected = expected;
+        if self.inbox.admits(batch, expected).await {
+            if self.inbox.store(connection, batch).await? {
+                return Ok(batch.len());
             }
+            expected = Expected::SomeKnown;
         }
+        let _turn = self.turn.acquire().await;
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        let inserted = insert_and_count(&mut transaction, batch, expected).await;
+        end(transaction, inserted).await
+    }
+
+    fn has_to_flush(&self) -> bool {
+        self.inbox.has_to_flush()
+    }
+
+    async fn until_flush(&self) {
+        self.inbox.until_flush().await;
+    }
+
+    async fn flush(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        self.check_files()?;
+        let _turn = self.turn.acquire().await;
+        self.inbox.flush(connection).await
     }
 
     async fn fold(&self, connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
-        self.check_file()?;
-        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        self.check_files()?;
+        let _turn = self.turn.acquire().await;
+        let mut transaction = connection.begin_with(BEGIN_ON_EVENTS).await?;
         let deltas = sqlx::query_as(TAKE_DELTAS).bind(FOLD_DELTAS).fetch(&mut *transaction);
         let taken = Taken::from_rows(deltas).await?;
         for step in ADD_COUNTS.steps(&taken.counts()) {
@@ -304,25 +266,35 @@ impl Driver for SqliteDriver {
     }
 }
 
+/// Locks the file of the events, as `BEGIN IMMEDIATE` would, but not that of the inbox, too.
+const BEGIN_ON_EVENTS: &str = "BEGIN; DELETE FROM event_inbox_flushed WHERE false";
 const INSERT_DELTA: &str = "INSERT INTO event_count_delta (delta) VALUES (?)";
 const TAKE_DELTAS: &str = "SELECT id, delta FROM event_count_delta ORDER BY id LIMIT ?";
 const DELETE_DELTAS: &str = "DELETE FROM event_count_delta WHERE id <= ?";
 
-/// Stores what is new of the batch, and counts it. Says how much.
+/// Stores what is new of the batch where the indexes are, and counts it. Says how much.
 async fn insert_and_count(
     transaction: &mut SqliteConnection,
-    inbox: Option<&Inbox>,
     batch: &[Event],
     expected: Expected,
 ) -> Result<usize, sqlx::Error> {
-    let new = match inbox {
-        Some(inbox) => inbox.insert(transaction, batch).await?,
-        None => insert_indexed(transaction, batch, expected).await?,
-    };
+    let new = insert_new(transaction, batch, expected).await?;
     for delta in deltas(&new, usize::MAX).iter().filter(|_| !new.is_empty()) {
         sqlx::query(INSERT_DELTA).bind(delta).execute(&mut *transaction).await?;
     }
     Ok(new.len())
+}
+
+/// Commits what went well, and takes back what did not.
+async fn end<T>(transaction: Transaction<'_, Sqlite>, done: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
+    match done {
+        Ok(done) => transaction.commit().await.map(|()| done),
+        Err(error) => {
+            // SQLite may have done it by itself, because of the error that matters. Then the connection is not used again.
+            drop(transaction.rollback().await);
+            Err(error)
+        }
+    }
 }
 
 static ADD_COUNTS: LazyLock<Shapes> = LazyLock::new(|| {

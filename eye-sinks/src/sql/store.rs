@@ -35,7 +35,12 @@ pub(super) async fn read(db: &DatabaseConnection, query: &EventQuery) -> Result<
 /// A transaction whose statements all see the same events.
 async fn begin(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
     match db.get_database_backend() {
-        DbBackend::Sqlite => db.begin().await,
+        DbBackend::Sqlite => {
+            let snapshot = db.begin().await?;
+            // Of the inbox first: what leaves it meanwhile is found in the other file then.
+            snapshot.execute_unprepared("SELECT 1 FROM event_inbox LIMIT 1").await?;
+            Ok(snapshot)
+        }
         _ => db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await,
     }
 }

@@ -4,7 +4,7 @@ use eye_core::testkit::event;
 use sqlx::SqliteConnection;
 use tempfile::TempDir;
 
-use super::sqlite::SqliteDriver;
+use super::sqlite::{Files, SqliteDriver};
 use super::*;
 
 /// SQLite, and what each batch was taken for.
@@ -51,9 +51,9 @@ impl Driver for Noted {
 #[tokio::test]
 async fn known_events_are_expected_after_a_batch_that_had_some_until_one_has_none() {
     let folder = TempDir::new().unwrap();
-    let path = folder.path().join("eye.db");
-    std::fs::File::create(&path).unwrap();
-    let driver = Noted { sqlite: SqliteDriver::new(path), expected: Mutex::default() };
+    let files = Files::of(folder.path().join("eye.db").to_str().unwrap());
+    files.create().unwrap();
+    let driver = Noted { sqlite: SqliteDriver::new(files), expected: Mutex::default() };
     let sink = SqlSink::new(driver, DatabaseConnection::default());
     sink.prepare().await.unwrap();
     let [one, two, three, four] = [1, 2, 3, 4].map(event);

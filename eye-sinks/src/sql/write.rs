@@ -13,8 +13,7 @@ const SHAPES: [usize; 10] = [512, 256, 128, 64, 32, 16, 8, 4, 2, 1];
 pub(super) const MAX_ROWS: usize = SHAPES[0];
 
 /// Finds the keys of events that are there.
-pub(super) static FIND: LazyLock<Shapes> =
-    LazyLock::new(|| Shapes::new("SELECT timestamp, id FROM event WHERE ", "(timestamp = ? AND id = ?)", " OR ", ""));
+pub(super) static FIND: LazyLock<Shapes> = LazyLock::new(|| Shapes::of_finds("event"));
 
 /// One statement for each number of rows, prepared once a connection.
 pub(super) struct Shapes([String; SHAPES.len()]);
@@ -25,9 +24,15 @@ impl Shapes {
     }
 
     /// Statements that store events; `insert` is `INSERT INTO` with what may come between, and a table.
-    pub(super) fn of_inserts(insert: &str) -> Self {
+    pub(super) fn of_inserts(insert: &str, tail: &str) -> Self {
         let head = format!("{insert} (timestamp, id, session_id, category, name, data, received_at) VALUES ");
-        Self::new(&head, "(?,?,?,?,?,?,?)", ",", "")
+        Self::new(&head, "(?,?,?,?,?,?,?)", ",", tail)
+    }
+
+    /// Statements that find the keys of events in a table.
+    pub(super) fn of_finds(table: &str) -> Self {
+        let head = format!("SELECT timestamp, id FROM {table} WHERE ");
+        Self::new(&head, "(timestamp = ? AND id = ?)", " OR ", "")
     }
 
     /// The statement and the rows for each step: as many at once as a shape has.
@@ -70,7 +75,7 @@ mod tests {
 
     #[test]
     fn a_statement_has_a_value_for_each_place() {
-        for (shapes, values) in [(&Shapes::of_inserts("INSERT INTO event"), 7), (&*FIND, 2)] {
+        for (shapes, values) in [(&Shapes::of_inserts("INSERT INTO event", ""), 7), (&*FIND, 2)] {
             for (sql, rows) in shapes.0.iter().zip(SHAPES) {
                 assert_eq!(sql.matches('?').count(), rows * values, "{sql}");
             }

@@ -32,12 +32,9 @@ impl Store {
     /// Runs SQL that gives one number, or nothing.
     pub(super) fn sql(&self, sql: &str) -> i64 {
         match self {
-            Self::File(_) => block_in_place(|| {
-                Handle::current().block_on(async {
-                    let mut connection = SqliteConnection::connect(&self.url()).await.unwrap();
-                    let sql = sqlx::AssertSqlSafe(sql.to_owned());
-                    sqlx::query_scalar(sql).fetch_optional(&mut connection).await.unwrap().unwrap_or(0)
-                })
+            Self::File(_) => sqlite(&self.url(), async |connection| {
+                let sql = sqlx::AssertSqlSafe(sql.to_owned());
+                sqlx::query_scalar(sql).fetch_optional(connection).await.unwrap().unwrap_or(0)
             }),
             Self::Server(server, database) => server.sql(&database.name, sql).parse().unwrap_or(0),
         }
@@ -46,12 +43,9 @@ impl Store {
     /// Runs SQL that gives texts.
     pub(super) fn texts(&self, sql: &str) -> Vec<String> {
         match self {
-            Self::File(_) => block_in_place(|| {
-                Handle::current().block_on(async {
-                    let mut connection = SqliteConnection::connect(&self.url()).await.unwrap();
-                    let sql = sqlx::AssertSqlSafe(sql.to_owned());
-                    sqlx::query_scalar(sql).fetch_all(&mut connection).await.unwrap()
-                })
+            Self::File(_) => sqlite(&self.url(), async |connection| {
+                let sql = sqlx::AssertSqlSafe(sql.to_owned());
+                sqlx::query_scalar(sql).fetch_all(connection).await.unwrap()
             }),
             Self::Server(server, database) => server.sql(&database.name, sql).lines().map(str::to_owned).collect(),
         }
@@ -67,7 +61,23 @@ impl Store {
     }
 
     pub(super) fn deltas(&self) -> i64 {
-        self.sql("SELECT COUNT(*) FROM event_count_delta")
+        self.waiting() + self.sql("SELECT COUNT(*) FROM event_count_delta")
+    }
+
+    /// Batches in SQLite's inbox.
+    fn waiting(&self) -> i64 {
+        let Self::File(folder) = self else { return 0 };
+        let url = format!("sqlite://{}", folder.path().join("eye.db-inbox").display());
+        sqlite(&url, async |connection| {
+            sqlx::query_scalar("SELECT COUNT(*) FROM event_inbox_delta").fetch_one(connection).await.unwrap()
+        })
+    }
+
+    /// Waits until all is where SQL finds it.
+    pub(super) fn settle(&self) {
+        while self.waiting() > 0 {
+            std::thread::yield_now();
+        }
     }
 
     /// Waits until a node has added up all deltas.
@@ -77,4 +87,10 @@ impl Store {
             tokio::task::yield_now().await;
         }
     }
+}
+
+fn sqlite<T>(url: &str, look: impl AsyncFnOnce(&mut SqliteConnection) -> T) -> T {
+    block_in_place(|| {
+        Handle::current().block_on(async { look(&mut SqliteConnection::connect(url).await.unwrap()).await })
+    })
 }

@@ -9,6 +9,7 @@ mod keeper;
 mod nats;
 mod proxy;
 mod sentry;
+mod sqlite;
 mod wait;
 
 pub use database::{Database, MariaDb, PASSWORD, Postgres, Server, USER};
@@ -17,4 +18,5 @@ pub use keeper::{Kept, temporary_folder};
 pub use nats::NatsServer;
 pub use proxy::{Cut, Proxy};
 pub use sentry::{SentryServer, event_text};
+pub use sqlite::sqlite_with_inbox;
 pub use wait::{eventually, holds_within};

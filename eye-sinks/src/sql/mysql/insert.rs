@@ -19,7 +19,7 @@ const EVENT_OVERHEAD_BYTES: usize = 128;
 
 /// Neither `INSERT IGNORE`, which would also swallow what does not fit, nor `ON DUPLICATE KEY`: sqlx asks for the rows
 /// that were found, be they new or not. What is there already is an error, and rare.
-static INSERT: LazyLock<Shapes> = LazyLock::new(|| Shapes::of_inserts("INSERT INTO event"));
+static INSERT: LazyLock<Shapes> = LazyLock::new(|| Shapes::of_inserts("INSERT INTO event", ""));
 
 /// Stores those events that are not there yet, `max_bytes` of them in a statement, and says which these are.
 pub(super) async fn new<'a>(

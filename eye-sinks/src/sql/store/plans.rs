@@ -14,6 +14,8 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::*;
+use crate::sql::sqlite::{self, Files};
+use crate::sql::url::MaxReadConnections;
 use crate::{MysqlConfig, PostgresConfig, SqliteConfig};
 
 const EVENTS: u64 = 60_000;
@@ -87,8 +89,7 @@ fn filters() -> Vec<(String, EventFilter)> {
 }
 
 /// The plan of each statement of each query.
-async fn plans(url: &str, explain: &str, line: fn(&QueryResult) -> String) -> String {
-    let mut db = Database::connect(url).await.unwrap();
+async fn plans(mut db: DatabaseConnection, explain: &str, line: fn(&QueryResult) -> String) -> String {
     let statements = Arc::<Mutex<Vec<Statement>>>::default();
     let seen = Arc::clone(&statements);
     db.set_metric_callback(move |info| seen.lock().unwrap().push(info.statement.clone()));
@@ -125,16 +126,17 @@ async fn server_plans<C: SinkConfig>(
     for sql in analyze {
         server.sql(&database.name, sql);
     }
-    plans(&database.url, explain, line).await
+    plans(Database::connect(&database.url).await.unwrap(), explain, line).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sqlite() {
     let folder = TempDir::new().unwrap();
-    let url = format!("sqlite://{}", folder.path().join("eye.db").display());
-    fill::<SqliteConfig>(&url).await;
+    let path = folder.path().join("eye.db").display().to_string();
+    fill::<SqliteConfig>(&format!("sqlite://{path}")).await;
     let line = |row: &QueryResult| row.try_get("", "detail").unwrap();
-    let plans = plans(&url, "EXPLAIN QUERY PLAN ", line).await;
+    let reader = sqlite::reader(&Files::of(&path), MaxReadConnections::default());
+    let plans = plans(reader, "EXPLAIN QUERY PLAN ", line).await;
     insta::assert_snapshot!(plans);
 }
 

@@ -166,6 +166,8 @@ impl Store<'_> {
             server.sql(&self.name, "VACUUM (ANALYZE)");
             server.sql(&self.name, "CHECKPOINT");
         }
+        // And what the system would write while something is measured.
+        ensure!(Command::new("sync").status().context("cannot run sync")?.success(), "sync failed");
         Ok(())
     }
 
@@ -235,7 +237,7 @@ impl Db {
                     .journal_mode(SqliteJournalMode::Wal)
                     .synchronous(SqliteSynchronous::Full)
                     .pragma("wal_autocheckpoint", "32768")
-                    .pragma("cache_size", "-24576");
+                    .pragma("cache_size", "-16384");
                 Self::Sqlite(options.connect().await?)
             }
         })

@@ -56,6 +56,9 @@ trait Driver: fmt::Display + Send + Sync + 'static {
     /// Opens a connection that is ready to write.
     fn connect(&self) -> impl Future<Output = Result<Self::Connection, sqlx::Error>> + Send;
 
+    /// Is told that those opened before are not used again.
+    fn disconnected(&self) {}
+
     /// Stores all events or none, and counts those that are new in the same transaction; those that are there already
     /// stay as they are, or are an error where none was expected. Says how many were new. The events are in the order of
     /// their keys, each key once. Where the database may have refused them the connection must be fit for the next batch,
@@ -238,6 +241,7 @@ impl<D: Driver> Database<D> {
     fn disconnect(&self) {
         self.connections.clear();
         self.tending.clear();
+        self.driver.disconnected();
     }
 }
 

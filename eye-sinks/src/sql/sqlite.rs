@@ -152,8 +152,8 @@ pub(super) struct SqliteDriver {
     files: Files,
     options: SqliteConnectOptions,
     synchronous: &'static str,
-    /// The files that are written to.
-    ids: Mutex<FileIds>,
+    /// The files that all connections write to.
+    ids: Mutex<Option<FileIds>>,
     inbox: Inbox,
     /// Who writes to the file of the events. SQLite would let the others ask again and again.
     turn: Semaphore,
@@ -175,7 +175,9 @@ impl SqliteDriver {
 
     /// A file that was removed or replaced still takes all that is written to it, and loses it when it is closed.
     fn check_files(&self) -> io::Result<()> {
-        if self.files.ids() == *self.ids.lock().unwrap_or_else(PoisonError::into_inner) {
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.files.ids();
+        if *ids.get_or_insert(now) == now {
             return Ok(());
         }
         Err(io::Error::new(ErrorKind::NotFound, "the file was removed or replaced while it was in use"))
@@ -196,14 +198,19 @@ impl Driver for SqliteDriver {
     const MIN_EVENTS_TO_HALVE: usize = usize::MAX;
 
     async fn connect(&self) -> Result<SqliteConnection, sqlx::Error> {
+        self.check_files()?;
         let mut connection = self.options.connect().await?;
         attach(&mut connection, &self.files.inbox).await?;
         for pragma in ["journal_mode = WAL", "cache_size = -2048", &format!("synchronous = {}", self.synchronous)] {
             connection.execute(AssertSqlSafe(format!("PRAGMA inbox.{pragma}"))).await?;
         }
+        self.check_files()?;
         self.inbox.open(&mut connection).await?;
-        *self.ids.lock().unwrap_or_else(PoisonError::into_inner) = self.files.ids();
         Ok(connection)
+    }
+
+    fn disconnected(&self) {
+        *self.ids.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     async fn insert(

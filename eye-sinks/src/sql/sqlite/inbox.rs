@@ -140,6 +140,8 @@ pub(super) struct Inbox {
 
 /// Numbers of events.
 struct State {
+    /// Of which inbox, once it was opened.
+    id: Option<i64>,
     /// Of the last one that was stored.
     last: i64,
     /// Of the last one that was brought to the other file.
@@ -161,7 +163,7 @@ impl State {
 
 impl Inbox {
     pub(super) fn new() -> Self {
-        let state = State { last: 0, flushed: 0, flush_not_before: Instant::now() };
+        let state = State { id: None, last: 0, flushed: 0, flush_not_before: Instant::now() };
         Self { state: Mutex::new(state), is_wanted: Notify::new(), has_room: Notify::new(), turn: Semaphore::new(1) }
     }
 
@@ -177,14 +179,20 @@ impl Inbox {
             let created = transaction.execute(SCHEMA).await.map(drop);
             end(transaction, created).await?;
         }
-        let last = sqlx::query_scalar(concat!("SELECT ", last!())).fetch_one(&mut *connection).await?;
+        let sql = concat!("SELECT id, ", last!(), " FROM event_inbox_id");
+        let (id, last) = sqlx::query_as(sql).fetch_one(&mut *connection).await?;
         let is_migrated = "SELECT 1 FROM main.sqlite_schema WHERE name = 'event_inbox_flushed'";
         let flushed = match sqlx::query(is_migrated).fetch_optional(&mut *connection).await? {
             Some(_) => sqlx::query_scalar(concat!("SELECT ", flushed!())).fetch_one(connection).await?,
             None => 0,
         };
         let mut state = self.state();
-        (state.last, state.flushed) = (last, flushed);
+        if state.id != Some(id) {
+            (state.id, state.last, state.flushed) = (Some(id), 0, 0);
+        }
+        // Another connection may have stored, or flushed, since.
+        state.last = state.last.max(last);
+        state.flushed = state.flushed.max(flushed);
         Ok(())
     }
 

@@ -262,14 +262,8 @@ impl<D: Driver> SqlSink<D> {
     /// Tends what was stored, beside the next batches: what is stored is to be acknowledged at once, and another node may
     /// be adding up the same counts.
     fn tend(&self) {
-        if self.database.driver.has_to_flush()
-            && let Ok(alone) = self.may_flush.clone().try_acquire_owned()
-        {
-            let database = self.database.clone();
-            tokio::spawn(async move {
-                database.flush_in_time().await;
-                drop(alone);
-            });
+        if self.database.driver.has_to_flush() {
+            tokio::spawn(flush_alone(self.database.clone(), self.may_flush.clone()));
         }
         if let Ok(alone) = self.may_fold.clone().try_acquire_owned()
             && self.database.fold_clock.is_due()
@@ -290,6 +284,16 @@ impl<D: Driver> SqlSink<D> {
             }
             other => other,
         }
+    }
+}
+
+/// Flushes until nothing is left to flush, unless another task does.
+async fn flush_alone<D: Driver>(database: Arc<Database<D>>, may_flush: Arc<Semaphore>) {
+    // Anew for a batch that came between the last look and the end of the turn, whose own task found this one still there.
+    while database.driver.has_to_flush()
+        && let Ok(_alone) = may_flush.try_acquire()
+    {
+        database.flush_in_time().await;
     }
 }
 

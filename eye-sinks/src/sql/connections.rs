@@ -10,20 +10,28 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Connections that wait for work, and the right to open a bounded number of them.
 pub(super) struct Connections<C> {
-    idle: Mutex<Vec<C>>,
+    idle: Mutex<Idle<C>>,
     permits: Semaphore,
+}
+
+struct Idle<C> {
+    connections: Vec<C>,
+    /// How often they were cleared.
+    age: u64,
 }
 
 /// One connection, to be given back when all went well. Dropped, it is closed.
 pub(super) struct Lease<'a, C> {
     connection: C,
+    age: u64,
     home: &'a Connections<C>,
     _permit: SemaphorePermit<'a>,
 }
 
 impl<C: Connection> Connections<C> {
     pub(super) fn new(max_connections: usize) -> Self {
-        Self { idle: Mutex::default(), permits: Semaphore::new(max_connections) }
+        let idle = Idle { connections: Vec::new(), age: 0 };
+        Self { idle: Mutex::new(idle), permits: Semaphore::new(max_connections) }
     }
 
     /// An idle connection, or a new one; waits while all are in use.
@@ -32,34 +40,39 @@ impl<C: Connection> Connections<C> {
         F: Future<Output = Result<C, sqlx::Error>>,
     {
         let permit = self.permits.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
-        let idle = self.idle().pop();
+        let (idle, age) = {
+            let mut idle = self.idle();
+            (idle.connections.pop(), idle.age)
+        };
         let connection = match idle {
             Some(connection) => connection,
             None => connect().await?,
         };
-        Ok(Lease { connection, home: self, _permit: permit })
+        Ok(Lease { connection, age, home: self, _permit: permit })
     }
 
     pub(super) fn put(&self, connection: C) {
-        self.idle().push(connection);
+        self.idle().connections.push(connection);
     }
 
-    /// Closes the idle connections without a word to the server.
+    /// Closes all connections without a word to the server, those in use once they are given back.
     pub(super) fn clear(&self) {
-        self.idle().clear();
+        let mut idle = self.idle();
+        idle.connections.clear();
+        idle.age += 1;
     }
 
     /// Closes the idle connections properly; no more will be leased.
     pub(super) async fn close(&self) -> Result<(), sqlx::Error> {
         self.permits.close();
-        let idle = std::mem::take(&mut *self.idle());
+        let idle = std::mem::take(&mut self.idle().connections);
         for connection in idle {
             connection.close().await?;
         }
         Ok(())
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<C>> {
+    fn idle(&self) -> MutexGuard<'_, Idle<C>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -70,6 +83,9 @@ impl<C: Connection> Lease<'_, C> {
     }
 
     pub(super) fn give_back(self) {
-        self.home.put(self.connection);
+        let mut idle = self.home.idle();
+        if idle.age == self.age {
+            idle.connections.push(self.connection);
+        }
     }
 }

@@ -123,7 +123,7 @@ const FLUSH_DELTAS: &str = concat!(
 const SET_FLUSHED: &str = concat!(
     "INSERT INTO event_inbox_flushed (inbox, number) SELECT id, ",
     last!(),
-    " FROM event_inbox_id WHERE true ON CONFLICT (inbox) DO UPDATE SET number = excluded.number RETURNING number",
+    " FROM event_inbox_id WHERE true ON CONFLICT (inbox) DO UPDATE SET number = excluded.number RETURNING inbox, number",
 );
 const DELETE_FLUSHED: &str = "DELETE FROM event_inbox WHERE number <= ?";
 const DELETE_FLUSHED_DELTAS: &str = "DELETE FROM event_inbox_delta WHERE number <= ?";
@@ -255,10 +255,16 @@ impl Inbox {
     pub(super) async fn flush(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
         let mut transaction = connection.begin_with(BEGIN_ON_EVENTS).await?;
         let copied = copy(&mut transaction).await;
-        let flushed = end(transaction, copied).await.inspect_err(|_| {
+        let (id, flushed) = end(transaction, copied).await.inspect_err(|_| {
             self.state().flush_not_before = Instant::now() + FLUSH_AGAIN_AFTER;
         })?;
-        self.state().flushed = flushed;
+        {
+            let mut state = self.state();
+            // Meanwhile another one may have been opened.
+            if state.id == Some(id) {
+                state.flushed = flushed;
+            }
+        }
         self.has_room.notify_waiters();
         let _turn = self.turn.acquire().await;
         let mut transaction = connection.begin().await?;
@@ -300,11 +306,11 @@ fn goes_past(error: &sqlx::Error) -> bool {
     })
 }
 
-/// Says up to which number.
-async fn copy(transaction: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
+/// Says of which inbox, and up to which number.
+async fn copy(transaction: &mut SqliteConnection) -> Result<(i64, i64), sqlx::Error> {
     sqlx::query(FLUSH_EVENTS).execute(&mut *transaction).await?;
     sqlx::query(FLUSH_DELTAS).execute(&mut *transaction).await?;
-    sqlx::query_scalar(SET_FLUSHED).fetch_one(transaction).await
+    sqlx::query_as(SET_FLUSHED).fetch_one(transaction).await
 }
 
 async fn delete(transaction: &mut SqliteConnection, flushed: i64) -> Result<(), sqlx::Error> {

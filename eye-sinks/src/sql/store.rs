@@ -279,3 +279,7 @@ impl Than {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod plans;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod snapshot;

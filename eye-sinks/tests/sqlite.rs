@@ -13,6 +13,7 @@ use eye_core::sink::{SinkConfig, WriteError};
 use eye_core::store::{EventFilter, EventQuery, StoreError};
 use eye_core::timestamp::Timestamp;
 use eye_harness::{eventually, sqlite_with_inbox};
+use eye_migration::{Migrator, MigratorTrait};
 use eye_sinks::SqliteConfig;
 use sqlx::{AssertSqlSafe, Connection, Executor, SqliteConnection};
 use tempfile::TempDir;
@@ -396,6 +397,24 @@ async fn another_inbox_starts_anew() {
     assert_eq!((rows(&url(&folder)).await, newest(&*sink, 1).await.count), ((3, 10), 13));
     drop(other);
     until_flushed(&url(&folder), 13).await;
+}
+
+#[tokio::test]
+async fn what_an_inbox_in_the_same_file_had_is_kept() {
+    let folder = TempDir::new().unwrap();
+    let sink = open::<SqliteConfig>(&url(&folder)).await;
+    sink.write(&[event(1)]).await.unwrap();
+    sink.close().await.unwrap();
+    let db = sea_orm::Database::connect(url(&folder)).await.unwrap();
+    Migrator::down(&db, Some(1)).await.unwrap();
+    db.close().await.unwrap();
+    let move_back = "INSERT INTO event_inbox (timestamp, id, session_id, category, name, data, received_at)
+            SELECT timestamp, id, session_id, category, name, data, received_at FROM event_indexed;
+        DELETE FROM event_indexed";
+    other_process(&url(&folder)).await.execute(move_back).await.unwrap();
+    let sink = open::<SqliteConfig>(&url(&folder)).await;
+    assert_eq!(rows(&url(&folder)).await, (0, 1));
+    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ use eye_core::store::{EventPage, EventQuery, EventStore, StoreError};
 use sea_orm::{DatabaseConnection, DbErr, RuntimeErr};
 use sqlx::Connection;
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use self::connections::Connections;
 use self::fold::FoldClock;
@@ -36,6 +36,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(4 * 3600);
 /// How long one write may take, waiting for a connection included. Only a server that hangs needs so long.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// After an error batches stay where they are for so long.
+const FLUSH_AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// How long adding up counts may take. A shutdown waits for it.
 const FOLD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the database may work on one statement of a query.
@@ -186,20 +188,26 @@ impl<D: Driver> Database<D> {
 
     /// Brings batches to where they are to stay, whenever it is time, until none is left.
     async fn flush_in_time(&self) {
+        let mut pause = Duration::ZERO;
         while self.driver.has_to_flush() {
+            let due = async {
+                sleep(pause).await;
+                self.driver.until_flush().await;
+            };
             let is_closing = tokio::select! {
-                () = self.driver.until_flush() => false,
+                () = due => false,
                 () = self.closing.notified() => true,
             };
-            self.flush().await;
+            pause = if self.flush().await { Duration::ZERO } else { FLUSH_AGAIN_AFTER };
             if is_closing {
                 return;
             }
         }
     }
 
-    /// Brings them there now. Nothing depends on it but speed: what could not be done is tried again later.
-    async fn flush(&self) {
+    /// Brings them there now. Nothing depends on it but speed: what could not be done is tried again later. Says whether it
+    /// was done.
+    async fn flush(&self) -> bool {
         let flushing = async {
             let mut lease = self.tending.lease(|| self.connect()).await?;
             self.driver.flush(lease.connection()).await?;
@@ -207,14 +215,16 @@ impl<D: Driver> Database<D> {
             Ok(())
         };
         let flushed = timeout(WRITE_TIMEOUT, flushing).await;
-        match flushed.unwrap_or_else(|_| Err(error::timed_out("emptying the inbox", WRITE_TIMEOUT))) {
+        let flushed = flushed.unwrap_or_else(|_| Err(error::timed_out("emptying the inbox", WRITE_TIMEOUT)));
+        match &flushed {
             // Their deltas can be added up from now on.
             Ok(()) => self.fold_clock.stored(1),
             Err(error) => {
-                let error = error::reason(&error);
+                let error = error::reason(error);
                 tracing::warn!(sink = %self.driver, %error, "events stay in the inbox: they are stored, but storing grows slower");
             }
         }
+        flushed.is_ok()
     }
 
     /// Adds up deltas of counts. Nothing depends on it but the speed of queries.

@@ -12,7 +12,7 @@ use eye_core::event::Event;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, Executor};
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::insert::bind;
 use super::{BEGIN_ON_EVENTS, Expected, end};
@@ -26,8 +26,6 @@ const MAX_EVENTS: i64 = 16_000;
 const FLUSH_AT_EVENTS: i64 = MAX_EVENTS / 2;
 /// or after this time.
 const FLUSH_EVERY: Duration = Duration::from_millis(500);
-/// After an error the events stay for so long.
-const FLUSH_AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// How long a batch waits for room before it goes past the inbox.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 /// A larger batch shares pages enough by itself, and would be written twice for nothing.
@@ -146,7 +144,8 @@ struct State {
     last: i64,
     /// Of the last one that was brought to the other file.
     flushed: i64,
-    flush_not_before: Instant,
+    /// Whether they could not be brought there the last time.
+    is_stuck: bool,
 }
 
 impl State {
@@ -154,16 +153,11 @@ impl State {
     fn waiting(&self) -> i64 {
         self.last - self.flushed
     }
-
-    /// Whether they could not be brought there just now.
-    fn is_stuck(&self) -> bool {
-        Instant::now() < self.flush_not_before
-    }
 }
 
 impl Inbox {
     pub(super) fn new() -> Self {
-        let state = State { id: None, last: 0, flushed: 0, flush_not_before: Instant::now() };
+        let state = State { id: None, last: 0, flushed: 0, is_stuck: false };
         Self { state: Mutex::new(state), is_wanted: Notify::new(), has_room: Notify::new(), turn: Semaphore::new(1) }
     }
 
@@ -214,7 +208,7 @@ impl Inbox {
                 return true;
             }
             self.is_wanted.notify_one();
-            if self.state().is_stuck() || timeout_at(deadline, has_room).await.is_err() {
+            if self.state().is_stuck || timeout_at(deadline, has_room).await.is_err() {
                 return false;
             }
         }
@@ -246,25 +240,22 @@ impl Inbox {
     }
 
     pub(super) async fn until_flush(&self) {
-        let not_before = self.state().flush_not_before;
-        sleep_until(not_before).await;
         drop(timeout(FLUSH_EVERY, self.is_wanted.notified()).await);
     }
 
     /// Brings all to where the indexes are, and then removes it here.
     pub(super) async fn flush(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-        let mut transaction = connection.begin_with(BEGIN_ON_EVENTS).await?;
-        let copied = copy(&mut transaction).await;
-        let (id, flushed) = end(transaction, copied).await.inspect_err(|_| {
-            self.state().flush_not_before = Instant::now() + FLUSH_AGAIN_AFTER;
-        })?;
-        {
+        let copied = copy(connection).await;
+        let flushed = {
             let mut state = self.state();
+            state.is_stuck = copied.is_err();
+            let (id, flushed) = copied?;
             // Meanwhile another one may have been opened.
             if state.id == Some(id) {
                 state.flushed = flushed;
             }
-        }
+            flushed
+        };
         self.has_room.notify_waiters();
         let _turn = self.turn.acquire().await;
         let mut transaction = connection.begin().await?;
@@ -306,8 +297,14 @@ fn goes_past(error: &sqlx::Error) -> bool {
     })
 }
 
-/// Says of which inbox, and up to which number.
-async fn copy(transaction: &mut SqliteConnection) -> Result<(i64, i64), sqlx::Error> {
+/// A transaction. Says of which inbox, and up to which number.
+async fn copy(connection: &mut SqliteConnection) -> Result<(i64, i64), sqlx::Error> {
+    let mut transaction = connection.begin_with(BEGIN_ON_EVENTS).await?;
+    let copied = copy_all(&mut transaction).await;
+    end(transaction, copied).await
+}
+
+async fn copy_all(transaction: &mut SqliteConnection) -> Result<(i64, i64), sqlx::Error> {
     sqlx::query(FLUSH_EVENTS).execute(&mut *transaction).await?;
     sqlx::query(FLUSH_DELTAS).execute(&mut *transaction).await?;
     sqlx::query_as(SET_FLUSHED).fetch_one(transaction).await

@@ -162,7 +162,7 @@ pub(super) struct SqliteDriver {
 impl SqliteDriver {
     /// A commit is on the disk when it returns (`FULL`). The log may grow to 128 MiB before it is copied into the file,
     /// so that a page that changes often is copied once: with a large file, copying takes nearly half of the time
-    /// otherwise. What a kill leaves of the log is read at the next start: 60 MiB of it took 0.3 s.
+    /// otherwise. What a kill leaves of the logs is read at the next start: 150 MB and the inbox's 136 MB took 0.3 s.
     pub(super) fn new(files: Files) -> Self {
         let synchronous = if mutant::is("sqlite-no-sync") { "OFF" } else { "FULL" };
         let options = options(&files.events)

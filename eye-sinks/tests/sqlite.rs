@@ -291,7 +291,7 @@ async fn large_batches_and_large_events_go_past_the_inbox() {
 }
 
 #[tokio::test]
-async fn what_the_inbox_has_no_room_for_waits_for_some() {
+async fn a_full_inbox_takes_no_more() {
     let folder = TempDir::new().unwrap();
     let sink = open::<SqliteConfig>(&url(&folder)).await;
     let other = lock(&url(&folder)).await;
@@ -299,12 +299,11 @@ async fn what_the_inbox_has_no_room_for_waits_for_some() {
         sink.write(&events(first, 4000)).await.unwrap();
     }
     assert_eq!(rows(&url(&folder)).await, (16_000, 0));
-    let releasing = tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        other.close().await.unwrap();
-    });
+    let error = sink.write(&events(16_000, 1)).await.unwrap_err();
+    assert!(matches!(&error, WriteError::Retry { reason, .. } if reason.contains("database is locked")), "{error}");
+    other.close().await.unwrap();
+    sink.prepare().await.unwrap();
     sink.write(&events(16_000, 1)).await.unwrap();
-    releasing.await.unwrap();
     until_flushed(&url(&folder), 16_001).await;
 }
 

@@ -89,3 +89,30 @@ impl<C: Connection> Lease<'_, C> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::cell::Cell;
+
+    use sqlx::SqliteConnection;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_in_use_when_all_were_closed_is_not_leased_again() {
+        let (connections, opened) = (Connections::new(1), Cell::new(0));
+        let connect = || {
+            opened.set(opened.get() + 1);
+            SqliteConnection::connect("sqlite::memory:")
+        };
+        for (clears, expected) in [(false, 1), (true, 1), (false, 2), (false, 2)] {
+            let lease = connections.lease(connect).await.unwrap();
+            if clears {
+                connections.clear();
+            }
+            lease.give_back();
+            assert_eq!(opened.get(), expected, "clears: {clears}");
+        }
+    }
+}

@@ -316,3 +316,28 @@ async fn delete(transaction: &mut SqliteConnection, flushed: i64) -> Result<(), 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use eye_core::testkit::events;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_batch_waits_for_room_unless_none_is_made() {
+        let (inbox, batch) = (Inbox::new(), events(0, 2));
+        inbox.state().last = MAX_EVENTS - 1;
+        {
+            let admitted = inbox.admits(&batch, Expected::AllNew);
+            tokio::pin!(admitted);
+            assert!(timeout(Duration::ZERO, &mut admitted).await.is_err(), "one event too many");
+            inbox.state().flushed = 1;
+            inbox.has_room.notify_waiters();
+            assert!(admitted.await);
+        }
+        inbox.state().last += 1;
+        inbox.state().is_stuck = true;
+        let admitted = timeout(Duration::ZERO, inbox.admits(&batch, Expected::AllNew)).await;
+        assert!(matches!(admitted, Ok(false)), "it waits, or is admitted: {admitted:?}");
+    }
+}

@@ -272,9 +272,7 @@ impl<D: Driver> SqlSink<D> {
     /// Tends what was stored, beside the next batches: what is stored is to be acknowledged at once, and another node may
     /// be adding up the same counts.
     fn tend(&self) {
-        if self.database.driver.has_to_flush() {
-            tokio::spawn(flush_alone(self.database.clone(), self.may_flush.clone()));
-        }
+        self.flush();
         if let Ok(alone) = self.may_fold.clone().try_acquire_owned()
             && self.database.fold_clock.is_due()
         {
@@ -283,6 +281,12 @@ impl<D: Driver> SqlSink<D> {
                 database.fold().await;
                 drop(alone);
             });
+        }
+    }
+
+    fn flush(&self) {
+        if self.database.driver.has_to_flush() {
+            tokio::spawn(flush_alone(self.database.clone(), self.may_flush.clone()));
         }
     }
 
@@ -322,7 +326,8 @@ impl<D: Driver> Sink for SqlSink<D> {
         self.database.migrate().await.map_err(|error| self.located(error::prepare_error(&error)))?;
         self.database.connections.put(connection);
         self.is_ready.store(true, Ordering::Relaxed);
-        self.tend();
+        // What an earlier program left.
+        self.flush();
         Ok(())
     }
 

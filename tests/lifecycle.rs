@@ -116,3 +116,11 @@ async fn with_nothing_to_write_a_database_that_hangs_does_not_make_a_shutdown_fa
         }
     }
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn its_memory_is_not_of_huge_pages() {
+    let eye = start_ready(&Store::new(Kind::Sqlite), "").await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", eye.pid())).unwrap();
+    assert!(status.contains("THP_enabled:\t0"), "{status}");
+}

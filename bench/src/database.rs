@@ -237,7 +237,7 @@ impl Db {
                     .journal_mode(SqliteJournalMode::Wal)
                     .synchronous(SqliteSynchronous::Full)
                     .pragma("wal_autocheckpoint", "32768")
-                    .pragma("cache_size", "-16384");
+                    .pragma("cache_size", "-32768");
                 Self::Sqlite(options.connect().await?)
             }
         })

@@ -27,12 +27,20 @@ pub(super) fn timed_out(doing: &str, after: Duration) -> sqlx::Error {
     sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, message))
 }
 
-/// Whether another process holds the SQLite file for the moment.
-pub(super) fn is_busy(error: &sqlx::Error) -> bool {
-    let database_error = error.as_database_error().filter(|error| error.try_downcast_ref::<SqliteError>().is_some());
-    let code = database_error.and_then(|error| error.code()?.parse::<i32>().ok());
-    // BUSY, LOCKED.
-    code.is_some_and(|code| matches!(code & 0xff, 5 | 6))
+/// SQLite found no room on the disk for the file of shared memory beside a database. Its message is "disk I/O error".
+const SQLITE_IOERR_SHMSIZE: i32 = 4874;
+
+/// Whether a SQLite file that could not be opened may be open to us later, without anybody changing the configuration: another
+/// process holds it, or the disk is full.
+pub(super) fn is_passing(error: &sqlx::Error) -> bool {
+    // BUSY, LOCKED, FULL.
+    sqlite_code(error).is_some_and(|code| matches!(code & 0xff, 5 | 6 | 13) || code == SQLITE_IOERR_SHMSIZE)
+}
+
+fn sqlite_code(error: &sqlx::Error) -> Option<i32> {
+    let error = error.as_database_error()?;
+    error.try_downcast_ref::<SqliteError>()?;
+    error.code()?.parse().ok()
 }
 
 /// Whether the events may be at fault: so the database says, or what checks them before it.
@@ -99,6 +107,7 @@ fn orm_reason(error: &DbErr) -> String {
 /// The message alone: PostgreSQL's details quote the row.
 pub(super) fn reason(error: &sqlx::Error) -> Cow<'_, str> {
     match error {
+        error if sqlite_code(error) == Some(SQLITE_IOERR_SHMSIZE) => "database or disk is full".into(),
         sqlx::Error::Database(error) => error.message().into(),
         sqlx::Error::Io(error) => error.to_string().into(),
         sqlx::Error::PoolTimedOut => "no connection within the time allowed".into(),

@@ -94,10 +94,10 @@ impl SinkConfig for SqliteConfig {
         };
         files.create().map_err(|error| unusable(&error))?;
         let sink = SqlSink::new(SqliteDriver::new(files.clone()), reader(&files, self.max_read_connections));
-        // Another process may hold the file for a moment: then it is `prepare` that waits for it.
+        // What passes by itself is for `prepare` to wait for.
         match sink.database.connect().await {
             Ok(connection) => connection.close().await.map_err(|error| unusable(&error))?,
-            Err(error) if error::is_busy(&error) => {}
+            Err(error) if error::is_passing(&error) => {}
             Err(error) => return Err(unusable(&error)),
         }
         Ok(Box::new(sink))

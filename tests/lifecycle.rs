@@ -1,4 +1,4 @@
-//! The built program is asked to stop, or killed.
+//! The built program is started, asked to stop, or killed.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;

@@ -162,9 +162,16 @@ impl Store<'_> {
         db.forget_counts().await?;
         db.close().await?;
         self.migrate(program)?;
-        if let (Kind::Postgres, Some(server)) = (self.kind, self.server) {
-            server.sql(&self.name, "VACUUM (ANALYZE)");
-            server.sql(&self.name, "CHECKPOINT");
+        match (self.kind, self.server) {
+            (Kind::Postgres, Some(server)) => {
+                server.sql(&self.name, "VACUUM (ANALYZE)");
+                server.sql(&self.name, "CHECKPOINT");
+            }
+            (Kind::Mariadb, Some(server)) => {
+                // Has InnoDB write every page of the table that it has changed.
+                server.sql("mysql", &format!("FLUSH TABLES {}.event FOR EXPORT; UNLOCK TABLES", self.name));
+            }
+            _ => {}
         }
         // And what the system would write while something is measured.
         ensure!(Command::new("sync").status().context("cannot run sync")?.success(), "sync failed");

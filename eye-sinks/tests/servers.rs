@@ -38,6 +38,7 @@ on_both! {
     a_schema_from_the_future_is_refused
     a_user_without_the_right_to_change_the_schema_suffices
     a_refusal_stores_nothing_and_does_not_quote_the_event
+    what_one_half_of_a_batch_stored_is_known_the_next_time
     an_error_of_unknown_kind_costs_no_connection
     a_table_that_was_dropped_comes_back
     a_restart_costs_nothing_but_a_retry
@@ -140,6 +141,21 @@ async fn a_refusal_stores_nothing_and_does_not_quote_the_event<C: SinkConfig>(se
     assert_eq!(newest(&*sink, 10).await.count, 0);
     sink.write(&[event(1)]).await.unwrap();
     assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+}
+
+async fn what_one_half_of_a_batch_stored_is_known_the_next_time<C: SinkConfig>(servers: Servers) {
+    let server = (servers.shared)();
+    let database = server.create_database();
+    let sink = open::<C>(&database.url).await;
+    server.sql(&database.name, "ALTER TABLE event ADD CONSTRAINT good CHECK (name <> 'bad')");
+    let mut batch: Vec<_> = (0..999).map(event).collect();
+    batch.push(named(999, "bad", "{}"));
+    let error = sink.write(&batch).await.unwrap_err();
+    assert!(matches!(error, WriteError::Reject { .. }), "{error:?}");
+    assert_eq!(newest(&*sink, 1).await.count, 500, "the half without it, and all of that");
+    batch.pop();
+    assert_eq!(sink.write(&batch).await.unwrap().duplicates, 500);
+    assert_eq!(newest(&*sink, 1).await.count, 999);
 }
 
 async fn an_error_of_unknown_kind_costs_no_connection<C: SinkConfig>(servers: Servers) {

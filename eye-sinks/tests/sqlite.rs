@@ -399,6 +399,31 @@ async fn another_inbox_starts_anew() {
 }
 
 #[tokio::test]
+async fn an_inbox_put_back_from_an_older_copy_loses_nothing() {
+    let folder = TempDir::new().unwrap();
+    let (inbox, copy) = (folder.path().join("data/eye.db-inbox"), folder.path().join("copy"));
+    for stored_before in [0, 2] {
+        let first = 100 * stored_before;
+        let sink = open::<SqliteConfig>(&url(&folder)).await;
+        if stored_before > 0 {
+            sink.write(&events(first, stored_before)).await.unwrap();
+        }
+        sink.close().await.unwrap();
+        std::fs::copy(&inbox, &copy).unwrap();
+        let sink = open::<SqliteConfig>(&url(&folder)).await;
+        sink.write(&events(first + 10, 10)).await.unwrap();
+        sink.close().await.unwrap();
+        std::fs::copy(&copy, &inbox).unwrap();
+        let sink = open::<SqliteConfig>(&url(&folder)).await;
+        let before = newest(&*sink, 1).await.count;
+        sink.write(&events(first + 20, 3)).await.unwrap();
+        assert_eq!(newest(&*sink, 1).await.count, before + 3, "they are seen");
+        until_flushed(&url(&folder), before as i64 + 3).await;
+        sink.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn what_an_inbox_in_the_same_file_had_is_kept() {
     let folder = TempDir::new().unwrap();
     let sink = open::<SqliteConfig>(&url(&folder)).await;

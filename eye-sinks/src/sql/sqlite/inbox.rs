@@ -59,6 +59,15 @@ macro_rules! flushed {
     };
 }
 
+/// An inbox that was put back from an older copy goes on with numbers that are not yet given.
+const SKIP_FLUSHED: &str = concat!(
+    "INSERT INTO inbox.sqlite_sequence (name, seq)
+        SELECT 'event_inbox', 0 WHERE NOT EXISTS (SELECT 1 FROM inbox.sqlite_sequence WHERE name = 'event_inbox');
+    UPDATE inbox.sqlite_sequence SET seq = MAX(seq, ",
+    flushed!(),
+    ") WHERE name = 'event_inbox'",
+);
+
 /// The number of the last event that was ever in the inbox.
 macro_rules! last {
     () => {
@@ -173,13 +182,19 @@ impl Inbox {
             let created = transaction.execute(SCHEMA).await.map(drop);
             end(transaction, created).await?;
         }
-        let sql = concat!("SELECT id, ", last!(), " FROM event_inbox_id");
-        let (id, last) = sqlx::query_as(sql).fetch_one(&mut *connection).await?;
         let is_migrated = "SELECT 1 FROM main.sqlite_schema WHERE name = 'event_inbox_flushed'";
         let flushed = match sqlx::query(is_migrated).fetch_optional(&mut *connection).await? {
-            Some(_) => sqlx::query_scalar(concat!("SELECT ", flushed!())).fetch_one(connection).await?,
+            Some(_) => sqlx::query_scalar(concat!("SELECT ", flushed!())).fetch_one(&mut *connection).await?,
             None => 0,
         };
+        let sql = concat!("SELECT id, ", last!(), " FROM event_inbox_id");
+        let (id, mut last) = sqlx::query_as(sql).fetch_one(&mut *connection).await?;
+        if last < flushed {
+            let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+            let skipped = transaction.execute(SKIP_FLUSHED).await.map(drop);
+            end(transaction, skipped).await?;
+            last = flushed;
+        }
         let mut state = self.state();
         if state.id != Some(id) {
             (state.id, state.last, state.flushed) = (Some(id), 0, 0);

@@ -369,12 +369,12 @@ fn recover(path: &Path, segment: u64, bytes: u64, committed: u64) -> io::Result<
     Ok((end, whole as u64))
 }
 
-/// The first whole record whose events are not before `expected`, and where it lies.
+/// The first whole record whose events are not all before `expected`, and where it lies.
 pub(super) fn find_record(bytes: &[u8], expected: u64) -> Option<(usize, record::Record<'_>)> {
     let mut at = 0;
     loop {
         match record::parse(&bytes[at..]) {
-            Parsed::Whole(record) if record.first >= expected => return Some((at, record)),
+            Parsed::Whole(record) if record.end() > expected => return Some((at, record)),
             _ => at += 1,
         }
         at += bytes.get(at..)?.windows(MAGIC.len()).position(|window| window == MAGIC)?;

@@ -10,7 +10,6 @@ mod params;
 #[cfg(test)]
 mod tests;
 
-use std::num::{NonZeroU16, NonZeroU64};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, VARY};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use eye_core::config::at_least_one;
 use eye_core::event::Event;
 use eye_core::sink::Sink;
 use eye_core::store::{EventPage, EventQuery, MAX_PAGE_BYTES, StoreError};
@@ -39,16 +39,16 @@ pub struct QueryConfig {
     /// The sink that answers queries. Default: the only one that can.
     pub sink: Option<String>,
     /// Queries that run at once; one more waits half a second at most and is then answered 503. Default: 16.
-    pub max_concurrent: NonZeroU16,
+    #[serde(deserialize_with = "at_least_one")]
+    pub max_concurrent: u16,
     /// How long one query may take before it is answered 503. Default: 30,000.
-    pub timeout_ms: NonZeroU64,
+    #[serde(deserialize_with = "at_least_one")]
+    pub timeout_ms: u64,
 }
 
 impl Default for QueryConfig {
     fn default() -> Self {
-        let max_concurrent = NonZeroU16::new(16).expect("16 is not zero");
-        let timeout_ms = NonZeroU64::new(30_000).expect("30,000 is not zero");
-        Self { sink: None, max_concurrent, timeout_ms }
+        Self { sink: None, max_concurrent: 16, timeout_ms: 30_000 }
     }
 }
 
@@ -69,9 +69,9 @@ const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("2");
 pub fn router(sink: Arc<dyn Sink>, config: &QueryConfig, trust_proxy: bool, allow: &'static str) -> Router {
     let api = Api {
         sink,
-        places: Semaphore::new(config.max_concurrent.get().into()),
+        places: Semaphore::new(config.max_concurrent.into()),
         unsent: Arc::new(Semaphore::new(MAX_UNSENT_BYTES)),
-        timeout: Duration::from_millis(config.timeout_ms.get()),
+        timeout: Duration::from_millis(config.timeout_ms),
         trust_proxy,
         allow: HeaderValue::from_static(allow),
     };

@@ -6,7 +6,6 @@ mod write_timeout;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::thread;
@@ -18,6 +17,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use eye_core::config::at_least_one;
 use eye_core::health::{self, HealthBoard};
 use futures_util::FutureExt;
 use hyper::body::Incoming;
@@ -60,9 +60,11 @@ pub struct ServerConfig {
     pub listen: String,
     /// Connections open at once; beyond, they wait in the system's backlog. The default, 800, stays below the usual
     /// limit of 1,024 open files.
-    pub max_connections: NonZeroU32,
+    #[serde(deserialize_with = "at_least_one")]
+    pub max_connections: u32,
     /// Milliseconds within which a request's line and headers must arrive, and for which a connection may be idle, or its
     /// client take nothing of an answer. Default 60 s.
+    #[serde(deserialize_with = "at_least_one")]
     pub idle_timeout_ms: u64,
     /// Whether `X-Forwarded-Proto` and `X-Forwarded-Host` are believed; only behind a proxy that sets them. Default false.
     pub trust_proxy: bool,
@@ -70,12 +72,7 @@ pub struct ServerConfig {
 
 impl Default for ServerConfig {
     fn default() -> Self {
-        Self {
-            listen: "127.0.0.1:8000".to_owned(),
-            max_connections: NonZeroU32::new(800).expect("800 is not zero"),
-            idle_timeout_ms: 60_000,
-            trust_proxy: false,
-        }
+        Self { listen: "127.0.0.1:8000".to_owned(), max_connections: 800, idle_timeout_ms: 60_000, trust_proxy: false }
     }
 }
 
@@ -147,7 +144,7 @@ impl Server {
     /// A handler runs to its end even when its client disconnects.
     pub async fn serve(self, app: Router, shutdown: CancellationToken) {
         let tasks = TaskTracker::new();
-        let slots = Arc::new(Semaphore::new(self.config.max_connections.get() as usize));
+        let slots = Arc::new(Semaphore::new(self.config.max_connections as usize));
         let idle_timeout = Duration::from_millis(self.config.idle_timeout_ms);
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())

@@ -182,12 +182,12 @@ impl NatsConfig {
 
 /// As the server checks them: it would only log what is wrong with them.
 fn check_subjects(subjects: &[String]) -> Result<(), BuildError> {
-    for subject in subjects {
+    for (index, subject) in subjects.iter().enumerate() {
         let tokens: Vec<&str> = subject.split('.').collect();
         let is_token = |token: &str| !token.is_empty() && !token.contains(char::is_whitespace);
         if !tokens.iter().all(|token| is_token(token)) || tokens.iter().rev().skip(1).any(|token| *token == ">") {
             let rule = "words separated by dots, where `*` is any word, and a last `>` any words";
-            return Err(BuildError(format!("subjects: {subject:?} is no subject: {rule}")));
+            return Err(BuildError(format!("subjects[{index}] is no subject: {rule}")));
         }
     }
     Ok(())

@@ -184,7 +184,10 @@ impl Stopped {
             let again = numbers.iter().filter(|number| !pending.contains(number)).count();
             assert!(again == 0 || file == Path::new("cursors"), "{case}: {sink} gets {again} again");
             let lost: BTreeSet<u32> = pending.iter().copied().filter(|number| !numbers.contains(number)).collect();
-            assert!(lost.is_subset(&self.events_at(file, &hit)), "{case}: {sink} lacks events of sound records: {lost:?}");
+            assert!(
+                lost.is_subset(&self.events_at(file, &hit)),
+                "{case}: {sink} lacks events of sound records: {lost:?}"
+            );
             let missing = errors.missing.get(*sink).copied().unwrap_or_default();
             assert_eq!(missing, lost.len() as u64, "{case}: {sink} is told how many are missing");
         }

@@ -238,8 +238,7 @@ async fn an_answer_before_the_body_says_that_its_connection_ends() {
 #[tokio::test]
 async fn a_handler_runs_to_its_end_when_its_client_disconnects() {
     let Held { app, mut begun, go, mut done } = held();
-    let max_connections = NonZeroU32::new(1).unwrap();
-    let running = start(ServerConfig { max_connections, ..config() }, app).await;
+    let running = start(ServerConfig { max_connections: 1, ..config() }, app).await;
     let client = running.send(GET_HELD).await;
     within(begun.recv()).await.unwrap();
     drop(client);
@@ -287,8 +286,7 @@ async fn a_shutdown_lets_the_running_request_finish_and_takes_no_new_ones() {
 #[tokio::test]
 async fn a_shutdown_waits_for_the_handler_of_a_client_that_left() {
     let Held { app, mut begun, go, mut done } = held();
-    let max_connections = NonZeroU32::new(1).unwrap();
-    let running = start(ServerConfig { max_connections, ..config() }, app).await;
+    let running = start(ServerConfig { max_connections: 1, ..config() }, app).await;
     drop(running.send(GET_HELD).await);
     within(begun.recv()).await.unwrap();
     to_end(running.send(GET_AND_CLOSE).await).await;
@@ -323,9 +321,8 @@ async fn connections_beyond_the_bound_wait_their_turn() {
         open.fetch_sub(1, Ordering::SeqCst);
         "turn"
     };
-    let max_connections = NonZeroU32::new(2).unwrap();
     let app = Router::new().route("/", get(handler));
-    let running = start(ServerConfig { max_connections, ..config() }, app).await;
+    let running = start(ServerConfig { max_connections: 2, ..config() }, app).await;
     let mut clients = Vec::new();
     for _ in 0..8 {
         clients.push(running.send(GET_AND_CLOSE).await);

@@ -41,6 +41,9 @@ pub(super) fn check(url: &str, schemes: &[&str], example: &str, parameters: &[&s
     for name in names {
         if !parameters.contains(&name) {
             return Err(match parameters {
+                _ if query.contains('@') => {
+                    "the URL has an unknown parameter. Write a `?` in its user or password as `%3F`".to_owned()
+                }
                 [] => format!("the URL takes no parameters, but has `{name}`"),
                 _ => format!("the URL has an unknown parameter `{name}`; known are: {}", parameters.join(", ")),
             });
@@ -69,6 +72,10 @@ mod tests {
         for (url, name) in [("db://host?TLS=on", "TLS"), ("db://h?tls=on&secret=x", "secret"), ("db://h?x", "x")] {
             let error = check(url).err().unwrap_or_default();
             assert!(error.contains(&format!("`{name}`")) && error.contains("tls, ca"), "{url}: {error}");
+        }
+        for url in ["db://me:hun?ter2@host/db", "db://me:?ter2=x&tls@host", "db://hun?ter2:x@host?tls=on"] {
+            let error = check(url).err().unwrap_or_default();
+            assert!(error.contains("`%3F`") && !error.contains("ter2"), "{url}: {error}");
         }
     }
 }

@@ -42,11 +42,7 @@ impl EventStore for StubSink {
 }
 
 fn config(max_concurrent: u16, timeout_ms: u64) -> QueryConfig {
-    QueryConfig {
-        sink: None,
-        max_concurrent: max_concurrent.try_into().unwrap(),
-        timeout_ms: timeout_ms.try_into().unwrap(),
-    }
+    QueryConfig { sink: None, max_concurrent, timeout_ms }
 }
 
 #[tokio::test]

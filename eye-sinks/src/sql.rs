@@ -7,6 +7,7 @@ mod error;
 mod fold;
 pub(crate) mod mysql;
 pub(crate) mod postgres;
+mod read_pool;
 pub(crate) mod sqlite;
 mod store;
 mod url;
@@ -28,6 +29,7 @@ use tokio::time::{sleep, timeout};
 
 use self::connections::Connections;
 use self::fold::FoldClock;
+use self::read_pool::ReadPool;
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -40,10 +42,6 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 const FLUSH_AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// How long adding up counts may take. A shutdown waits for it.
 const FOLD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the database may work on one statement of a query.
-const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a caller waits for the answer to a query, whatever the database does.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(35);
 
 /// What differs between the databases. Shown, it is the database and its place, without secrets.
 trait Driver: fmt::Display + Send + Sync + 'static {
@@ -105,7 +103,7 @@ enum Expected {
 /// A sink that writes to an SQL database over a few connections of its own and reads over a pool of others.
 struct SqlSink<D: Driver> {
     database: Arc<Database<D>>,
-    reader: DatabaseConnection,
+    read_pool: ReadPool,
     is_ready: AtomicBool,
     /// One task at a time does.
     may_flush: Arc<Semaphore>,
@@ -142,12 +140,14 @@ impl<D: Driver> Database<D> {
 
     async fn migrate(&self) -> Result<(), DbErr> {
         let pool = self.driver.migration_pool();
-        let migrated = timeout(MIGRATION_TIMEOUT, eye_migration::migrate(&pool)).await;
+        // Each start and each outage asks, and a server that went away just now must not be waited for as long as work is.
+        let migrated = match in_time("asking for the schema", CONNECT_TIMEOUT, eye_migration::is_current(&pool)).await {
+            Ok(true) => Ok(()),
+            Ok(false) => in_time("migrating", MIGRATION_TIMEOUT, eye_migration::migrate(&pool)).await,
+            Err(error) => Err(error),
+        };
         pool.close().await?;
-        migrated.unwrap_or_else(|_| {
-            let error = error::timed_out("migrating", MIGRATION_TIMEOUT);
-            Err(DbErr::Conn(RuntimeErr::SqlxError(error.into())))
-        })
+        migrated
     }
 
     async fn insert(&self, batch: &[Event]) -> Result<Written, sqlx::Error> {
@@ -256,7 +256,7 @@ impl<D: Driver> Database<D> {
 }
 
 impl<D: Driver> SqlSink<D> {
-    fn new(driver: D, reader: DatabaseConnection) -> Self {
+    fn new(driver: D, read_pool: ReadPool) -> Self {
         let database = Database {
             driver,
             connections: Connections::new(D::MAX_WRITE_CONNECTIONS),
@@ -266,7 +266,7 @@ impl<D: Driver> SqlSink<D> {
             had_known: AtomicBool::new(false),
         };
         let [may_flush, may_fold] = [(); 2].map(|()| Arc::new(Semaphore::new(1)));
-        Self { database: Arc::new(database), reader, is_ready: AtomicBool::new(false), may_flush, may_fold }
+        Self { database: Arc::new(database), read_pool, is_ready: AtomicBool::new(false), may_flush, may_fold }
     }
 
     /// Tends what was stored, beside the next batches: what is stored is to be acknowledged at once, and another node may
@@ -299,6 +299,15 @@ impl<D: Driver> SqlSink<D> {
             other => other,
         }
     }
+}
+
+async fn in_time<T>(
+    doing: &'static str,
+    limit: Duration,
+    work: impl Future<Output = Result<T, DbErr>>,
+) -> Result<T, DbErr> {
+    let timed_out = |_| Err(DbErr::Conn(RuntimeErr::SqlxError(error::timed_out(doing, limit).into())));
+    timeout(limit, work).await.unwrap_or_else(timed_out)
 }
 
 /// Flushes until nothing is left to flush, unless another task does.
@@ -361,11 +370,11 @@ impl<D: Driver> Sink for SqlSink<D> {
         if driver.has_to_flush() {
             self.database.flush().await;
         }
-        let reader = self.reader.close_by_ref().await;
+        let closed = self.read_pool.close().await;
         for connections in [connections, tending] {
             connections.close().await.map_err(|error| SinkError(format!("{driver}: {error}")))?;
         }
-        reader.map_err(|error| SinkError(format!("{driver}: {error}")))
+        closed.map_err(|error| SinkError(format!("{driver}: {error}")))
     }
 
     fn store(&self) -> Option<&dyn EventStore> {
@@ -376,17 +385,7 @@ impl<D: Driver> Sink for SqlSink<D> {
 #[async_trait]
 impl<D: Driver> EventStore for SqlSink<D> {
     async fn query(&self, query: EventQuery) -> Result<EventPage, StoreError> {
-        let reader = self.reader.clone();
-        // A task of its own: a caller that goes away must not cancel a database future.
-        let reading = tokio::spawn(async move { store::read(&reader, &query).await });
-        match timeout(ANSWER_TIMEOUT, reading).await {
-            Ok(Ok(answer)) => answer.map_err(|error| error::store_error(&error)),
-            Ok(Err(panic)) => Err(StoreError::Failed { reason: panic.to_string() }),
-            Err(_) => {
-                let reason = error::timed_out("answering", ANSWER_TIMEOUT).to_string();
-                Err(StoreError::Unavailable { reason })
-            }
-        }
+        self.read_pool.query(query).await
     }
 }
 

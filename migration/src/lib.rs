@@ -64,8 +64,11 @@ pub async fn migrate(db: &DatabaseConnection) -> Result<(), DbErr> {
     transaction.commit().await
 }
 
-/// Whether every migration is applied, and none that this version does not know.
-async fn is_current(db: &DatabaseConnection) -> Result<bool, DbErr> {
+/// Whether every migration is applied, and none that this version does not know: [`migrate`] then has nothing to do.
+///
+/// # Errors
+/// As [`migrate`].
+pub async fn is_current(db: &DatabaseConnection) -> Result<bool, DbErr> {
     if !SchemaManager::new(db).has_table(MIGRATION_TABLE).await? {
         return Ok(false);
     }

@@ -17,6 +17,7 @@ use sqlx::{ConnectOptions, Executor};
 
 use super::counts::deltas;
 use super::fold::{FOLD_DELTAS, Taken};
+use super::read_pool::ReadPool;
 use super::url::{self, MaxReadConnections};
 use super::write::Shapes;
 use super::{CONNECT_TIMEOUT, Driver, Expected, SqlSink};
@@ -102,12 +103,13 @@ impl SinkConfig for MysqlConfig {
     async fn build(self) -> Result<Box<dyn Sink>, BuildError> {
         let mut url = self.url;
         url.0 = url.0.disable_statement_logging();
-        let reader = reader(url.0.clone(), self.max_read_connections);
-        Ok(Box::new(SqlSink::new(MysqlDriver { url, max_packet_bytes: AtomicUsize::new(usize::MAX) }, reader)))
+        let options = url.0.clone();
+        let read_pool = ReadPool::new(move || read_pool(options.clone(), self.max_read_connections));
+        Ok(Box::new(SqlSink::new(MysqlDriver { url, max_packet_bytes: AtomicUsize::new(usize::MAX) }, read_pool)))
     }
 }
 
-fn reader(options: MySqlConnectOptions, max: MaxReadConnections) -> DatabaseConnection {
+fn read_pool(options: MySqlConnectOptions, max: MaxReadConnections) -> DatabaseConnection {
     let pool = MySqlPoolOptions::new()
         .max_connections(max.0)
         .acquire_timeout(CONNECT_TIMEOUT)

@@ -15,8 +15,9 @@ use uuid::Uuid;
 
 use super::counts::deltas;
 use super::fold::{FOLD_DELTAS, Taken};
+use super::read_pool::{QUERY_TIMEOUT, ReadPool};
 use super::url::{self, MaxReadConnections};
-use super::{CONNECT_TIMEOUT, Driver, Expected, QUERY_TIMEOUT, SqlSink};
+use super::{CONNECT_TIMEOUT, Driver, Expected, SqlSink};
 
 /// Stores events in a PostgreSQL database, which has to exist; the table is made in it.
 #[derive(Clone, Debug, Deserialize)]
@@ -68,13 +69,14 @@ impl SinkConfig for PostgresConfig {
     async fn build(self) -> Result<Box<dyn Sink>, BuildError> {
         let mut url = self.url;
         url.0 = url.0.disable_statement_logging();
-        let reader = reader(url.0.clone(), self.max_read_connections);
-        Ok(Box::new(SqlSink::new(PostgresDriver { url }, reader)))
+        let options = url.0.clone();
+        let read_pool = ReadPool::new(move || read_pool(options.clone(), self.max_read_connections));
+        Ok(Box::new(SqlSink::new(PostgresDriver { url }, read_pool)))
     }
 }
 
 /// Readers keep to a bound in time, which the server watches.
-fn reader(options: PgConnectOptions, max: MaxReadConnections) -> DatabaseConnection {
+fn read_pool(options: PgConnectOptions, max: MaxReadConnections) -> DatabaseConnection {
     let pool = PgPoolOptions::new()
         .max_connections(max.0)
         .acquire_timeout(CONNECT_TIMEOUT)

@@ -27,9 +27,10 @@ use self::inbox::{Inbox, READ_BOTH};
 use self::insert::insert_new;
 use super::counts::deltas;
 use super::fold::{FOLD_DELTAS, Taken};
+use super::read_pool::{QUERY_TIMEOUT, ReadPool};
 use super::url::{self, MaxReadConnections};
 use super::write::Shapes;
-use super::{CONNECT_TIMEOUT, Driver, Expected, QUERY_TIMEOUT, SqlSink, error};
+use super::{CONNECT_TIMEOUT, Driver, Expected, SqlSink, error};
 
 /// Stores events in one SQLite file, which is created with its folder where it is not there yet.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -93,7 +94,8 @@ impl SinkConfig for SqliteConfig {
             ))
         };
         files.create().map_err(|error| unusable(&error))?;
-        let sink = SqlSink::new(SqliteDriver::new(files.clone()), reader(&files, self.max_read_connections));
+        let (driver, read_from) = (SqliteDriver::new(files.clone()), files.clone());
+        let sink = SqlSink::new(driver, ReadPool::new(move || read_pool(&read_from, self.max_read_connections)));
         // What passes by itself is for `prepare` to wait for.
         match sink.database.connect().await {
             Ok(connection) => connection.close().await.map_err(|error| unusable(&error))?,
@@ -110,7 +112,7 @@ fn options(path: &Path) -> SqliteConnectOptions {
 }
 
 /// Readers never write, keep to a bound in time, and see the last commit while another one is being written.
-pub(super) fn reader(files: &Files, max: MaxReadConnections) -> DatabaseConnection {
+pub(super) fn read_pool(files: &Files, max: MaxReadConnections) -> DatabaseConnection {
     // The more, the less often the thread that reads and the one that takes wait for each other; but an event may have 1 MiB.
     let options = options(&files.events).pragma("cache_size", "-16384").row_buffer_size(64);
     let (inbox, read_files) = (Arc::<str>::from(files.inbox.as_str()), Arc::new(ReadFiles::new(files.clone())));

@@ -54,7 +54,7 @@ async fn known_events_are_expected_after_a_batch_that_had_some_until_one_has_non
     let files = Files::of(folder.path().join("eye.db").to_str().unwrap());
     files.create().unwrap();
     let driver = Noted { sqlite: SqliteDriver::new(files), expected: Mutex::default() };
-    let sink = SqlSink::new(driver, DatabaseConnection::default());
+    let sink = SqlSink::new(driver, ReadPool::new(DatabaseConnection::default));
     sink.prepare().await.unwrap();
     let [one, two, three, four] = [1, 2, 3, 4].map(event);
     let batches =

@@ -135,7 +135,7 @@ async fn sqlite() {
     let path = folder.path().join("eye.db").display().to_string();
     fill::<SqliteConfig>(&format!("sqlite://{path}")).await;
     let line = |row: &QueryResult| row.try_get("", "detail").unwrap();
-    let reader = sqlite::reader(&Files::of(&path), MaxReadConnections::default());
+    let reader = sqlite::read_pool(&Files::of(&path), MaxReadConnections::default());
     let plans = plans(reader, "EXPLAIN QUERY PLAN ", line).await;
     insta::assert_snapshot!(plans);
 }

@@ -20,7 +20,7 @@ async fn an_event_that_leaves_the_inbox_meanwhile_is_seen() {
     let sink = SqliteConfig::deserialize(keys).unwrap().build().await.unwrap();
     sink.prepare().await.unwrap();
     sink.write(&[event(1)]).await.unwrap();
-    let snapshot = begin(&sqlite::reader(&Files::of(&path), MaxReadConnections::default())).await.unwrap();
+    let snapshot = begin(&sqlite::read_pool(&Files::of(&path), MaxReadConnections::default())).await.unwrap();
     // Looks at the other file, and at that alone.
     let counted = snapshot.query_all(Query::select().column("count").from("event_count")).await.unwrap();
     assert!(counted.is_empty(), "events are counted there only when they have left the inbox");

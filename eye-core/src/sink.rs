@@ -15,7 +15,7 @@ use crate::store::EventStore;
 ///
 /// * **Durable**: `Ok` from [`write`](Sink::write) means that every event of the batch survives a crash.
 /// * **Idempotent by event key** (`timestamp` and `id`): the same batch may come twice, and so may one event within a
-///   batch. It is stored once, and the answer is `Ok`.
+///   batch. It is stored once, as it came first, and the answer is `Ok`.
 /// * **All or nothing**: after an error no event of the batch counts as written; those that were are covered by the rule
 ///   above.
 /// * **Concurrent**: `write` may be called while another `write` runs, and while the store answers queries.

@@ -1,5 +1,6 @@
 //! Dead letters in a stream beside the one that they came from: a message each, named by its number.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::context::PublishErrorKind;
@@ -14,6 +15,7 @@ use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use crate::connection::{Login, Server};
+use crate::room::Room;
 use crate::settings::Missing;
 use crate::stream;
 
@@ -54,6 +56,7 @@ pub struct Keeper {
     context: Context,
     subject: String,
     config: Config,
+    room: Arc<Room>,
 }
 
 /// What is to be kept.
@@ -78,7 +81,7 @@ impl Keeper {
             duplicate_window: DUPLICATE_WINDOW,
             ..stream::config(&stream_name(stream), subject(stream), RetentionPolicy::Limits)
         };
-        Self { context: jetstream::new(client), subject: subject(stream), config }
+        Self { context: jetstream::new(client), subject: subject(stream), config, room: Arc::default() }
     }
 
     /// The name of the stream where they are kept.
@@ -103,13 +106,17 @@ impl Keeper {
     pub async fn keep(&self, refused: &Refused<'_>) -> Result<(), String> {
         let cannot = |error: String| format!("the stream `{}` does not take a dead letter: {error}", self.stream());
         let message = self.message(refused);
-        match self.publish(message.clone()).await {
-            Err(error) if error.kind() == PublishErrorKind::StreamNotFound => {
-                self.find().await.map_err(|(Missing::Yet(error) | Missing::ForGood(error))| cannot(error))?;
-                self.publish(message).await.map_err(|error| cannot(error.to_string()))
-            }
-            kept => kept.map_err(|error| cannot(error.to_string())),
+        match self.room.takes(&self.context, self.stream(), refused.payload.len()).await {
+            Ok(true) => match self.publish(message.clone()).await {
+                Err(error) if error.kind() == PublishErrorKind::StreamNotFound => {}
+                kept => return kept.map_err(|error| cannot(error.to_string())),
+            },
+            Ok(false) => return Err(cannot("it is full, but for the sixteenth that stays free".to_owned())),
+            Err(error) if stream::is_missing(&error) => {}
+            Err(error) => return Err(cannot(error.to_string())),
         }
+        self.find().await.map_err(|(Missing::Yet(error) | Missing::ForGood(error))| cannot(error))?;
+        self.publish(message).await.map_err(|error| cannot(error.to_string()))
     }
 
     async fn publish(&self, message: PublishMessage) -> Result<(), jetstream::context::PublishError> {

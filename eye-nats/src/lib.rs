@@ -5,5 +5,6 @@ pub mod consumer;
 pub mod dead_letters;
 pub mod place;
 pub mod pull;
+pub mod room;
 pub mod settings;
 pub mod stream;

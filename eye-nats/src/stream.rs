@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use async_nats::jetstream::context::{GetStreamErrorKind, PublishError};
+use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind, PublishError};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, Context, ErrorCode};
 use futures_util::TryStreamExt;
@@ -35,14 +35,12 @@ pub async fn find(context: &Context, wanted: &Config, free: &[&str], way_out: &s
     let yet = |error: String| yet(name, &error);
     let info = match context.get_stream(name).await {
         Ok(stream) => stream.cached_info().clone(),
-        Err(error) => match error.kind() {
-            GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                let made = context.create_stream(wanted.clone()).await.map_err(|error| yet(error.to_string()))?;
-                tracing::info!(stream = name, "made, since it was not there");
-                made.cached_info().clone()
-            }
-            _ => return Err(yet(error.to_string())),
-        },
+        Err(error) if is_missing(&error) => {
+            let made = context.create_stream(wanted.clone()).await.map_err(|error| yet(error.to_string()))?;
+            tracing::info!(stream = name, "made, since it was not there");
+            made.cached_info().clone()
+        }
+        Err(error) => return Err(yet(error.to_string())),
     };
     let checked = |config: &Config| {
         let settings = settings(config).into_iter();
@@ -94,6 +92,11 @@ fn settings(config: &Config) -> Vec<Setting> {
         ("mirror", config.mirror.is_some().to_string()),
         ("sources", config.sources.as_ref().is_some_and(|sources| !sources.is_empty()).to_string()),
     ]
+}
+
+/// Whether the server says that there is no such stream.
+pub(crate) fn is_missing(error: &GetStreamError) -> bool {
+    matches!(error.kind(), GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
 /// Whether the server has no room for what was published; nothing else speaks against it.

@@ -153,7 +153,8 @@ impl<D: Driver> Database<D> {
     async fn insert(&self, batch: &[Event]) -> Result<Written, sqlx::Error> {
         // In the order of the key, so that two nodes that write the same events wait for each other, not in a circle.
         let mut sorted = batch.to_vec();
-        sorted.sort_unstable_by_key(Event::key);
+        // Of those with one key the first stays, in every sink.
+        sorted.sort_by_key(Event::key);
         sorted.dedup_by_key(|event| event.key());
         let new = if sorted.len() < D::MIN_EVENTS_TO_HALVE {
             self.insert_sorted(&sorted).await?

@@ -117,16 +117,34 @@ async fn a_stream_that_is_full_or_deleted() {
     keeper.find().await.unwrap();
     let context = jetstream::new(client);
     // Its size is the operator's affair.
-    let small = Config { max_bytes: 2000, ..keeper.config.clone() };
+    let small = Config { max_bytes: 3000, ..keeper.config.clone() };
     context.update_stream(small).await.unwrap();
     keeper.find().await.unwrap();
     keeper.keep(&refused(vec![b' '; 1500], "a")).await.unwrap();
     let error = keeper.keep(&refused(vec![b' '; 1500], "b")).await.unwrap_err();
-    assert!(error.contains("`EYE_dead_letters`") && error.contains("maximum bytes"), "{error}");
+    assert!(error.contains("`EYE_dead_letters`") && error.contains("sixteenth"), "{error}");
 
     context.delete_stream("EYE_dead_letters").await.unwrap();
     keeper.keep(&refused(vec![b' '; 1500], "c")).await.unwrap();
     assert_eq!(all(&dead_letters(&server)).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_full_stream_throws_nothing_out() {
+    let server = NatsServer::start();
+    let (client, keeper) = keeper(&server).await;
+    keeper.find().await.unwrap();
+    let context = jetstream::new(client);
+    for max_bytes in (3000..3800).step_by(40) {
+        context.get_stream(keeper.stream()).await.unwrap().purge().await.unwrap();
+        context.update_stream(Config { max_bytes, ..keeper.config.clone() }).await.unwrap();
+        let mut kept = 0;
+        while keeper.keep(&refused(vec![b' '; 10], format!("{max_bytes} {kept}"))).await.is_ok() {
+            kept += 1;
+        }
+        assert!(kept > 10, "{kept}");
+        assert_eq!(all(&dead_letters(&server)).await.len(), kept, "of {max_bytes} bytes");
+    }
 }
 
 #[tokio::test]

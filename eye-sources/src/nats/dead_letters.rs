@@ -68,7 +68,11 @@ impl Sifted {
             Letter { by: By::Gate, reason: event.errors.to_string(), payload }
         });
         let by_store = self.refused.iter().map(|Rejection { index, reason }| {
-            let payload = serde_json::to_vec(&decoded.events[*index]).expect("an event can be written as JSON");
+            let mut payload = serde_json::to_vec(&decoded.events[*index]).expect("an event can be written as JSON");
+            // With what it had not when it came (its id, when it was received) there may be no room for it.
+            if payload.len() > self.max_payload && decoded.indices.len() + decoded.rejected.len() == 1 {
+                payload = self.payload.to_vec();
+            }
             Letter { by: By::Store, reason: reason.to_string(), payload }
         });
         by_gate.chain(by_store).collect()
@@ -169,5 +173,12 @@ mod tests {
         assert_eq!(letters.iter().map(|letter| letter.by).collect::<Vec<_>>(), [By::Gate, By::Store]);
         let event = Event::parse(&letters[1].payload, Timestamp::MIN, &EventLimits::default()).unwrap();
         assert_eq!((event.id(), letters[1].reason.as_str()), (NewIds::From(ID).of(2), "no"));
+    }
+
+    #[test]
+    fn an_event_that_is_too_large_with_its_id_is_kept_as_it_came() {
+        let refused = vec![Rejection { index: 0, reason: "no".into() }];
+        let letters = Sifted { refused, max_payload: GOOD.len(), ..sifted(GOOD, Framing::Json) }.letters();
+        assert_eq!(payloads(&letters), [GOOD]);
     }
 }

@@ -93,11 +93,27 @@ struct Message {
     payload: Bytes,
 }
 
+/// Why the stream does not have a message, as far as is known.
+enum Unsent {
+    Full(String),
+    Error(String),
+}
+
+impl From<PublishError> for Unsent {
+    fn from(error: PublishError) -> Self {
+        if is_full(&error) { Self::Full(error.to_string()) } else { Self::Error(error.to_string()) }
+    }
+}
+
 impl Message {
-    async fn send(&self, session: &Session) -> Result<PublishAck, PublishError> {
+    async fn send(&self, session: &Session) -> Result<PublishAck, Unsent> {
+        if !session.has_room_for(self.payload.len()).await.map_err(Unsent::Error)? {
+            return Err(Unsent::Full("a sixteenth of it stays free".to_owned()));
+        }
         let message = PublishMessage::build().payload(self.payload.clone()).message_id(&self.id);
         let message = message.expected_stream(session.stream_name());
-        session.context().send_publish(self.subject.clone(), message).await?.await
+        let answer = session.context().send_publish(self.subject.clone(), message).await?;
+        Ok(answer.await?)
     }
 
     /// Waits for the server's answer, and tries again until `give_up_at` where there is none.
@@ -107,12 +123,12 @@ impl Message {
             reason = tokio::select! {
                 answered = self.send(session) => match answered {
                     Ok(_) => return Outcome::Delivered,
-                    Err(error) if is_full(&error) => {
-                        let reason = session.full_reason(&error.to_string());
+                    Err(Unsent::Full(error)) => {
+                        let reason = session.full_reason(&error);
                         session.note_full(reason.clone());
                         return Outcome::failed(reason);
                     }
-                    Err(error) => error.to_string(),
+                    Err(Unsent::Error(error)) => error,
                 },
                 () = session.away() => "the connection was lost".to_owned(),
                 () = sleep_until(give_up_at) => "no answer".to_owned(),

@@ -17,6 +17,7 @@ use async_nats::jetstream::stream::{Config, Info, RetentionPolicy};
 use eye_core::transport::Custody;
 use eye_nats::connection::Change;
 use eye_nats::dead_letters::Keeper;
+use eye_nats::room::Room;
 use eye_nats::settings::Missing;
 use eye_nats::{consumer, stream};
 use tokio::sync::watch;
@@ -75,6 +76,7 @@ pub(super) struct Session {
     stream: Config,
     ack_wait: Duration,
     dead_letters: Keeper,
+    room: Room,
     state: watch::Sender<State>,
     full_since: Mutex<Option<Instant>>,
     /// By name; fixed once `started` is cancelled.
@@ -98,6 +100,7 @@ impl Session {
             stream,
             ack_wait: Duration::from_millis(config.ack_wait_ms),
             dead_letters,
+            room: Room::default(),
             state: watch::Sender::new(State::Away("not connected yet".to_owned())),
             full_since: Mutex::default(),
             consumers: Mutex::default(),
@@ -263,6 +266,7 @@ impl Session {
                 );
                 return Missing::Yet(format!("the stream `{name}` is another one"));
             }
+            self.room.see(&info);
             self.see(connection, info.state.bytes);
             sleep(TICK).await;
         }
@@ -273,7 +277,7 @@ impl Session {
         // Held meanwhile: it does not change in between.
         let connection = connection.borrow();
         if !connection.has_changed() {
-            self.set(self.room(bytes));
+            self.set(self.here_or_full(bytes));
         }
     }
 
@@ -330,12 +334,21 @@ impl Session {
         Ok(())
     }
 
-    /// A stream that was full is so until a sixteenth of it is free: it does not flicker.
-    fn room(&self, bytes: u64) -> State {
+    /// Whether a message with such a payload may be published.
+    ///
+    /// # Errors
+    /// When the server does not say.
+    pub(super) async fn has_room_for(&self, payload_bytes: usize) -> Result<bool, String> {
+        let taken = self.room.takes(&self.context, self.stream_name(), payload_bytes).await;
+        taken.map_err(|error| error.to_string())
+    }
+
+    /// A stream that was full is so until an eighth of it is free: it does not flicker.
+    fn here_or_full(&self, bytes: u64) -> State {
         let mut full_since = self.full_since.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(since) = *full_since else { return State::Here };
         let max_bytes = self.stream.max_bytes as u64;
-        if since.elapsed() >= FULL_FOR && bytes <= max_bytes - max_bytes / 16 {
+        if since.elapsed() >= FULL_FOR && bytes <= max_bytes - max_bytes / 8 {
             *full_since = None;
             return State::Here;
         }

@@ -1,8 +1,8 @@
 //! The thread that writes: all requests that arrive during one fsync are the next record.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -59,11 +59,22 @@ pub(super) struct Appender {
     record: Vec<u8>,
     committed: watch::Sender<u64>,
     status: watch::Sender<Status>,
+    /// Why each part of [`tick`](Self::tick) could not be done the last time.
+    undone: [Option<String>; 3],
 }
 
 impl Appender {
     pub(super) fn new(log: Arc<Log>, committed: watch::Sender<u64>, status: watch::Sender<Status>) -> Self {
-        Self { log, file: None, segment: 0, written: 0, record: Vec::new(), committed, status }
+        Self {
+            log,
+            file: None,
+            segment: 0,
+            written: 0,
+            record: Vec::new(),
+            committed,
+            status,
+            undone: Default::default(),
+        }
     }
 
     /// Writes until the queue is closed and empty, or nothing can be written any more. Blocks.
@@ -150,29 +161,45 @@ impl Appender {
         if !mutant::is("no-sync") {
             file.sync_data()?;
         }
+        self.check_path()?;
         self.written += self.record.len() as u64;
         Ok(true)
     }
 
+    /// A file that was removed or replaced takes all that is written to it, and nobody can read it.
+    fn check_path(&self) -> io::Result<()> {
+        let id = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        let file = self.file.as_ref().expect("it was written to");
+        let there = self.log.segment_path(self.segment).metadata().map(id);
+        if there.is_ok_and(|there| file.metadata().map(id).is_ok_and(|written| written == there)) {
+            return Ok(());
+        }
+        Err(io::Error::new(ErrorKind::NotFound, "the file was removed or replaced while it was in use"))
+    }
+
     /// What does not have to be done at once. None of it can lose anything, so a failure is logged and tried again.
     /// Each for itself: when the disk is too full to save the cursors, what is done with is removed all the more.
-    fn tick(&self) {
-        let log = &self.log;
+    fn tick(&mut self) {
+        let log = self.log.clone();
         // Asked first, so that no crash leaves a saved cursor before the oldest segment, as if what it had were lost.
         let done_before = log.done_before();
         let saved = log.save_cursors();
         let removed = log.remove_before(done_before);
-        for (work, done) in [
+        let works = [
             // Now there may be room for them, and the oldest segment may be another.
             ("save the cursors", saved.or_else(|_| log.save_cursors())),
             ("remove what is delivered", removed),
             ("see what room the disk has", log.look_at_disk()),
-        ] {
-            if let Err(error) = done {
-                tracing::warn!(component = "transport", %error, "cannot {work} in {}", log.path().display());
+        ];
+        for ((work, done), undone) in works.into_iter().zip(&mut self.undone) {
+            let error = done.err().map(|error| error.to_string());
+            // Once for each reason: a log that grows every second would take the room that is lacking.
+            if let Some(error) = error.as_ref().filter(|error| undone.as_ref() != Some(error)) {
+                tracing::warn!(component = "transport", error, "cannot {work} in {}", log.path().display());
             }
+            *undone = error;
         }
-        let status = self.log.take_refused().map_or(Status::Ready, Status::Full);
+        let status = log.refusing().map_or(Status::Ready, Status::Full);
         self.status.send_if_modified(|before| {
             let changed = *before != status;
             *before = status;

@@ -48,8 +48,8 @@ pub(super) struct State {
     waiting: u64,
     /// Bytes free on the disk: as it was when last looked at, less what was written since.
     free: u64,
-    /// Why something was not taken since the last look.
-    refused: Option<String>,
+    /// What was refused since the last look, or would have been then: its bytes, and why.
+    refused: Option<(u64, String)>,
 }
 
 /// What is known of one consumer's events since the start.
@@ -146,20 +146,26 @@ impl Log {
     /// Takes room for bytes that are to be written; the reason when there is none.
     pub(super) fn reserve(&self, bytes: u64) -> Result<(), String> {
         let mut state = self.lock();
+        if let Some(reason) = self.lacks_room_for(&state, bytes) {
+            state.refused = Some((bytes, reason.clone()));
+            return Err(reason);
+        }
+        state.waiting += bytes;
+        Ok(())
+    }
+
+    fn lacks_room_for(&self, state: &State, bytes: u64) -> Option<String> {
         let waiting = state.waiting + bytes;
-        let reason = if state.on_disk() + waiting > self.max_bytes {
-            format!("the queue holds {} bytes (transport.max_bytes = {})", state.on_disk(), self.max_bytes)
+        if state.on_disk() + waiting > self.max_bytes {
+            Some(format!("the queue holds {} bytes (transport.max_bytes = {})", state.on_disk(), self.max_bytes))
         } else if state.free < waiting.saturating_add(self.min_free_bytes) {
-            format!("the disk has {} bytes free (transport.min_free_bytes = {})", state.free, self.min_free_bytes)
+            Some(format!("the disk has {} bytes free (transport.min_free_bytes = {})", state.free, self.min_free_bytes))
         } else if waiting > MAX_WAITING_BYTES && state.waiting > 0 {
             // One that is larger by itself is taken once nothing else waits.
-            format!("{} bytes wait for the disk", state.waiting)
+            Some(format!("{} bytes wait for the disk", state.waiting))
         } else {
-            state.waiting = waiting;
-            return Ok(());
-        };
-        state.refused = Some(reason.clone());
-        Err(reason)
+            None
+        }
     }
 
     /// Gives back what was reserved and not written.
@@ -183,9 +189,14 @@ impl Log {
         self.lock().free = 0;
     }
 
-    /// Why something was not taken since this was last asked.
-    pub(super) fn take_refused(&self) -> Option<String> {
-        self.lock().refused.take()
+    /// Why requests are refused: what was refused since this was last asked, or would be now if it came again.
+    pub(super) fn refusing(&self) -> Option<String> {
+        let mut state = self.lock();
+        let refused = state.refused.take();
+        let bytes = refused.as_ref().map_or(1, |(bytes, _)| *bytes);
+        let lacking = self.lacks_room_for(&state, bytes);
+        state.refused = lacking.clone().map(|reason| (bytes, reason));
+        lacking.or(refused.map(|(_, reason)| reason))
     }
 
     /// Finds out how much room the disk has. Blocks.

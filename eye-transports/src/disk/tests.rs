@@ -13,6 +13,9 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod damage;
+mod room;
+
 const WIDE: BatchLimits = BatchLimits { max_events: 1000, max_bytes: 1024 * 1024 };
 
 fn folder() -> TempDir {
@@ -282,49 +285,6 @@ async fn the_files_are_for_the_owner_alone() {
 }
 
 #[tokio::test]
-async fn past_the_quota_nothing_is_taken_until_there_is_room_again() {
-    let folder = folder();
-    let config = DiskConfig { max_bytes: 200_000, ..config(&folder) };
-    let transport = Arc::new(open(&config).await);
-    let mut subscription = transport.subscribe("store").await.unwrap();
-    let board = HealthBoard::default();
-    let (watched, health) = (transport.clone(), board.component("transport"));
-    tokio::spawn(async move { watched.watch(health).await });
-    let mut taken = 0;
-    let reason = loop {
-        match transport.publish(events(taken, taken + 10)).await {
-            Ok(receipt) => assert_eq!(receipt.outcome().await, Outcome::Delivered),
-            Err(PublishError::Full { reason, .. }) => break reason,
-            Err(error) => panic!("{error}"),
-        }
-        taken += 10;
-    };
-    assert!(reason.contains("transport.max_bytes = 200000"), "{reason}");
-    let on_disk: u64 = segments(&config).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
-    assert!((190_000..=200_000).contains(&on_disk), "{on_disk}");
-    assert!(transport.publish(events(taken, taken + 10)).await.is_err());
-    eventually("it says that it is full", || matches!(board.components()[0].state, State::Unavailable { .. })).await;
-
-    let mut received = Vec::new();
-    while received.len() < taken as usize {
-        received.extend(next(&mut *subscription, Outcome::Delivered).await);
-    }
-    assert_eq!(received, events(0, taken));
-    let held = tokio::spawn(async move { subscription.receive(WIDE).await });
-    eventually("it has room", || segments(&config).len() == 1 && board.components()[0].state == State::Ready).await;
-    commit(&transport, taken, taken + 10).await;
-    assert_eq!(held.await.unwrap().unwrap().pop().unwrap().events, events(taken, taken + 10));
-}
-
-#[tokio::test]
-async fn below_the_free_space_to_be_left_nothing_is_taken() {
-    let folder = folder();
-    let transport = open(&DiskConfig { min_free_bytes: u64::MAX, ..config(&folder) }).await;
-    let error = transport.publish(events(0, 1)).await.unwrap_err().to_string();
-    assert!(error.contains("transport.min_free_bytes"), "{error}");
-}
-
-#[tokio::test]
 async fn a_sink_that_is_no_longer_configured_holds_nothing_back() {
     let folder = folder();
     let config = DiskConfig { max_bytes: 200_000, ..config(&folder) };
@@ -376,185 +336,9 @@ async fn drain(config: &DiskConfig) -> Vec<Event> {
     received
 }
 
-/// Every byte in turn, so that every field of a record is hit: the others come, and the bytes are set aside.
-#[tokio::test]
-async fn damage_costs_the_record_it_hits_and_no_other() {
-    let folder = folder();
-    let config = config(&folder);
-    let length = three_records(&config).await;
-    let segment = segments(&config)[0].clone();
-    let sound = fs::read(&segment).unwrap();
-    for at in (0..length).map(|at| length + at).step_by(3) {
-        let _ = fs::remove_dir_all(&config.path);
-        fs::create_dir_all(&config.path).unwrap();
-        let mut damaged = sound.clone();
-        damaged[at] ^= 0x10;
-        fs::write(&segment, damaged).unwrap();
-        assert_eq!(drain(&config).await, [events(0, 2), events(4, 6)].concat(), "byte {at}");
-        let kept = fs::read(config.path.join(format!("damaged/{:020}-{length}.bin", 0))).unwrap();
-        assert_eq!(kept.len(), length, "byte {at}");
-        assert_eq!(drain(&config).await, [], "it is passed once");
-    }
-}
-
 fn custody(transport: &DiskTransport) -> [u64; 4] {
     let Custody { taken, at_start, pending, missing, .. } = transport.custody("store");
     [taken, at_start, pending, missing]
-}
-
-#[tokio::test]
-async fn custody_tells_what_was_pending_at_the_start_and_what_is_missing() {
-    let folder = folder();
-    let config = config(&folder);
-    let length = three_records(&config).await;
-    let segment = segments(&config)[0].clone();
-    let mut content = fs::read(&segment).unwrap();
-    content[length + 40] ^= 0x10;
-    fs::write(&segment, content).unwrap();
-    let transport = open(&config).await;
-    let mut subscription = transport.subscribe("store").await.unwrap();
-    assert_eq!(custody(&transport), [6, 6, 6, 0], "nobody has looked yet");
-    commit(&transport, 6, 7).await;
-    let narrow = BatchLimits { max_events: 1, ..WIDE };
-    let received = subscription.receive(narrow).await.unwrap().remove(0);
-    assert_eq!((received.events, custody(&transport)), (events(0, 1), [7, 6, 7, 0]));
-    received.ack.settle(Outcome::Delivered);
-    assert_eq!(
-        next(&mut *subscription, Outcome::Failed { reason: "away".into() }).await,
-        [events(1, 2), events(4, 7)].concat()
-    );
-    assert_eq!(
-        custody(&transport),
-        [7, 6, 4, 2],
-        "what is missing lies before the sink's place, and is pending no more"
-    );
-    next(&mut *subscription, Outcome::Delivered).await;
-    transport.close();
-    end(subscription).await;
-    assert_eq!(custody(&transport), [7, 6, 0, 2]);
-}
-
-#[tokio::test]
-async fn an_end_that_is_not_whole_is_set_aside_and_written_behind() {
-    let folder = folder();
-    let config = config(&folder);
-    let length = three_records(&config).await;
-    // The last segment is the one that a crash cuts.
-    for empty in &segments(&config)[1..] {
-        fs::remove_file(empty).unwrap();
-    }
-    let segment = &segments(&config)[0];
-    fs::OpenOptions::new().write(true).open(segment).unwrap().set_len(length as u64 * 3 - 1).unwrap();
-    let transport = open(&config).await;
-    let mut subscription = transport.subscribe("store").await.unwrap();
-    commit(&transport, 10, 12).await;
-    assert_eq!(next(&mut *subscription, Outcome::Delivered).await, [events(0, 4), events(10, 12)].concat());
-    let kept = config.path.join(format!("damaged/{:020}-{}.bin", 0, length * 2));
-    assert_eq!(fs::metadata(kept).unwrap().len(), length as u64 - 1);
-}
-
-/// A write that was cut off, in a segment that has nothing else and so gets its name again.
-#[tokio::test]
-async fn an_end_that_cannot_be_set_aside_hides_nothing_that_comes_after_it() {
-    let folder = folder();
-    let config = config(&folder);
-    fs::create_dir(&config.path).unwrap();
-    fs::write(config.path.join(format!("{:020}.log", 0)), [0xFE; 30]).unwrap();
-    fs::write(config.path.join("damaged"), "in the way").unwrap();
-    let transport = open(&config).await;
-    let mut reader = reader::Reader::new(transport.log.clone(), "store".to_owned(), 0);
-    let mut ahead = VecDeque::new();
-    reader.read(WIDE, &mut ahead).unwrap();
-    commit(&transport, 0, 5).await;
-    reader.read(WIDE, &mut ahead).unwrap();
-    assert_eq!(ahead.into_iter().map(|(_, event)| event).collect::<Vec<_>>(), events(0, 5));
-}
-
-/// A kill at that moment would leave a cursor before the oldest segment, as if what that had were lost.
-#[tokio::test]
-async fn cursors_that_found_no_room_are_saved_once_segments_have_made_some() {
-    let folder = folder();
-    let config = config(&folder);
-    three_records(&config).await;
-    let segment = segments(&config).remove(0);
-    let log = Arc::new(open_log(&config).await);
-    log.subscribe("store").unwrap();
-    log.start();
-    log.ack("store", 6);
-    // There is no room as long as the segment is there.
-    fs::remove_file(&segment).unwrap();
-    std::os::unix::fs::symlink("/dev/full", &segment).unwrap();
-    std::os::unix::fs::symlink(&segment, config.path.join("cursors.unfinished")).unwrap();
-    assert!(log.save_cursors().is_err());
-    let queue = mpsc::channel().1;
-    Appender::new(log, watch::channel(0).0, watch::channel(Status::Ready).0).run(&queue);
-    let saved = fs::read_to_string(config.path.join("cursors")).unwrap();
-    assert!(saved.contains("\"store\":6"), "{saved}");
-}
-
-#[tokio::test]
-async fn a_request_larger_than_what_may_wait_is_taken_when_nothing_waits() {
-    let folder = folder();
-    let config = DiskConfig { max_bytes: 1 << 30, ..config(&folder) };
-    let log = open_log(&config).await;
-    let large = 65 << 20;
-    log.reserve(1).unwrap();
-    assert!(log.reserve(large).unwrap_err().contains("wait for the disk"));
-    log.release(1);
-    log.reserve(large).unwrap();
-    assert!(log.reserve(1).unwrap_err().contains("wait for the disk"));
-}
-
-/// What comes after the end was damaged has numbers that no sink has seen, or it would be skipped.
-#[tokio::test]
-async fn what_follows_a_lost_end_is_delivered() {
-    let folder = folder();
-    let config = config(&folder);
-    three_records(&config).await;
-    assert_eq!(drain(&config).await.len(), 6);
-    for segment in segments(&config) {
-        fs::write(segment, "").unwrap();
-    }
-    let transport = open(&config).await;
-    let mut subscription = transport.subscribe("store").await.unwrap();
-    commit(&transport, 10, 12).await;
-    assert_eq!(next(&mut *subscription, Outcome::Delivered).await, events(10, 12));
-}
-
-#[tokio::test]
-async fn a_segment_that_is_gone_does_not_stop_the_others() {
-    let folder = folder();
-    let config = DiskConfig { max_bytes: 16 * 1000, ..config(&folder) };
-    let transport = open(&config).await;
-    let subscription = transport.subscribe("store").await.unwrap();
-    for n in 0..10 {
-        commit(&transport, n * 10, n * 10 + 10).await;
-    }
-    stop(transport, subscription).await;
-    let all = segments(&config);
-    assert!(all.len() > 3);
-    fs::remove_file(&all[1]).unwrap();
-    let lost = |path: &Path| path.file_stem().unwrap().to_str().unwrap().parse::<u32>().unwrap();
-    let expected = [events(0, lost(&all[1])), events(lost(&all[2]), 100)].concat();
-    assert_eq!(drain(&config).await, expected);
-}
-
-#[tokio::test]
-async fn damaged_cursors_deliver_again_rather_than_lose() {
-    let folder = folder();
-    let config = config(&folder);
-    three_records(&config).await;
-    assert_eq!(drain(&config).await, events(0, 6));
-    let cursors = fs::read_to_string(config.path.join("cursors")).unwrap();
-    fs::write(config.path.join("cursors"), cursors.replace(":6", ":7")).unwrap();
-    assert_eq!(drain(&config).await, events(0, 6));
-}
-
-#[test]
-fn a_quota_too_small_for_a_few_requests_is_an_error() {
-    let check = |max_bytes| DiskConfig { max_bytes, ..DiskConfig::default() }.check();
-    assert!(check(MIN_MAX_BYTES - 1).unwrap_err().to_string().contains("max_bytes"));
-    assert!(check(MIN_MAX_BYTES).is_ok());
 }
 
 #[tokio::test]

@@ -49,7 +49,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let address = server.local_addr();
     let mut pipeline = pipeline.start();
     let listener = tokio::spawn(server.serve(app, pipeline.shutdown().clone()));
-    let started_ms = started.elapsed().as_millis();
+    let started_ms = started.elapsed().as_millis() as u64;
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), pipeline = summary, started_ms, "listening");
     if built_in {
         greet(&address.to_string());

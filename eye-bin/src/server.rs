@@ -24,7 +24,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde::de::Error as _;
+use serde::de::{Error as _, Unexpected};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -80,19 +80,21 @@ impl Default for ServerConfig {
 fn address_and_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let listen = String::deserialize(deserializer)?;
     let sound = listen.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
-    if sound { Ok(listen) } else { Err(D::Error::custom("expected an address and a port, such as `127.0.0.1:8000`")) }
+    // Not as a text of ours, from which the value would be taken out, in case it is a secret: the example has it, too.
+    let expected = "an address and a port, such as `127.0.0.1:8000`";
+    if sound { Ok(listen) } else { Err(D::Error::invalid_value(Unexpected::Other("another text"), &expected)) }
 }
 
 /// Why there is no listener.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// The address cannot be listened on.
-    #[error("server.listen: cannot listen on `{listen}`: {source}. {}", way_out(.source))]
+    #[error("server.listen: cannot listen on `{listen}`: {error}. {}", way_out(.error))]
     Bind {
         /// As configured.
         listen: String,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// Several sources have HTTP routes.
     #[error("{0} sources take events over HTTP, but the one listener serves one of them: remove the others")]
@@ -129,7 +131,7 @@ impl Server {
         };
         match bound.await {
             Ok((listener, local_addr)) => Ok(Self { listener, local_addr, config }),
-            Err(source) => Err(ServerError::Bind { listen: config.listen, source }),
+            Err(error) => Err(ServerError::Bind { listen: config.listen, error }),
         }
     }
 

@@ -112,6 +112,7 @@ impl<'t> Document<'t> {
     pub fn into_pipeline(mut self, registry: &Registry) -> Result<PipelineConfig, ConfigErrors> {
         let misspelt = self.report_unknown_keys();
         let sources = self.components("sources", "source", &registry.sources, &misspelt);
+        self.report_second_listener(&sources);
         let transport = self.transport(&registry.transports);
         let sinks = self.components("sinks", "sink", &registry.sinks, &misspelt);
         let query_sink = self.query_sink(&sinks);
@@ -172,6 +173,15 @@ impl<'t> Document<'t> {
         self.faults.push(Fault { at, key: key.to_owned(), message });
     }
 
+    fn report_second_listener<C: ?Sized>(&mut self, sources: &[Component<C>]) {
+        let mut serving = sources.iter().filter(|source| source.serves == Some(true));
+        let Some(first) = serving.next() else { return };
+        for Component { name, at, .. } in serving {
+            let message = format!("sources.{} takes events over HTTP already; the one listener serves one", first.name);
+            self.faults.push(Fault { at: *at, key: join("sources", name), message });
+        }
+    }
+
     fn component<C: ?Sized>(&mut self, kind: &str, word: &str, plugins: &Plugins<C>, entry: Entry) -> Component<C> {
         let Entry { key: name, at, mut node } = entry;
         let key = join(kind, &name);
@@ -183,13 +193,13 @@ impl<'t> Document<'t> {
         if !matches!(node.value, Value::Table(_) | Value::Reported) {
             let message = format!("expected a table, found {}; write [{kind}.NAME]", node.value.kind());
             self.faults.push(Fault { at: node.at, key, message });
-            return Component { name, at, answers_queries: None, configured: None };
+            return Component { name, at, serves: None, configured: None };
         }
         let plugin = self.plugin(&key, word, plugins, &mut node, None);
         Component {
             name,
             at,
-            answers_queries: plugin.map(|plugin| plugin.answers_queries),
+            serves: plugin.map(|plugin| plugin.serves),
             configured: plugin.and_then(|plugin| self.configure(&key, plugin, node)),
         }
     }
@@ -266,12 +276,12 @@ impl<'t> Document<'t> {
             Some(_) => return None,
             None => None,
         };
-        let able: Vec<_> = sinks.iter().filter(|sink| sink.answers_queries == Some(true)).collect();
+        let able: Vec<_> = sinks.iter().filter(|sink| sink.serves == Some(true)).collect();
         let able_names: Vec<_> = able.iter().map(|sink| sink.name.as_str()).collect();
         let (at, message) = match (chosen, able.as_slice()) {
             (Some(_), _) if sinks.is_empty() => return None,
             (Some((name, at)), _) => match sinks.iter().find(|sink| sink.name == name) {
-                Some(sink) if sink.answers_queries == Some(false) => {
+                Some(sink) if sink.serves == Some(false) => {
                     let others = if able.is_empty() { "none can".to_owned() } else { able_names.join(", ") };
                     (at, format!("the sink `{name}` cannot answer queries; sinks that can: {others}"))
                 }
@@ -308,7 +318,7 @@ struct Component<C: ?Sized + 'static> {
     name: String,
     at: usize,
     /// `None` when that is not known: no such plug-in.
-    answers_queries: Option<bool>,
+    serves: Option<bool>,
     configured: Option<Configured<C>>,
 }
 

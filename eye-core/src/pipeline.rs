@@ -52,7 +52,7 @@ impl Pipeline {
             if config.query_sink.as_ref() == Some(&name) {
                 query_sink = Some(sink.clone());
             }
-            let subscription = transport.subscribe(&name).await?;
+            let subscription = transport.subscribe(&name).await.map_err(PipelineError::Transport)?;
             let account = Arc::new(SinkAccount::default());
             accounts.sinks.push((name, account.clone()));
             let writer = Writer::new(sink, health.clone(), account, writer.clone(), shutdown.clone());
@@ -127,7 +127,7 @@ impl RunningPipeline {
     pub async fn failed(&mut self) -> PipelineError {
         loop {
             let ended = tokio::select! {
-                ended = &mut self.watch => ended.map(|error| Err(error.into())),
+                ended = &mut self.watch => ended.map(|error| Err(PipelineError::Transport(error))),
                 Some(ended) = self.writers.join_next() => ended,
                 Some(ended) = self.sources.join_next() => ended,
             };
@@ -174,7 +174,7 @@ pub enum PipelineError {
     Build(#[from] BuildError),
     /// A sink could not subscribe to the transport, or the transport broke.
     #[error("transport: {0}")]
-    Transport(#[from] TransportError),
+    Transport(TransportError),
     /// A source ended.
     #[error("{key}: {error}")]
     Source {

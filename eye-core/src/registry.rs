@@ -35,7 +35,7 @@ impl Registry {
     /// When a source of that type name is there already.
     #[must_use]
     pub fn source<C: SourceConfig>(mut self) -> Self {
-        self.sources.add(C::TYPE, false, |section| Some(Box::new(section.read(C::check)?)));
+        self.sources.add(C::TYPE, C::HAS_ROUTES, |section| Some(Box::new(section.read(C::check)?)));
         self
     }
 
@@ -66,7 +66,8 @@ pub(crate) struct Plugins<C: ?Sized>(Vec<Plugin<C>>);
 /// One plug-in: its name and its factory.
 pub(crate) struct Plugin<C: ?Sized> {
     pub(crate) type_name: &'static str,
-    pub(crate) answers_queries: bool,
+    /// Whether it has something for the listener: a source its routes, a sink answers to queries.
+    pub(crate) serves: bool,
     /// Reads the component's keys into the plug-in's struct; `None` once the faults are reported.
     pub(crate) read: fn(&mut Section<'_>) -> Option<Box<dyn Build<C>>>,
 }
@@ -78,14 +79,9 @@ impl<C: ?Sized> Default for Plugins<C> {
 }
 
 impl<C: ?Sized> Plugins<C> {
-    fn add(
-        &mut self,
-        type_name: &'static str,
-        answers_queries: bool,
-        read: fn(&mut Section<'_>) -> Option<Box<dyn Build<C>>>,
-    ) {
+    fn add(&mut self, type_name: &'static str, serves: bool, read: fn(&mut Section<'_>) -> Option<Box<dyn Build<C>>>) {
         assert!(self.find(type_name).is_none(), "the plug-in type `{type_name}` is registered twice");
-        self.0.push(Plugin { type_name, answers_queries, read });
+        self.0.push(Plugin { type_name, serves, read });
     }
 
     pub(crate) fn find(&self, type_name: &str) -> Option<&Plugin<C>> {

@@ -98,6 +98,10 @@ pub trait SourceConfig: DeserializeOwned + Send + 'static {
     /// The `type` that picks this plug-in.
     const TYPE: &'static str;
 
+    /// Whether it has [`routes`](Source::routes). The one listener serves one source: a second one is an error of the
+    /// configuration.
+    const HAS_ROUTES: bool = false;
+
     /// Whether the values go together, where each alone is good: `eye check` asks, and reports it with the component's
     /// place. Nothing is opened or connected.
     ///

@@ -42,6 +42,11 @@ impl Default for WriterConfig {
 /// While nothing is written, the sink is asked this often whether it is still there.
 const IDLE_CHECK: Duration = Duration::from_secs(2);
 
+/// A sink whose last batch failed, and that is prepared all the same, such as over a full disk, is not ready for so long
+/// unless a batch is stored: `/readyz` would say so by turns. Doubled with each batch that fails.
+const PROBATION: Duration = Duration::from_secs(5);
+const MAX_PROBATION: Duration = Duration::from_secs(60);
+
 /// A write that takes longer is a reason not to be ready: producers are about to lose patience.
 const SLOW_WRITE: Duration = Duration::from_secs(5);
 
@@ -111,13 +116,17 @@ impl Writer {
     /// Writes until the subscription ends, then closes the sink. Not cancel-safe.
     pub(crate) async fn run(self, mut subscription: Box<dyn Subscription>) -> Result<(), WriterError> {
         let limits = BatchLimits { max_events: self.config.max_events, max_bytes: self.config.max_bytes };
-        let mut watch = Watch::new(self.prepare().await?);
+        let mut watch = Watch::new();
+        watch.prepared(self.prepare(false).await?);
         loop {
             let mut receiving = pin!(subscription.receive(limits));
             let deliveries = loop {
                 tokio::select! {
                     biased;
-                    () = sleep_until(watch.check_at) => watch.update(self.prepare().await?),
+                    () = sleep_until(watch.check_at) => {
+                        let away = self.prepare(watch.on_probation()).await?;
+                        watch.prepared(away);
+                    }
                     deliveries = &mut receiving => break deliveries,
                 }
             };
@@ -125,7 +134,7 @@ impl Writer {
             let mut batch = Batch::collect(deliveries);
             self.account.begin(batch.events().len());
             match &watch.away {
-                None => watch.update(self.write(&mut batch).await),
+                None => watch.written(self.write(&mut batch).await),
                 Some(away) => batch.fail(0..batch.events().len(), away.reason.as_str()),
             }
             batch.settle(&self.account);
@@ -137,10 +146,12 @@ impl Writer {
     }
 
     /// Asks the sink whether it is ready; why not, when it is not.
-    async fn prepare(&self) -> Result<Option<Away>, WriterError> {
+    async fn prepare(&self, on_probation: bool) -> Result<Option<Away>, WriterError> {
         let away = match self.sink.prepare().await {
             Ok(()) => {
-                self.health.ready();
+                if !on_probation {
+                    self.health.ready();
+                }
                 return Ok(None);
             }
             Err(WriteError::Retry { reason, after }) => Away::new(reason, after),
@@ -281,13 +292,35 @@ struct Watch {
     away: Option<Away>,
     backoff: Backoff,
     check_at: Instant,
+    probation: Duration,
+    proven_at: Instant,
 }
 
 impl Watch {
-    fn new(away: Option<Away>) -> Self {
-        let mut watch = Self { away: None, backoff: Backoff::default(), check_at: Instant::now() };
-        watch.update(away);
-        watch
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { away: None, backoff: Backoff::default(), check_at: now, probation: Duration::ZERO, proven_at: now }
+    }
+
+    fn on_probation(&self) -> bool {
+        Instant::now() < self.proven_at
+    }
+
+    fn prepared(&mut self, away: Option<Away>) {
+        if away.is_some() {
+            // Being prepared is news again.
+            (self.probation, self.proven_at) = (Duration::ZERO, Instant::now());
+        }
+        self.update(away);
+    }
+
+    fn written(&mut self, away: Option<Away>) {
+        self.probation = match &away {
+            Some(_) => (2 * self.probation).clamp(PROBATION, MAX_PROBATION),
+            None => Duration::ZERO,
+        };
+        self.proven_at = Instant::now() + self.probation;
+        self.update(away);
     }
 
     fn update(&mut self, away: Option<Away>) {

@@ -371,26 +371,6 @@ async fn counts_that_another_node_holds_delay_no_write<C: SinkConfig>(servers: S
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_event_too_large_for_the_server_stands_alone() {
-    let server = MariaDb::start();
-    let database = server.create_database();
-    server.sql(&database.name, "SET GLOBAL max_allowed_packet = 1048576");
-    let sink = open::<MysqlConfig>(&database.url).await;
-    let large = named(1, "large", &format!("\"{}\"", "x".repeat(1024 * 1024)));
-    let error = sink.write(&[event(0), large]).await.unwrap_err();
-    assert!(matches!(&error, WriteError::Reject { reason } if reason.contains("max_allowed_packet")), "{error:?}");
-    // What fits alone but not together is stored in several statements.
-    let fitting: Vec<_> = (0..20).map(|n| named(n, "fits", &format!("\"{}\"", "x".repeat(400 * 1024)))).collect();
-    sink.write(&fitting).await.unwrap();
-    assert_eq!(newest(&*sink, 100).await.events.len(), 20);
-    // Nor do their counts, once they are written as JSON.
-    let names: Vec<_> = (20..2020).map(|n| format!("{n:0150}").replace('0', "\u{1}")).collect();
-    let counted: Vec<_> = (20..).zip(&names).map(|(n, name)| named(n, name, "{}")).collect();
-    sink.write(&counted).await.unwrap();
-    assert_eq!(newest(&*sink, 1).await.count, 2020);
-}
-
 #[test]
 fn a_url_must_be_one_of_the_database() {
     let postgres = |url: &str| parse::<PostgresConfig>(url).map(drop).unwrap_or_else(|error| panic!("{error}"));

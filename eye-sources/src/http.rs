@@ -65,6 +65,7 @@ impl Default for HttpConfig {
 
 impl SourceConfig for HttpConfig {
     const TYPE: &'static str = "http";
+    const HAS_ROUTES: bool = true;
 
     fn check(&self) -> Result<(), BuildError> {
         // A compressed body and what it decodes to are there at once.
@@ -127,7 +128,9 @@ async fn take(State(intake): State<Arc<Intake>>, request: Request) -> Response {
 }
 
 fn framing(headers: &HeaderMap) -> Option<Framing> {
-    Framing::of_content_type(headers.get(header::CONTENT_TYPE)?.to_str().ok()?)
+    // Parameters, which are ignored, may have any bytes.
+    let media_type = headers.get(header::CONTENT_TYPE)?.as_bytes().split(|&byte| byte == b';').next()?;
+    Framing::of_content_type(str::from_utf8(media_type).ok()?)
 }
 
 fn unsupported_media_type() -> Response {

@@ -68,6 +68,9 @@ impl TransportConfig for DiskConfig {
         if self.max_bytes < MIN_MAX_BYTES {
             return Err(BuildError(format!("max_bytes is {}, but must be at least {MIN_MAX_BYTES}", self.max_bytes)));
         }
+        if self.path.as_os_str().is_empty() {
+            return Err(BuildError("path is empty, but must name a folder".to_owned()));
+        }
         Ok(())
     }
 
@@ -75,7 +78,11 @@ impl TransportConfig for DiskConfig {
         let path = self.path.clone();
         let opened = spawn_blocking(move || DiskTransport::open(&self)).await.expect("it does not panic");
         let transport = opened.map_err(|error| {
-            BuildError(format!("cannot open the queue {}: {error}", path_from_root(&path).display()))
+            let path = path_from_root(&path);
+            BuildError(format!(
+                "cannot open the queue {}: {error}; make it a folder that the user of The Eye may write to, or set `path`",
+                path.display()
+            ))
         })?;
         Ok(Box::new(transport))
     }

@@ -127,7 +127,7 @@ impl Draft {
             Field::Name => self.name = text(scanner, &value),
             Field::Timestamp => self.timestamp = timestamp(scanner, &value),
             Field::Id => self.id = id(scanner, &value),
-            Field::Data if value.levels > MAX_DATA_LEVELS => self.problems.add(Field::Data, FieldError::TooDeep),
+            Field::Data if value.levels > MAX_DATA_LEVELS => self.data = Err(FieldError::TooDeep),
             Field::Data if value.kind == Kind::Null => self.data = Err(FieldError::Null),
             Field::Data => self.data = Ok(value.tokens),
             Field::Event => {}

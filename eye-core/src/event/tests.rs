@@ -276,6 +276,8 @@ fn of_equal_keys_the_last_one_wins() {
         |first: &str, second: &str| with_data("1").replacen('{', &format!("{{{first},"), 1).replace("\"n\"", second);
     assert_eq!(parse(twice("\"name\":\"first\"", "\"last\"")).unwrap().name(), "last");
     assert_eq!(parse(twice("\"na\\u006de\":[]", "\"last\"")).unwrap().name(), "last");
+    let deep = format!("\"data\":{}{}", "[".repeat(33), "]".repeat(33));
+    assert_eq!(parse(twice(&deep, "\"n\"")).unwrap().data(), "1");
     assert_eq!(errors(twice("\"name\":\"first\"", "null")), json!({"name": ["This field may not be null."]}));
     assert_eq!(
         errors(twice("\"name\":\"\\u0000\"", "\"last\"")),

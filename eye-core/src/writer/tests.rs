@@ -171,6 +171,23 @@ async fn after_a_long_outage_the_producer_is_told_and_the_next_ones_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sink_that_is_prepared_and_stores_nothing_is_not_ready_for_longer_each_time() {
+    let running = Running::start(FakeSink { writes: Mutex::new(vec![away(); 1000].into()), ..FakeSink::default() });
+    for probation in [PROBATION, 2 * PROBATION] {
+        running.until_ready().await;
+        assert_eq!(running.send(&["a"]).outcome().await, Outcome::failed("away"));
+        let failed_at = Instant::now();
+        running.until_ready().await;
+        assert!((probation..probation + 2 * IDLE_CHECK).contains(&failed_at.elapsed()), "{:?}", failed_at.elapsed());
+    }
+    running.send(&["a"]).outcome().await;
+    running.sink.writes.lock().unwrap().clear();
+    tokio::time::sleep(IDLE_CHECK).await;
+    assert_eq!(running.send(&["b"]).outcome().await, Outcome::Delivered, "it is tried meanwhile");
+    assert_eq!(running.state(), State::Ready);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sink_that_asks_for_it_is_left_alone_but_not_for_ever() {
     for (after, expected) in [(Duration::from_secs(30), Duration::from_secs(30)), (Duration::MAX, MAX_AFTER)] {
         let busy = WriteError::Retry { reason: "busy".into(), after: Some(after) };

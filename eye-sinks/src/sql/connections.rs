@@ -62,14 +62,18 @@ impl<C: Connection> Connections<C> {
         idle.age += 1;
     }
 
-    /// Closes the idle connections properly; no more will be leased.
+    /// Closes the idle connections properly; no more will be leased. One that the server has closed meanwhile is closed.
     pub(super) async fn close(&self) -> Result<(), sqlx::Error> {
         self.permits.close();
         let idle = std::mem::take(&mut self.idle().connections);
+        let mut closed = Ok(());
         for connection in idle {
-            connection.close().await?;
+            match connection.close().await {
+                Ok(()) | Err(sqlx::Error::Io(_)) => {}
+                Err(error) => closed = Err(error),
+            }
         }
-        Ok(())
+        closed
     }
 
     fn idle(&self) -> MutexGuard<'_, Idle<C>> {

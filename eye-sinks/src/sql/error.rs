@@ -166,8 +166,11 @@ fn mysql_meaning(number: u16, sqlstate: &str) -> Meaning {
         1021 | 1026 | 1028 | 1030 | 1037 | 1038 | 1040 | 1041 | 1114 | 1180 | 1181 | 1203 | 1206 | 1226 => {
             Meaning::Retry
         }
-        // Access denied, no such database or table, host blocked: the operator or a migration repairs it.
-        1044 | 1045 | 1049 | 1129 | 1130 | 1142 | 1143 | 1146 | 1227 | 1698 => Meaning::Retry,
+        // Access denied, no such database or table, host blocked, password expired, account locked: the operator or a
+        // migration repairs it.
+        1044 | 1045 | 1049 | 1129 | 1130 | 1142 | 1143 | 1146 | 1227 | 1698 | 1820 | 1862 | 3118 | 4151 => {
+            Meaning::Retry
+        }
         // Shutdown, network trouble, interrupted, killed, too slow.
         1053 | 1152 | 1154..=1161 | 1184 | 1317 | 1927 | 1969 | 2006 | 2013 | 3024 | 4031 => Meaning::Retry,
         // Lock wait, deadlock, read-only.
@@ -221,6 +224,7 @@ mod tests {
             (1114, "HY000", Meaning::Retry),
             (1146, "42S02", Meaning::Retry),
             (1045, "28000", Meaning::Retry),
+            (4151, "HY000", Meaning::Retry),
             (1153, "08S01", Meaning::Reject),
             (1366, "HY000", Meaning::Reject),
             (1406, "22001", Meaning::Reject),

@@ -40,15 +40,19 @@ const PARAMETERS: &[&str] =
 /// Bytes of events that one statement has at most: a quarter of what servers take by default.
 const MAX_STATEMENT_BYTES: usize = 4 << 20;
 
-/// Strict, so that nothing is cut or bent to fit, and the same on every server. sqlx has set the character set and UTC. A
-/// transaction begins with its first statement, without a word of its own.
-const SESSION: &str = "SET SESSION autocommit = 0, \
-    sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION'";
+/// Strict, so that nothing is cut or bent to fit, and the same on every server. sqlx has set the character set and UTC.
+const SQL_MODE: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION'";
+
+/// A transaction begins with its first statement, without a word of its own.
+const NO_AUTOCOMMIT: &str = "SET SESSION autocommit = 0";
 
 /// Readers keep to a bound in time, here 30 seconds, which the server watches. MySQL and MariaDB name it differently;
 /// each skips the other's comment.
 const READ_SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES' \
     /*M! , max_statement_time = 30 */ /*!50708 , max_execution_time = 30000 */";
+
+/// Bytes that a count may have in a statement: two texts of 150 characters, two numbers, and the row's own.
+const MAX_COUNT_BYTES: usize = 2 * 150 * 4 + 64;
 
 /// Deltas that no other node adds up now.
 const TAKE_DELTAS: &str = "SELECT id, delta FROM event_count_delta ORDER BY id LIMIT ? FOR UPDATE SKIP LOCKED";
@@ -140,7 +144,8 @@ impl Driver for MysqlDriver {
     /// node inserts into.
     async fn connect(&self) -> Result<MySqlConnection, sqlx::Error> {
         let mut connection = self.url.0.connect().await?;
-        connection.execute(SESSION).await?;
+        connection.execute(SQL_MODE).await?;
+        connection.execute(NO_AUTOCOMMIT).await?;
         connection.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
         let bytes: u64 =
             sqlx::query_scalar("SELECT CAST(@@max_allowed_packet AS UNSIGNED)").fetch_one(&mut connection).await?;
@@ -170,7 +175,11 @@ impl Driver for MysqlDriver {
     async fn fold(&self, connection: &mut MySqlConnection) -> Result<bool, sqlx::Error> {
         let deltas = sqlx::query_as(TAKE_DELTAS).bind(FOLD_DELTAS).fetch(&mut *connection);
         let taken = Taken::from_rows(deltas).await?;
-        for step in ADD_COUNTS.steps(&taken.counts()) {
+        let max_rows = self.max_packet_bytes.load(Ordering::Relaxed) / 2 / MAX_COUNT_BYTES;
+        let counts = taken.counts();
+        let mut rest = &counts[..];
+        while let Some(step) = ADD_COUNTS.step(rest, max_rows.max(1)) {
+            rest = &rest[step.rows.len()..];
             let query = step.rows.iter().fold(sqlx::query(step.sql), |query, count| {
                 query.bind(count.category).bind(count.name).bind(count.hour).bind(count.count)
             });
@@ -188,6 +197,7 @@ impl Driver for MysqlDriver {
         let pool = MySqlPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(CONNECT_TIMEOUT)
+            .after_connect(|connection, _| Box::pin(async move { connection.execute(SQL_MODE).await.map(drop) }))
             .connect_lazy_with(self.url.0.clone());
         SqlxMySqlConnector::from_sqlx_mysql_pool(pool)
     }

@@ -315,6 +315,7 @@ async fn media_types_are_known_whatever_their_case_and_parameters() {
     ] {
         assert_eq!(fixture.send(&[("content-type", media_type)], event("a")).await.status(), 201, "{media_type}");
     }
+    assert_eq!(fixture.send(&[("content-type", "text/plain; x=\"é\"")], event("a")).await.status(), 201);
 }
 
 #[tokio::test]

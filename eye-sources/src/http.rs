@@ -28,6 +28,9 @@ use crate::handover::Handover;
 /// How long a request waits for its share of `max_pending_bytes`.
 const ROOM_WAIT: Duration = Duration::from_secs(1);
 
+/// Nobody else would tell the operator that producers are turned away.
+const NO_ROOM: Refusal = Refusal { part: "body", problem: "no room (max_pending_bytes)" };
+
 /// What operators write below `[sources.NAME]` with `type = "http"`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
@@ -232,6 +235,7 @@ impl Intake {
         match timeout(ROOM_WAIT, self.room.acquire_many(bytes)).await {
             Ok(permit) => Ok(permit.expect("the semaphore is never closed")),
             Err(_) => {
+                self.handover.outlet.refusals().note([NO_ROOM]);
                 let detail = "No room: other requests fill `max_pending_bytes`. Try again.";
                 Err(Answer::retry(ROOM_WAIT, detail))
             }

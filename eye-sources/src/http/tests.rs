@@ -17,6 +17,7 @@ use crate::fake::{FakeTransport, Told};
 
 struct Fixture {
     transport: Arc<FakeTransport>,
+    outlet: Outlet,
     routes: Router,
 }
 
@@ -25,7 +26,7 @@ impl Fixture {
         let transport = FakeTransport::new(told);
         let outlet = Outlet::new(transport.clone(), HealthBoard::default().component("sources.web"));
         let routes = config.build().await.unwrap().routes(&outlet).unwrap();
-        Self { transport, routes }
+        Self { transport, outlet, routes }
     }
 
     async fn delivering() -> Self {
@@ -450,6 +451,7 @@ async fn bodies_beyond_max_pending_bytes_wait_then_are_503_and_room_comes_back()
     let (status, body) = read(response).await;
     assert_eq!(status, 503);
     assert!(body["detail"].as_str().unwrap().contains("max_pending_bytes"), "{body}");
+    assert_eq!(fixture.outlet.refusals().totals(), [(NO_ROOM, 1)]);
     drop(slow);
     assert_eq!(fixture.json(event("a")).await.0, 201);
 }

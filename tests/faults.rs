@@ -47,8 +47,8 @@ async fn of_many_clients_in_one_batch_only_the_one_with_the_refused_event_is_tol
             async move { (name, client.post(url).json(&body).send().await.unwrap().status().as_u16()) }
         }));
         let release = async {
-            // Long enough for 50 requests to arrive; were it not, the test would only be easier to pass.
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            let taken = async || eye.get("/audit").await.1["sources"]["web"]["received"] == 50;
+            eventually("all are taken", Duration::from_secs(20), taken).await;
             lock.release().await;
         };
         let (answers, ()) = tokio::join!(posts, release);

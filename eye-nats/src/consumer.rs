@@ -7,6 +7,10 @@ use async_nats::jetstream::{Context, ErrorCode};
 
 use crate::settings::{Missing, Setting, differences};
 
+/// How many messages all programs on one consumer may have at hand. The same for all of them: it is a setting of the
+/// consumer.
+pub const MAX_ACK_PENDING: u32 = 10_000;
+
 /// The consumer as it must be, and how it is; it is made where there is none. `way_out` says what to do about one with
 /// other settings.
 ///

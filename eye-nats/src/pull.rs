@@ -12,6 +12,9 @@ const EXPIRES: Duration = Duration::from_secs(5);
 /// How much longer the server may take to say that it does not.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// Bytes of a message beside what `max_payload` counts: its subjects.
+pub const SUBJECTS_BYTES: usize = 1024;
+
 /// A consumer to ask, and where it is to send what it has.
 #[derive(Clone, Copy, Debug)]
 pub struct Address<'a> {
@@ -83,6 +86,6 @@ pub fn is_over(message: &Message) -> Result<bool, String> {
         Some(StatusCode::NOT_FOUND | StatusCode::TIMEOUT) => Ok(true),
         // The next message is larger than what was left of the request.
         _ if description.starts_with("Message Size Exceeds MaxBytes") => Ok(false),
-        status => Err(format!("the server says {status:?} {description}")),
+        status => Err(format!("the server says {} {description}", status.unwrap_or_default())),
     }
 }

@@ -9,6 +9,11 @@ use futures_util::TryStreamExt;
 
 use crate::settings::{Missing, Setting, differences};
 
+/// Whether the server takes it as the name of a stream or a consumer.
+pub fn is_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c.is_control() || ".*>/\\".contains(c))
+}
+
 /// The settings of a stream of ours: in files, without an end of time, and no room is made for what is new.
 pub fn config(name: &str, subject: String, retention: RetentionPolicy) -> Config {
     Config {

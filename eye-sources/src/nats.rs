@@ -13,7 +13,9 @@ use eye_core::dead_letter::DeadLetters;
 use eye_core::registry::BuildError;
 use eye_core::source::{Outlet, Source, SourceConfig, SourceError};
 use eye_nats::connection::{Login, Secret, Server, ServerUrl};
+use eye_nats::consumer;
 use eye_nats::dead_letters::StreamDeadLetters;
+use eye_nats::stream::is_name;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -160,8 +162,6 @@ impl NatsConfig {
 
     /// What is for the other mode, or missing in this one.
     fn check_mode(&self) -> Result<(), BuildError> {
-        let is_name =
-            |name: &str| !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || ".*>/\\".contains(c));
         let wrong = match self.mode {
             Mode::Core if self.subjects.is_empty() => "subjects is empty: name one at least, such as \"events.>\"",
             Mode::Core if !self.stream.is_empty() => "stream is for mode `jetstream` only",
@@ -173,7 +173,7 @@ impl NatsConfig {
                 "stream must be the name of a stream, without any of `.*>/\\ `"
             }
             Mode::Jetstream if !is_name(&self.durable) => "durable must be a name without any of `.*>/\\ `",
-            Mode::Jetstream if self.max_in_flight >= jetstream::MAX_ACK_PENDING => "max_in_flight must be below 10000",
+            Mode::Jetstream if self.max_in_flight >= consumer::MAX_ACK_PENDING => "max_in_flight must be below 10000",
             _ => return Ok(()),
         };
         Err(BuildError(wrong.to_owned()))

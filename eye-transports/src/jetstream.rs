@@ -24,6 +24,7 @@ use eye_core::registry::BuildError;
 use eye_core::transport::{Custody, PublishError, Subscription, Transport, TransportConfig, TransportError};
 use eye_nats::connection::{self, Login, Secret, Server, ServerUrl};
 use eye_nats::dead_letters::{Keeper, StreamDeadLetters};
+use eye_nats::stream::is_name;
 use serde::Deserialize;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
@@ -147,11 +148,6 @@ impl JetStreamConfig {
             ca_file: self.ca_file.clone(),
         }
     }
-}
-
-/// Whether the server takes it as the name of a stream or a consumer.
-fn is_name(name: &str) -> bool {
-    !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c.is_control() || ".*>/\\".contains(c))
 }
 
 struct JetStreamTransport {

@@ -20,7 +20,7 @@ use eye_nats::connection::{self, Change, Server, flush};
 use eye_nats::consumer;
 use eye_nats::dead_letters::{Keeper, Refused};
 use eye_nats::place::Place;
-use eye_nats::pull::{Address, Request, is_over, is_word};
+use eye_nats::pull::{Address, Request, SUBJECTS_BYTES, is_over, is_word};
 use eye_nats::settings::Missing;
 use futures_util::stream::ReadyChunks;
 use futures_util::{FutureExt, StreamExt};
@@ -38,15 +38,8 @@ use super::NatsConfig;
 use super::dead_letters::{By, Sifted};
 use super::message::{Body, Intake, MAX_GROUP_BYTES, MAX_GROUP_MESSAGES, framing, message_id};
 
-/// How many messages all programs on one consumer may have at hand. The same for all of them, whatever `max_in_flight`
-/// each has: it is a setting of the consumer.
-pub(super) const MAX_ACK_PENDING: u32 = 10_000;
-
 /// After how long a message is delivered again that could not be stored.
 const NAK_DELAY: Duration = Duration::from_secs(5);
-
-/// Bytes of a message beside what `max_payload` counts: its subjects.
-const SUBJECTS_BYTES: usize = 1024;
 
 /// How long to wait before the consumer is looked for again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -365,7 +358,7 @@ async fn find(client: &Client, config: &NatsConfig) -> Result<Keeper, Missing> {
         ack_policy: AckPolicy::Explicit,
         ack_wait: Duration::from_millis(config.ack_wait_ms),
         max_deliver: -1,
-        max_ack_pending: MAX_ACK_PENDING.into(),
+        max_ack_pending: consumer::MAX_ACK_PENDING.into(),
         filter_subject: subjects.first().cloned().unwrap_or_default(),
         ..pull::Config::default()
     };

@@ -39,9 +39,6 @@ const FULL_FOR: Duration = Duration::from_secs(2);
 /// How long the server knows what it has: much longer than a publish is tried again.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 
-/// Messages that all programs together may have at hand for one sink.
-pub(super) const MAX_ACK_PENDING: i64 = 10_000;
-
 /// How it stands between us and the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -314,7 +311,7 @@ impl Session {
             ack_policy: AckPolicy::Explicit,
             ack_wait: self.ack_wait,
             max_deliver: -1,
-            max_ack_pending: MAX_ACK_PENDING,
+            max_ack_pending: consumer::MAX_ACK_PENDING.into(),
             filter_subject: self.subject(name),
             ..pull::Config::default()
         };

@@ -8,8 +8,7 @@
 
 use async_nats::jetstream::consumer::Info;
 use async_nats::jetstream::stream::State;
-
-use super::session::MAX_ACK_PENDING;
+use eye_nats::consumer::MAX_ACK_PENDING;
 
 /// So many looks in a row must show the same, and twice as many each time that to make the consumer anew did not help.
 const MIN_LOOKS: u32 = 3;

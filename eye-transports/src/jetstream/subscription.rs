@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::Subject;
-use async_nats::jetstream::{self, AckKind};
+use async_nats::jetstream::AckKind;
 use async_trait::async_trait;
 use bytes::Bytes;
 use eye_core::ack::{Ack, Outcome, Rejection};
@@ -15,6 +15,8 @@ use eye_core::event::Event;
 use eye_core::transport::{Delivery, Subscription};
 use eye_nats::connection::flush;
 use eye_nats::dead_letters::Refused;
+use eye_nats::place::Place;
+use eye_nats::pull::SUBJECTS_BYTES;
 use serde_json::value::RawValue;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -33,9 +35,6 @@ const MAX_BYTES: usize = 16 << 20;
 /// After a failure so much less is asked for, so that a sink that is away does not see the whole stream pass by. Still
 /// several messages: a sink that cannot say what is wrong with one event gets neighbours to compare it with.
 const PROBE_SHARE: usize = 8;
-
-/// Bytes of a message beside what `max_payload` counts: its subjects.
-const SUBJECTS_BYTES: usize = 1024;
 
 /// The pauses before messages come again that the sink did not take: they double.
 const MIN_PAUSE: Duration = Duration::from_millis(50);
@@ -122,12 +121,12 @@ struct Hand {
 }
 
 struct Message {
-    place: Place,
+    held: Held,
     events: Vec<Event>,
 }
 
 /// A message at hand, without its events.
-struct Place {
+struct Held {
     number: u64,
     reply: Subject,
     payload: Bytes,
@@ -174,24 +173,24 @@ impl Desk {
         drop(hand);
         let payload = message.payload;
         let Some(events) = decode(&payload) else {
-            let place = Place { number, reply, payload, events: 0 };
+            let held = Held { number, reply, payload, events: 0 };
             let desk = self.clone();
-            self.spawn(async move { desk.set_aside(place).await });
+            self.spawn(async move { desk.set_aside(held).await });
             return;
         };
-        let place = Place { number, reply, payload, events: events.len() as u64 };
-        self.counts.taken.fetch_add(place.events, Relaxed);
-        self.counts.pending.fetch_add(place.events, Relaxed);
+        let held = Held { number, reply, payload, events: events.len() as u64 };
+        self.counts.taken.fetch_add(held.events, Relaxed);
+        self.counts.pending.fetch_add(held.events, Relaxed);
         let mut hand = self.hand();
         if let Some(until) = hand.paused_until.filter(|until| Instant::now() < *until) {
             drop(hand);
-            return self.hand_back(place, Some(until));
+            return self.hand_back(held, Some(until));
         }
         if hand.ended {
             drop(hand);
-            return self.hand_back(place, None);
+            return self.hand_back(held, None);
         }
-        hand.ahead.push_back(Message { place, events });
+        hand.ahead.push_back(Message { held, events });
         drop(hand);
         self.arrived.notify_one();
     }
@@ -214,19 +213,19 @@ impl Desk {
             if !deliveries.is_empty() && (events > limits.max_events || bytes > limits.max_bytes) {
                 break;
             }
-            let Message { place, events } = hand.ahead.pop_front().expect("it is the front");
+            let Message { held, events } = hand.ahead.pop_front().expect("it is the front");
             let desk = self.clone();
-            deliveries.push(Delivery { events, ack: Ack::new(move |outcome| desk.settle(place, outcome)) });
+            deliveries.push(Delivery { events, ack: Ack::new(move |outcome| desk.settle(held, outcome)) });
         }
         deliveries
     }
 
     /// The sink's answer. Does not block.
-    fn settle(self: &Arc<Self>, place: Place, outcome: Outcome) {
+    fn settle(self: &Arc<Self>, held: Held, outcome: Outcome) {
         if let Outcome::Failed { .. } = outcome {
-            return self.fail(place);
+            return self.fail(held);
         }
-        self.counts.pending.fetch_sub(place.events, Relaxed);
+        self.counts.pending.fetch_sub(held.events, Relaxed);
         let mut hand = self.hand();
         hand.pause = Duration::ZERO;
         hand.paused_until = None;
@@ -234,20 +233,20 @@ impl Desk {
         let desk = self.clone();
         self.spawn(async move {
             let kept = match &outcome {
-                Outcome::Rejected(rejections) => desk.keep(&place, rejections).await,
+                Outcome::Rejected(rejections) => desk.keep(&held, rejections).await,
                 _ => true,
             };
             match kept {
-                true => desk.tell(&place, AckKind::Ack).await,
+                true => desk.tell(&held, AckKind::Ack).await,
                 // It comes again, and is refused again.
-                false => desk.tell(&place, AckKind::Nak(Some(MAX_PAUSE))).await,
+                false => desk.tell(&held, AckKind::Nak(Some(MAX_PAUSE))).await,
             }
-            desk.release(&place);
+            desk.release(&held);
         });
     }
 
     /// The sink does not take events now: what is at hand goes back, for other programs or for later.
-    fn fail(self: &Arc<Self>, place: Place) {
+    fn fail(self: &Arc<Self>, held: Held) {
         let mut hand = self.hand();
         let now = Instant::now();
         let until = hand.paused_until.filter(|until| now < *until).unwrap_or_else(|| {
@@ -258,22 +257,22 @@ impl Desk {
         hand.paused_until = Some(until);
         let ahead = std::mem::take(&mut hand.ahead);
         drop(hand);
-        self.hand_back(place, Some(until));
+        self.hand_back(held, Some(until));
         for message in ahead {
-            self.hand_back(message.place, Some(until));
+            self.hand_back(message.held, Some(until));
         }
         self.freed.notify_one();
     }
 
     /// The message comes again: at once, or just before a pause ends.
-    fn hand_back(self: &Arc<Self>, place: Place, pause: Option<Instant>) {
-        self.counts.pending.fetch_sub(place.events, Relaxed);
-        self.counts.taken.fetch_sub(place.events, Relaxed);
+    fn hand_back(self: &Arc<Self>, held: Held, pause: Option<Instant>) {
+        self.counts.pending.fetch_sub(held.events, Relaxed);
+        self.counts.taken.fetch_sub(held.events, Relaxed);
         let delay = pause.map(|until| until.saturating_duration_since(Instant::now()).mul_f64(0.8));
         let desk = self.clone();
         self.spawn(async move {
-            desk.tell(&place, AckKind::Nak(delay)).await;
-            desk.release(&place);
+            desk.tell(&held, AckKind::Nak(delay)).await;
+            desk.release(&held);
         });
     }
 
@@ -284,18 +283,18 @@ impl Desk {
         let ahead = std::mem::take(&mut hand.ahead);
         drop(hand);
         for message in ahead {
-            self.hand_back(message.place, None);
+            self.hand_back(message.held, None);
         }
         self.arrived.notify_one();
     }
 
     /// Keeps the events that the sink refused. False when they are not kept.
-    async fn keep(&self, place: &Place, rejections: &[Rejection]) -> bool {
-        let events = decode(&place.payload).expect("it was decoded before");
+    async fn keep(&self, held: &Held, rejections: &[Rejection]) -> bool {
+        let events = decode(&held.payload).expect("it was decoded before");
         let refused_by = format!("sinks.{}", self.sink);
         for Rejection { index, reason } in rejections {
             let payload = serde_json::to_vec(&events[*index]).expect("an event can be written as JSON");
-            let key = self.key(place, *index);
+            let key = self.key(held, *index);
             let refused = Refused { refused_by: &refused_by, reason, payload, key };
             if let Err(error) = self.session.dead_letters().keep(&refused).await {
                 tracing::error!(component = refused_by, error, "cannot keep refused events, trying again");
@@ -313,13 +312,13 @@ impl Desk {
     }
 
     /// Keeps a message in which there is nothing to be read, and ends it.
-    async fn set_aside(&self, place: Place) {
+    async fn set_aside(&self, held: Held) {
         let stream = self.session.dead_letters().stream();
-        let payload = place.payload.to_vec();
-        let refused = Refused { refused_by: "transport", reason: NOT_A_RECORD, payload, key: self.key(&place, 0) };
+        let payload = held.payload.to_vec();
+        let refused = Refused { refused_by: "transport", reason: NOT_A_RECORD, payload, key: self.key(&held, 0) };
         let word = match self.session.dead_letters().keep(&refused).await {
             Ok(()) => {
-                let number = self.number_in_stream(&place).map(|(_, number)| number);
+                let number = Place::of(&held.reply).map(|place| place.number);
                 tracing::error!(
                     component = "transport",
                     sink = self.sink,
@@ -334,35 +333,20 @@ impl Desk {
                 AckKind::Nak(Some(MAX_PAUSE))
             }
         };
-        self.tell(&place, word).await;
-        self.release(&place);
+        self.tell(&held, word).await;
+        self.release(&held);
     }
 
     /// Names one event of a message, whenever it is delivered, and no other, though somebody makes the stream anew.
-    fn key(&self, place: &Place, index: usize) -> String {
-        let (published, number) = self.number_in_stream(place).unwrap_or_default();
+    fn key(&self, held: &Held, index: usize) -> String {
+        let place = Place::of(&held.reply);
+        let (published, number) = place.map(|place| (place.published_ns, place.number)).unwrap_or_default();
         format!("{}:{published}:{number}:{index}", self.sink)
     }
 
-    /// When the message was published, in nanoseconds, and its number.
-    fn number_in_stream(&self, place: &Place) -> Option<(i128, u64)> {
-        let message = async_nats::Message {
-            subject: self.session.subject(&self.sink).into(),
-            reply: Some(place.reply.clone()),
-            payload: Bytes::new(),
-            headers: None,
-            status: None,
-            description: None,
-            length: 0,
-        };
-        let message = jetstream::Message { message, context: self.session.context().clone() };
-        let info = message.info().ok()?;
-        Some((info.published.unix_timestamp_nanos(), info.stream_sequence))
-    }
-
     /// Waits until the server says that it has heard. A word that it has not heard does no harm: the message comes again.
-    async fn tell(&self, place: &Place, word: AckKind) {
-        if let Err(error) = self.session.client().request(place.reply.clone(), word.into()).await {
+    async fn tell(&self, held: &Held, word: AckKind) {
+        if let Err(error) = self.session.client().request(held.reply.clone(), word.into()).await {
             tracing::debug!(%error, "the NATS server did not hear what became of a message");
         }
     }
@@ -375,9 +359,9 @@ impl Desk {
         }
     }
 
-    fn release(&self, place: &Place) {
+    fn release(&self, held: &Held) {
         let mut hand = self.hand();
-        if let Some((_, bytes)) = hand.held.remove(&place.number) {
+        if let Some((_, bytes)) = hand.held.remove(&held.number) {
             hand.bytes -= bytes;
         }
         drop(hand);

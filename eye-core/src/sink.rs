@@ -26,8 +26,9 @@ use crate::store::EventStore;
 pub trait Sink: Send + Sync + 'static {
     /// Makes the sink ready to write, or finds out that it still is: connect, create the schema, ping.
     ///
-    /// Called before the first write, after a [`WriteError::Retry`], and now and then while nothing is written, so it
-    /// must be cheap when all is well. A sink that has nothing to prepare keeps the default.
+    /// Called before the first write, now and then while nothing is written, so it must be cheap when all is well, and from
+    /// when a batch was given up until it succeeds. Until a batch is given up, `write` alone is called again: it must find
+    /// its way back by itself. A sink that has nothing to prepare keeps the default.
     ///
     /// # Errors
     /// [`WriteError::Retry`] while the sink is away. [`WriteError::Reject`] when it will never be ready (such as a

@@ -331,15 +331,21 @@ pub(crate) struct Section<'d> {
 
 impl Section<'_> {
     /// The plug-in's struct, when `check` finds it good; `None` once its faults are reported.
-    pub(crate) fn read<T: DeserializeOwned>(&mut self, check: fn(&T) -> Result<(), BuildError>) -> Option<T> {
+    pub(crate) fn read<T: DeserializeOwned>(&mut self, check: fn(&T) -> Vec<BuildError>) -> Option<T> {
         let config = read::read(self.key, &mut self.node, self.faults)?;
-        match check(&config) {
-            Ok(()) => Some(config),
-            Err(BuildError(message)) => {
-                self.faults.push(Fault { at: self.node.at, key: self.key.to_owned(), message });
-                None
-            }
+        let wrong = check(&config);
+        let is_sound = wrong.is_empty();
+        for BuildError(message) in wrong {
+            self.faults.push(Fault { at: self.place_of(&message), key: self.key.to_owned(), message });
         }
+        is_sound.then_some(config)
+    }
+
+    /// Where the value of the key stands that the message begins with; the section, if it has none.
+    fn place_of(&self, message: &str) -> usize {
+        let key = message.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next();
+        let Value::Table(entries) = &self.node.value else { return self.node.at };
+        entries.iter().find(|entry| Some(&*entry.key) == key).map_or(self.node.at, |entry| entry.node.at)
     }
 }
 

@@ -55,7 +55,7 @@ impl Registry {
     /// When a sink of that type name is there already.
     #[must_use]
     pub fn sink<C: SinkConfig>(mut self) -> Self {
-        self.sinks.add(C::TYPE, C::ANSWERS_QUERIES, |section| Some(Box::new(section.read(|_: &C| Ok(()))?)));
+        self.sinks.add(C::TYPE, C::ANSWERS_QUERIES, |section| Some(Box::new(section.read(|_: &C| Vec::new())?)));
         self
     }
 }

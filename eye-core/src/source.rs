@@ -102,13 +102,10 @@ pub trait SourceConfig: DeserializeOwned + Send + 'static {
     /// configuration.
     const HAS_ROUTES: bool = false;
 
-    /// Whether the values go together, where each alone is good: `eye check` asks, and reports it with the component's
-    /// place. Nothing is opened or connected.
-    ///
-    /// # Errors
-    /// What is wrong, beginning with the key.
-    fn check(&self) -> Result<(), BuildError> {
-        Ok(())
+    /// All that is wrong with the values together, where each alone is good. Each fault begins with the key at whose value
+    /// `eye check` reports it. Nothing is opened or connected.
+    fn check(&self) -> Vec<BuildError> {
+        Vec::new()
     }
 
     /// Makes the source. A server that is away is not a failure here: [`Source::run`] keeps trying.

@@ -136,13 +136,10 @@ pub trait TransportConfig: DeserializeOwned + Send + 'static {
     /// The `type` that picks this plug-in.
     const TYPE: &'static str;
 
-    /// Whether the values go together, where each alone is good: `eye check` asks, and reports it with the component's
-    /// place. Nothing is opened or connected.
-    ///
-    /// # Errors
-    /// What is wrong, beginning with the key.
-    fn check(&self) -> Result<(), BuildError> {
-        Ok(())
+    /// All that is wrong with the values together, where each alone is good. Each fault begins with the key at whose value
+    /// `eye check` reports it. Nothing is opened or connected.
+    fn check(&self) -> Vec<BuildError> {
+        Vec::new()
     }
 
     /// Makes the transport.

@@ -1,15 +1,30 @@
 //! From what a body holds to its answer: the same for every source.
 
+use std::iter::repeat_n;
 use std::ops::Range;
 use std::time::Duration;
 
 use eye_core::ack::{Outcome, Rejection};
 use eye_core::event::{Event, EventLimits};
+use eye_core::refusals::Refusal;
+use eye_core::registry::BuildError;
 use eye_core::source::Outlet;
 use tokio::time::timeout;
 
 use crate::answer::{Answer, Sent};
 use crate::decode::Decoded;
+
+/// What is known of an event beyond those whose errors are listed.
+const UNLISTED: Refusal = Refusal { part: "event", problem: "refused beside more than a report lists" };
+
+/// Whether a source has room for two bodies, as one that is decoded needs it.
+pub(crate) fn check_pending(max_pending_bytes: u32, max_body_bytes: u32) -> Option<BuildError> {
+    (max_pending_bytes / 2 < max_body_bytes).then(|| {
+        BuildError(format!(
+            "max_pending_bytes is {max_pending_bytes}, but must be at least twice max_body_bytes, which is {max_body_bytes}"
+        ))
+    })
+}
 
 /// A source's way into the pipeline and back.
 pub(crate) struct Handover {
@@ -85,6 +100,7 @@ impl Handover {
     fn note(&self, decoded: Decoded) -> (Vec<Event>, Sent) {
         if !decoded.rejected.is_empty() {
             let refusals = decoded.rejected.iter().flat_map(|event| event.errors.refusals());
+            let refusals = refusals.chain(repeat_n(UNLISTED, decoded.unlisted));
             self.outlet.reject(decoded.rejected.len() + decoded.unlisted, refusals);
         }
         let sent = Sent {

@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use crate::answer::Answer;
 use crate::decode::{Decoded, Framing, INLINE_MAX_BYTES, NewIds, decode};
 use crate::encoding::{self, DecodeError, Encoding};
-use crate::handover::Handover;
+use crate::handover::{Handover, check_pending};
 
 /// How long a request waits for its share of `max_pending_bytes`.
 const ROOM_WAIT: Duration = Duration::from_secs(1);
@@ -70,15 +70,9 @@ impl SourceConfig for HttpConfig {
     const TYPE: &'static str = "http";
     const HAS_ROUTES: bool = true;
 
-    fn check(&self) -> Result<(), BuildError> {
+    fn check(&self) -> Vec<BuildError> {
         // A compressed body and what it decodes to are there at once.
-        if self.max_pending_bytes / 2 < self.max_body_bytes {
-            return Err(BuildError(format!(
-                "max_pending_bytes is {}, but must be at least twice max_body_bytes, which is {}",
-                self.max_pending_bytes, self.max_body_bytes
-            )));
-        }
-        Ok(())
+        check_pending(self.max_pending_bytes, self.max_body_bytes).into_iter().collect()
     }
 
     async fn build(self) -> Result<Box<dyn Source>, BuildError> {

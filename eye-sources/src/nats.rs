@@ -19,7 +19,7 @@ use eye_nats::stream::is_name;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::handover::Handover;
+use crate::handover::{Handover, check_pending};
 
 use self::message::Intake;
 
@@ -123,16 +123,15 @@ enum Mode {
 impl SourceConfig for NatsConfig {
     const TYPE: &'static str = "nats";
 
-    fn check(&self) -> Result<(), BuildError> {
-        if self.max_pending_bytes / 2 < self.max_body_bytes {
-            return Err(BuildError(format!(
-                "max_pending_bytes is {}, but must be at least twice max_body_bytes, which is {}",
-                self.max_pending_bytes, self.max_body_bytes
-            )));
-        }
-        self.check_mode()?;
-        check_subjects(&self.subjects)?;
-        self.login().check()
+    fn check(&self) -> Vec<BuildError> {
+        let pending = check_pending(self.max_pending_bytes, self.max_body_bytes);
+        let mode = self.check_mode().into_iter().map(|message| BuildError(message.to_owned()));
+        pending
+            .into_iter()
+            .chain(mode)
+            .chain(check_subjects(&self.subjects))
+            .chain(self.login().check().err())
+            .collect()
     }
 
     async fn build(self) -> Result<Box<dyn Source>, BuildError> {
@@ -161,36 +160,37 @@ impl NatsConfig {
     }
 
     /// What is for the other mode, or missing in this one.
-    fn check_mode(&self) -> Result<(), BuildError> {
-        let wrong = match self.mode {
-            Mode::Core if self.subjects.is_empty() => "subjects is empty: name one at least, such as \"events.>\"",
-            Mode::Core if !self.stream.is_empty() => "stream is for mode `jetstream` only",
-            Mode::Jetstream if self.subjects.len() > 1 => "subjects: mode `jetstream` takes one, or none for all",
-            Mode::Jetstream if !self.queue_group.is_empty() => {
-                "queue_group is for mode `core` only; programs that name the same `durable` share the messages"
-            }
-            Mode::Jetstream if !is_name(&self.stream) => {
-                "stream must be the name of a stream, without any of `.*>/\\ `"
-            }
-            Mode::Jetstream if !is_name(&self.durable) => "durable must be a name without any of `.*>/\\ `",
-            Mode::Jetstream if self.max_in_flight >= consumer::MAX_ACK_PENDING => "max_in_flight must be below 10000",
-            _ => return Ok(()),
+    fn check_mode(&self) -> Vec<&'static str> {
+        let checks = match self.mode {
+            Mode::Core => vec![
+                (self.subjects.is_empty(), "subjects is empty: name one at least, such as \"events.>\""),
+                (!self.stream.is_empty(), "stream is for mode `jetstream` only"),
+            ],
+            Mode::Jetstream => vec![
+                (self.subjects.len() > 1, "subjects: mode `jetstream` takes one, or none for all"),
+                (
+                    !self.queue_group.is_empty(),
+                    "queue_group is for mode `core` only; programs that name the same `durable` share the messages",
+                ),
+                (!is_name(&self.stream), "stream must be the name of a stream, without any of `.*>/\\ `"),
+                (!is_name(&self.durable), "durable must be a name without any of `.*>/\\ `"),
+                (self.max_in_flight >= consumer::MAX_ACK_PENDING, "max_in_flight must be below 10000"),
+            ],
         };
-        Err(BuildError(wrong.to_owned()))
+        checks.into_iter().filter(|(is_wrong, _)| *is_wrong).map(|(_, message)| message).collect()
     }
 }
 
 /// As the server checks them: it would only log what is wrong with them.
-fn check_subjects(subjects: &[String]) -> Result<(), BuildError> {
-    for (index, subject) in subjects.iter().enumerate() {
+fn check_subjects(subjects: &[String]) -> impl Iterator<Item = BuildError> {
+    let is_token = |token: &str| !token.is_empty() && !token.contains(char::is_whitespace);
+    let is_subject = move |subject: &str| {
         let tokens: Vec<&str> = subject.split('.').collect();
-        let is_token = |token: &str| !token.is_empty() && !token.contains(char::is_whitespace);
-        if !tokens.iter().all(|token| is_token(token)) || tokens.iter().rev().skip(1).any(|token| *token == ">") {
-            let rule = "words separated by dots, where `*` is any word, and a last `>` any words";
-            return Err(BuildError(format!("subjects[{index}] is no subject: {rule}")));
-        }
-    }
-    Ok(())
+        tokens.iter().all(|token| is_token(token)) && !tokens.iter().rev().skip(1).any(|token| *token == ">")
+    };
+    let rule = "words separated by dots, where `*` is any word, and a last `>` any words";
+    let wrong = subjects.iter().enumerate().filter(move |(_, subject)| !is_subject(subject));
+    wrong.map(move |(index, _)| BuildError(format!("subjects[{index}] is no subject: {rule}")))
 }
 
 struct NatsSource {

@@ -64,14 +64,11 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 impl TransportConfig for DiskConfig {
     const TYPE: &'static str = "disk";
 
-    fn check(&self) -> Result<(), BuildError> {
-        if self.max_bytes < MIN_MAX_BYTES {
-            return Err(BuildError(format!("max_bytes is {}, but must be at least {MIN_MAX_BYTES}", self.max_bytes)));
-        }
-        if self.path.as_os_str().is_empty() {
-            return Err(BuildError("path is empty, but must name a folder".to_owned()));
-        }
-        Ok(())
+    fn check(&self) -> Vec<BuildError> {
+        let too_small = format!("max_bytes is {}, but must be at least {MIN_MAX_BYTES}", self.max_bytes);
+        let no_path = "path is empty, but must name a folder".to_owned();
+        let checks = [(self.max_bytes < MIN_MAX_BYTES, too_small), (self.path.as_os_str().is_empty(), no_path)];
+        checks.into_iter().filter(|(is_wrong, _)| *is_wrong).map(|(_, message)| BuildError(message)).collect()
     }
 
     async fn build(self) -> Result<Box<dyn Transport>, BuildError> {

@@ -97,18 +97,17 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(4);
 impl TransportConfig for JetStreamConfig {
     const TYPE: &'static str = "jetstream";
 
-    fn check(&self) -> Result<(), BuildError> {
-        let max_bytes = self.max_bytes;
-        let wrong = match () {
-            () if !is_name(&self.stream) => "stream must be the name of a stream, without any of `.*>/\\ `".to_owned(),
-            () if self.replicas > 5 => format!("replicas is {}, but must be at most 5", self.replicas),
-            () if max_bytes < MIN_MAX_BYTES => {
-                format!("max_bytes is {max_bytes}, but must be at least {MIN_MAX_BYTES}")
-            }
-            () if i64::try_from(max_bytes).is_err() => format!("max_bytes is {max_bytes}, more than a stream can hold"),
-            () => return self.login().check(),
-        };
-        Err(BuildError(wrong))
+    fn check(&self) -> Vec<BuildError> {
+        let (max_bytes, replicas) = (self.max_bytes, self.replicas);
+        let no_name = "stream must be the name of a stream, without any of `.*>/\\ `".to_owned();
+        let checks = [
+            (!is_name(&self.stream), no_name),
+            (replicas > 5, format!("replicas is {replicas}, but must be at most 5")),
+            (max_bytes < MIN_MAX_BYTES, format!("max_bytes is {max_bytes}, but must be at least {MIN_MAX_BYTES}")),
+            (i64::try_from(max_bytes).is_err(), format!("max_bytes is {max_bytes}, more than a stream can hold")),
+        ];
+        let wrong = checks.into_iter().filter(|(is_wrong, _)| *is_wrong).map(|(_, message)| BuildError(message));
+        wrong.chain(self.login().check().err()).collect()
     }
 
     async fn build(self) -> Result<Box<dyn Transport>, BuildError> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long a component that stays away is silent before another reason is logged.
-const OTHER_REASON_AFTER: Duration = Duration::from_secs(10);
+const OTHER_REASON_AFTER: Duration = Duration::from_secs(30);
 
 /// The states of all components.
 #[derive(Clone, Debug, Default)]

@@ -171,6 +171,7 @@ impl Transport for JetStreamTransport {
         let full = |reason: String| PublishError::Full { reason, retry_after: RETRY_AFTER };
         match self.session.state() {
             State::Here => {}
+            State::Starting => return Err(full("not connected yet".to_owned())),
             State::Away(reason) | State::Full(reason) => return Err(full(reason)),
             State::Broken(_) => return Err(PublishError::Closed),
         }
@@ -225,6 +226,7 @@ impl Transport for JetStreamTransport {
         let mut states = self.session.states();
         loop {
             match states.borrow_and_update().clone() {
+                State::Starting => {}
                 State::Here => health.ready(),
                 State::Away(reason) | State::Full(reason) => health.unavailable(reason),
                 State::Broken(reason) => return TransportError(reason),

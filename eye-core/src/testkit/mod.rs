@@ -13,7 +13,10 @@
 //! # #[async_trait::async_trait]
 //! # impl Sink for MySink {
 //! #     async fn write(&self, batch: &[Event]) -> Result<Written, WriteError> {
-//! #         self.0.lock().unwrap().extend(batch.iter().map(|event| (event.key(), event.clone())));
+//! #         let mut stored = self.0.lock().unwrap();
+//! #         for event in batch {
+//! #             stored.entry(event.key()).or_insert_with(|| event.clone());
+//! #         }
 //! #         Ok(Written::default())
 //! #     }
 //! # }

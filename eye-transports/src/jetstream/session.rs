@@ -42,6 +42,8 @@ const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 /// How it stands between us and the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum State {
+    /// Nothing is known yet.
+    Starting,
     /// Why nothing can be published now.
     Away(String),
     /// On this connection, the stream and all consumers were seen.
@@ -98,7 +100,7 @@ impl Session {
             ack_wait: Duration::from_millis(config.ack_wait_ms),
             dead_letters,
             room: Room::default(),
-            state: watch::Sender::new(State::Away("not connected yet".to_owned())),
+            state: watch::Sender::new(State::Starting),
             full_since: Mutex::default(),
             consumers: Mutex::default(),
             started: CancellationToken::new(),

@@ -94,9 +94,10 @@ impl Keeper {
     /// # Errors
     /// See [`stream::find`].
     pub async fn find(&self) -> Result<(), Missing> {
-        stream::find(&self.context, &self.config, &FREE, "change it with `nats stream edit`, or delete it")
-            .await
-            .map(drop)
+        let way_out = "change it with `nats stream edit`, or delete it";
+        let info = stream::find(&self.context, &self.config, &FREE, way_out).await?;
+        self.room.see(&info);
+        Ok(())
     }
 
     /// Keeps it durably. The stream is made again where somebody has deleted it.

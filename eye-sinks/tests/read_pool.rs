@@ -4,6 +4,7 @@
 mod common;
 
 use std::process::Command;
+use std::time::Duration;
 
 use common::{event, newest, open};
 use eye_core::store::{EventFilter, EventQuery, PageStart, StoreError};
@@ -28,10 +29,15 @@ async fn connections_of_which_nothing_is_heard_any_more_keep_no_place() {
     let query = || EventQuery { filter: EventFilter::default(), start: PageStart::Newest, limit: 1 };
     let vanish = async {
         let sql = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
-        let mut waiting: Vec<i32> = Vec::new();
-        while waiting.len() < READ_CONNECTIONS {
-            waiting = sqlx::query_scalar(sql).fetch_all(&mut watcher).await.unwrap();
-        }
+        let all_wait = async {
+            loop {
+                let waiting: Vec<i32> = sqlx::query_scalar(sql).fetch_all(&mut watcher).await.unwrap();
+                if waiting.len() == READ_CONNECTIONS {
+                    return waiting;
+                }
+            }
+        };
+        let waiting = tokio::time::timeout(Duration::from_secs(20), all_wait).await.unwrap();
         let pids = waiting.iter().map(i32::to_string);
         assert!(Command::new("kill").arg("-STOP").args(pids).status().unwrap().success());
         holder.close().await.unwrap();

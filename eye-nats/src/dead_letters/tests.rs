@@ -117,7 +117,7 @@ async fn a_stream_that_is_full_or_deleted() {
     keeper.find().await.unwrap();
     let context = jetstream::new(client);
     // Its size is the operator's affair.
-    let small = Config { max_bytes: 3000, ..keeper.config.clone() };
+    let small = Config { max_bytes: 7000, ..keeper.config.clone() };
     context.update_stream(small).await.unwrap();
     keeper.find().await.unwrap();
     keeper.keep(&refused(vec![b' '; 1500], "a")).await.unwrap();
@@ -135,12 +135,19 @@ async fn a_full_stream_throws_nothing_out() {
     let (client, keeper) = keeper(&server).await;
     keeper.find().await.unwrap();
     let context = jetstream::new(client);
-    for max_bytes in (3000..3800).step_by(40) {
+    let reason = "r".repeat(MAX_REASON_BYTES);
+    for max_bytes in (40_000..42_800).step_by(40) {
         context.get_stream(keeper.stream()).await.unwrap().purge().await.unwrap();
         context.update_stream(Config { max_bytes, ..keeper.config.clone() }).await.unwrap();
+        keeper.find().await.unwrap();
         let mut kept = 0;
-        while keeper.keep(&refused(vec![b' '; 10], format!("{max_bytes} {kept}"))).await.is_ok() {
-            kept += 1;
+        loop {
+            let key = format!("{max_bytes} {kept}");
+            let letter = Refused { refused_by: "sinks.store", reason: &reason, payload: vec![b' '; 10], key };
+            match keeper.keep(&letter).await {
+                Ok(()) => kept += 1,
+                Err(_) => break,
+            }
         }
         assert!(kept > 10, "{kept}");
         assert_eq!(all(&dead_letters(&server)).await.len(), kept, "of {max_bytes} bytes");

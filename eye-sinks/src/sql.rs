@@ -42,6 +42,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 const FLUSH_AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// How long adding up counts may take. A shutdown waits for it.
 const FOLD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the goodbyes to a server may take. It has all that was acknowledged, and one that hangs does not answer them:
+/// over TLS sqlx would wait for that.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What differs between the databases. Shown, it is the database and its place, without secrets.
 trait Driver: fmt::Display + Send + Sync + 'static {
@@ -52,6 +55,9 @@ trait Driver: fmt::Display + Send + Sync + 'static {
 
     /// A batch of so many events is written in two halves at once.
     const MIN_EVENTS_TO_HALVE: usize;
+
+    /// How long closing all connections may take. Then the rest are dropped.
+    const CLOSE_TIMEOUT: Duration;
 
     /// Opens a connection that is ready to write.
     fn connect(&self) -> impl Future<Output = Result<Self::Connection, sqlx::Error>> + Send;
@@ -146,8 +152,8 @@ impl<D: Driver> Database<D> {
             Ok(false) => in_time("migrating", MIGRATION_TIMEOUT, eye_migration::migrate(&pool)).await,
             Err(error) => Err(error),
         };
-        pool.close().await?;
-        migrated
+        let closed = timeout(D::CLOSE_TIMEOUT, pool.close()).await.unwrap_or(Ok(()));
+        migrated.and(closed)
     }
 
     async fn insert(&self, batch: &[Event]) -> Result<Written, sqlx::Error> {
@@ -371,11 +377,14 @@ impl<D: Driver> Sink for SqlSink<D> {
         if driver.has_to_flush() {
             self.database.flush().await;
         }
-        let closed = self.read_pool.close().await;
-        for connections in [connections, tending] {
-            connections.close().await.map_err(|error| SinkError(format!("{driver}: {error}")))?;
-        }
-        closed.map_err(|error| SinkError(format!("{driver}: {error}")))
+        let closing = async {
+            let closed = self.read_pool.close().await;
+            for connections in [connections, tending] {
+                connections.close().await.map_err(|error| SinkError(format!("{driver}: {error}")))?;
+            }
+            closed.map_err(|error| SinkError(format!("{driver}: {error}")))
+        };
+        timeout(D::CLOSE_TIMEOUT, closing).await.unwrap_or(Ok(()))
     }
 
     fn store(&self) -> Option<&dyn EventStore> {

@@ -265,7 +265,8 @@ fn assert_counts_equal_events(store: &Store) {
     store.settle();
     // In one statement, since a write that was cut short may still be committed.
     let texts = store.texts(&format!(
-        "SELECT CONCAT_WS('|', 'event', {hour}, category, name, COUNT(*)) FROM event GROUP BY {hour}, category, name
+        "SELECT CONCAT_WS('|', 'event', hour, category, name, events)
+            FROM (SELECT {hour} AS hour, category, name, COUNT(*) AS events FROM event GROUP BY 1, 2, 3) AS hours
         UNION ALL SELECT CONCAT_WS('|', 'count', hour, category, name, count) FROM event_count
             WHERE category <> '' AND name <> '' AND hour >= 0
         UNION ALL SELECT CONCAT_WS('|', 'delta', delta) FROM event_count_delta"

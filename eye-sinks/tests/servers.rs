@@ -21,13 +21,13 @@ macro_rules! on_both {
         mod postgres {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $case() {
-                super::$case::<super::PostgresConfig>(super::Servers { shared: super::Postgres::shared, own: super::Postgres::start }).await;
+                super::$case::<super::PostgresConfig>(super::POSTGRES).await;
             })*
         }
         mod mariadb {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $case() {
-                super::$case::<super::MysqlConfig>(super::Servers { shared: super::MariaDb::shared, own: super::MariaDb::start }).await;
+                super::$case::<super::MysqlConfig>(super::MARIADB).await;
             })*
         }
     };
@@ -47,6 +47,8 @@ on_both! {
     a_wrong_password_is_a_retry_that_does_not_show_it
     a_password_may_have_any_characters
     tls_that_was_asked_for_is_not_left_out
+    over_tls_the_server_must_be_the_one_that_was_meant
+    over_tls_a_server_that_hangs_holds_nothing_up
     no_debug_output_shows_the_password
     the_first_and_the_last_instant_are_kept
     a_question_with_nul_finds_nothing
@@ -58,7 +60,13 @@ on_both! {
 struct Servers {
     shared: fn() -> &'static Server,
     own: fn() -> Server,
+    own_with_tls: fn() -> Server,
 }
+
+const POSTGRES: Servers =
+    Servers { shared: Postgres::shared, own: Postgres::start, own_with_tls: Postgres::start_with_tls };
+const MARIADB: Servers =
+    Servers { shared: MariaDb::shared, own: MariaDb::start, own_with_tls: MariaDb::start_with_tls };
 
 fn is_postgres<C: SinkConfig>() -> bool {
     C::TYPE == "postgres"
@@ -293,6 +301,42 @@ async fn tls_that_was_asked_for_is_not_left_out<C: SinkConfig>(servers: Servers)
     let database = (servers.shared)().create_database();
     let error = build::<C>(&format!("{}?{mode}", database.url)).await.prepare().await.unwrap_err();
     assert!(reason(&error).contains("TLS"), "{error}");
+}
+
+async fn over_tls_the_server_must_be_the_one_that_was_meant<C: SinkConfig>(servers: Servers) {
+    let (server, other) = ((servers.own_with_tls)(), (servers.own_with_tls)());
+    let database = server.create_database();
+    let url = |meant: &Server| {
+        let certificate = meant.certificate().certificate;
+        let parameters = match is_postgres::<C>() {
+            true => "sslmode=verify-full&sslrootcert",
+            false => "ssl-mode=VERIFY_IDENTITY&ssl-ca",
+        };
+        format!("{}?{parameters}={}", database.url, certificate.display())
+    };
+    let sink = open::<C>(&url(&server)).await;
+    sink.write(&[event(1)]).await.unwrap();
+    assert_eq!(newest(&*sink, 100).await.count, 1);
+    let error = build::<C>(&url(&other)).await.prepare().await.unwrap_err();
+    assert!(reason(&error).contains("certificate"), "{error}");
+}
+
+async fn over_tls_a_server_that_hangs_holds_nothing_up<C: SinkConfig>(servers: Servers) {
+    let server = (servers.own_with_tls)();
+    let database = server.create_database();
+    let parameter = if is_postgres::<C>() { "sslmode=require" } else { "ssl-mode=REQUIRED" };
+    let sink = open::<C>(&format!("{}?{parameter}", database.url)).await;
+    assert_eq!(newest(&*sink, 100).await.count, 0);
+    server.pause();
+    let start = Instant::now();
+    assert!(matches!(sink.prepare().await, Err(WriteError::Retry { .. })));
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    server.resume();
+    sink.prepare().await.unwrap();
+    server.pause();
+    let start = Instant::now();
+    sink.close().await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
 async fn no_debug_output_shows_the_password<C: SinkConfig>(servers: Servers) {

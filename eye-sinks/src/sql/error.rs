@@ -111,6 +111,12 @@ pub(super) fn reason(error: &sqlx::Error) -> Cow<'_, str> {
         sqlx::Error::Database(error) => error.message().into(),
         sqlx::Error::Io(error) => error.to_string().into(),
         sqlx::Error::PoolTimedOut => "no connection within the time allowed".into(),
+        // sqlx names a feature of its own that would encrypt the password alone.
+        sqlx::Error::Configuration(error) if error.to_string().starts_with("RSA auth backend disabled") => {
+            "the server takes this user's password only over TLS (caching_sha2_password): let it offer TLS, and remove \
+             ssl-mode=DISABLED from the URL if it is there"
+                .into()
+        }
         other => other.to_string().into(),
     }
 }
@@ -120,6 +126,7 @@ fn meaning(error: &sqlx::Error) -> Meaning {
         sqlx::Error::Database(error) => database_meaning(&**error),
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
+        | sqlx::Error::Configuration(_)
         | sqlx::Error::Protocol(_)
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
@@ -235,6 +242,16 @@ mod tests {
         ] {
             assert_eq!(mysql_meaning(number, sqlstate), meaning, "{number}");
         }
+    }
+
+    #[test]
+    fn a_server_without_tls_that_wants_it_for_the_password_is_away() {
+        let error = sqlx::Error::Configuration("RSA auth backend disabled; enable feature `mysql-rsa`".into());
+        assert!(reason(&error).contains("let it offer TLS"), "{}", reason(&error));
+        assert!(matches!(
+            store_error(&DbErr::Conn(RuntimeErr::SqlxError(error.into()))),
+            StoreError::Unavailable { .. }
+        ));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use eye_core::event::Event;
 use eye_core::registry::BuildError;
@@ -20,7 +21,7 @@ use super::fold::{FOLD_DELTAS, Taken};
 use super::read_pool::ReadPool;
 use super::url::{self, MaxReadConnections};
 use super::write::Shapes;
-use super::{CONNECT_TIMEOUT, Driver, Expected, SqlSink};
+use super::{CONNECT_TIMEOUT, Driver, Expected, GOODBYE_TIMEOUT, SqlSink};
 
 /// Stores events in a MySQL (8.0.17 or newer) or MariaDB database, which has to exist; the table is made in it.
 #[derive(Clone, Debug, Deserialize)]
@@ -139,6 +140,7 @@ impl Driver for MysqlDriver {
 
     const MAX_WRITE_CONNECTIONS: usize = 2;
     const MIN_EVENTS_TO_HALVE: usize = 512;
+    const CLOSE_TIMEOUT: Duration = GOODBYE_TIMEOUT;
 
     /// Reads what is committed: so a batch finds what another node stores meanwhile, and no gap is locked that another
     /// node inserts into.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use eye_core::event::Event;
@@ -17,7 +18,7 @@ use super::counts::deltas;
 use super::fold::{FOLD_DELTAS, Taken};
 use super::read_pool::{QUERY_TIMEOUT, ReadPool};
 use super::url::{self, MaxReadConnections};
-use super::{CONNECT_TIMEOUT, Driver, Expected, SqlSink};
+use super::{CONNECT_TIMEOUT, Driver, Expected, GOODBYE_TIMEOUT, SqlSink};
 
 /// Stores events in a PostgreSQL database, which has to exist; the table is made in it.
 #[derive(Clone, Debug, Deserialize)]
@@ -156,6 +157,7 @@ impl Driver for PostgresDriver {
 
     const MAX_WRITE_CONNECTIONS: usize = 2;
     const MIN_EVENTS_TO_HALVE: usize = 512;
+    const CLOSE_TIMEOUT: Duration = GOODBYE_TIMEOUT;
 
     async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         self.url.0.connect().await

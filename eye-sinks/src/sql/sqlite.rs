@@ -30,7 +30,7 @@ use super::fold::{FOLD_DELTAS, Taken};
 use super::read_pool::{QUERY_TIMEOUT, ReadPool};
 use super::url::{self, MaxReadConnections};
 use super::write::Shapes;
-use super::{CONNECT_TIMEOUT, Driver, Expected, SqlSink, error};
+use super::{CONNECT_TIMEOUT, Driver, Expected, SqlSink, WRITE_TIMEOUT, error};
 
 /// Stores events in one SQLite file, which is created with its folder where it is not there yet.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -199,6 +199,8 @@ impl Driver for SqliteDriver {
     /// SQLite has one writer at a time; a second one would only wait for the first.
     const MAX_WRITE_CONNECTIONS: usize = 1;
     const MIN_EVENTS_TO_HALVE: usize = usize::MAX;
+    /// The log is copied into the file.
+    const CLOSE_TIMEOUT: Duration = WRITE_TIMEOUT;
 
     async fn connect(&self) -> Result<SqliteConnection, sqlx::Error> {
         self.check_files()?;

@@ -24,6 +24,7 @@ impl Driver for Noted {
 
     const MAX_WRITE_CONNECTIONS: usize = SqliteDriver::MAX_WRITE_CONNECTIONS;
     const MIN_EVENTS_TO_HALVE: usize = SqliteDriver::MIN_EVENTS_TO_HALVE;
+    const CLOSE_TIMEOUT: Duration = SqliteDriver::CLOSE_TIMEOUT;
 
     async fn connect(&self) -> Result<SqliteConnection, sqlx::Error> {
         self.sqlite.connect().await

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use crate::certificate::Certificate;
 use crate::keeper::{Kept, as_user, temporary_folder};
 use crate::wait::holds_within;
 
@@ -44,6 +45,14 @@ impl Postgres {
         Server::start(Engine::Postgres, arguments)
     }
 
+    /// A server that offers TLS, with its own [`certificate`](Server::certificate).
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_with_tls() -> Server {
+        Self::start_with(&["-c ssl=on -c ssl_cert_file=@/certificate.pem -c ssl_key_file=@/key.pem"])
+    }
+
     /// The server that all tests of this process share; it is started by the first caller. Tests keep apart by
     /// [`Server::create_database`], and leave it running.
     ///
@@ -71,6 +80,14 @@ impl MariaDb {
     /// As [`start`](Self::start).
     pub fn start_with(arguments: &[&str]) -> Server {
         Server::start(Engine::MariaDb, arguments)
+    }
+
+    /// As [`Postgres::start_with_tls`].
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_with_tls() -> Server {
+        Self::start_with(&["--ssl --ssl-cert=@/certificate.pem --ssl-key=@/key.pem"])
     }
 
     /// As [`Postgres::shared`].
@@ -134,6 +151,11 @@ impl Server {
     /// Where its files are.
     pub fn folder(&self) -> PathBuf {
         self.process().folder().to_owned()
+    }
+
+    /// What it shows its clients if it was started with TLS.
+    pub fn certificate(&self) -> Certificate {
+        Certificate::of(&self.folder())
     }
 
     /// Where the program finds `database`, with user and password.
@@ -256,8 +278,9 @@ impl Engine {
         }
     }
 
-    /// Makes the server's files and its user.
+    /// Makes the server's files, its user and its certificate.
     fn initialise(self, folder: &Path) {
+        Certificate::make(folder);
         let (program, arguments) = match self {
             Self::Postgres => {
                 write(&folder.join("password"), PASSWORD);
@@ -294,7 +317,8 @@ impl Engine {
             Self::MariaDb => {
                 let network = format!("--bind-address=127.0.0.1 --port={port} --skip-name-resolve --socket=@/socket");
                 let files = "--pid-file=@/pid --init-file=@/init.sql";
-                let clients = "--max-connections=200 --connect-timeout=600";
+                // Newer servers make a certificate for themselves.
+                let clients = "--max-connections=200 --connect-timeout=600 --skip-ssl";
                 ("mariadbd", format!("--no-defaults {MARIADB_SETTINGS} {network} {files} {clients}"))
             }
         };
@@ -314,7 +338,7 @@ impl Engine {
             }
             Self::MariaDb => {
                 let mut command = Command::new(self.program("mariadb"));
-                command.args(["--no-defaults", "-NBr", "-h", "127.0.0.1", "-P", &port, "-u", USER]);
+                command.args(["--no-defaults", "--skip-ssl", "-NBr", "-h", "127.0.0.1", "-P", &port, "-u", USER]);
                 command.args(["--default-character-set=utf8mb4", "--connect-timeout=5"]).env("MYSQL_PWD", PASSWORD);
                 command
             }

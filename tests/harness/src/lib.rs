@@ -3,6 +3,7 @@
 //! Everything lives in temporary folders and dies with the test process, however that ends. Whatever goes wrong here is
 //! a panic that says what to do: a test never passes because a server was missing. Linux only (it reads `/proc`).
 
+mod certificate;
 mod database;
 mod eye;
 mod keeper;
@@ -12,6 +13,7 @@ mod sentry;
 mod sqlite;
 mod wait;
 
+pub use certificate::Certificate;
 pub use database::{Database, MariaDb, PASSWORD, Postgres, Server, USER};
 pub use eye::Eye;
 pub use keeper::{Kept, temporary_folder};

@@ -1,4 +1,5 @@
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
+use eye_harness::Certificate;
 use nkeys::KeyPair;
 
 use super::*;
@@ -86,14 +87,8 @@ async fn who_has_a_credentials_file_is_let_in() {
 #[tokio::test]
 async fn tls_that_was_asked_for_is_not_left_out() {
     let folder = tempfile::tempdir().unwrap();
-    let file = |name: &str, content: String| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, content).unwrap();
-        path.display().to_string()
-    };
-    let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let certificate = file("server.pem", certified.cert.pem());
-    let key = file("server.key", certified.signing_key.serialize_pem());
+    let Certificate { certificate, key } = Certificate::make(folder.path());
+    let [certificate, key] = [certificate, key].map(|file| file.display().to_string());
     let with_tls = NatsServer::start_with(&["--tls", "--tlscert", &certificate, "--tlskey", &key]);
     let without = NatsServer::start();
     let keys = |url: String, ca_file: &str| json!({"url": url, "mode": "core", "subjects": ["a"], "ca_file": ca_file});

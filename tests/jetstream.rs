@@ -22,10 +22,13 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const MAX_BYTES: u64 = 64 << 20;
 
 fn settings(server: &NatsServer) -> String {
+    settings_at(&server.url())
+}
+
+fn settings_at(url: &str) -> String {
     format!(
-        "transport.type = \"jetstream\"\ntransport.url = \"{}\"\ntransport.stream = \"EYE\"\n\
+        "transport.type = \"jetstream\"\ntransport.url = \"{url}\"\ntransport.stream = \"EYE\"\n\
          transport.max_bytes = {MAX_BYTES}\ntransport.ack_wait_ms = 1000\nwriter.retry_for_ms = 500\n",
-        server.url()
     )
 }
 
@@ -301,6 +304,31 @@ async fn a_nats_server_that_is_killed_under_load_loses_nothing_that_was_acknowle
     audit_stream("the server is killed", &server).await;
     for mut eye in eyes {
         audit("the server is killed", &eye).await;
+        assert_eq!(block_in_place(|| eye.terminate(DEADLINE)), Some(0), "{}", eye.logs());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_cluster_the_server_that_leads_the_stream_may_be_killed() {
+    let mut servers = NatsServer::start_cluster();
+    let urls = servers.each_ref().map(NatsServer::url).join(",");
+    let settings = format!("{}transport.replicas = 3\n", settings_at(&urls));
+    let store = Store::new(Kind::Postgres);
+    let eye = Eye::start(PROGRAM, &config(&store, &settings));
+    eye.wait_ready().await;
+    let mut load = Load::start(&eye);
+    load.progress(100).await;
+    let cluster = stream(&servers[0]).await.get_info().await.unwrap().cluster.unwrap();
+    let leader = servers.iter_mut().find(|server| Some(server.name()) == cluster.leader).unwrap();
+    block_in_place(|| leader.kill());
+    load.progress(100).await;
+    // A program that starts finds the others, whichever is away.
+    let another = Eye::start(PROGRAM, &config(&store, &settings));
+    another.wait_ready().await;
+    load.drained(&store).await;
+    load.finish(&store).await;
+    for mut eye in [eye, another] {
+        audit("the server that leads is killed", &eye).await;
         assert_eq!(block_in_place(|| eye.terminate(DEADLINE)), Some(0), "{}", eye.logs());
     }
 }

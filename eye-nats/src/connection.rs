@@ -1,12 +1,13 @@
 //! The connection to a NATS server: who we are, and how it is.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Client, ConnectError, ConnectOptions, Event, ServerAddr, ServerError};
+use async_nats::{Client, ClientError, ConnectError, ConnectOptions, Event, ServerAddr, ServerError};
 use eye_core::registry::BuildError;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
@@ -37,42 +38,60 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The server's URL, apart from what was in it of user, password or token: the client library logs URLs.
+/// The server's URL, or those of a cluster's servers, apart from what was in them of user, password or token: the client
+/// library logs URLs.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub struct ServerUrl {
-    address: ServerAddr,
+pub struct ServerUrls {
+    addresses: Vec<ServerAddr>,
     user: String,
     secret: Secret,
 }
 
-impl TryFrom<String> for ServerUrl {
+impl TryFrom<String> for ServerUrls {
     type Error = &'static str;
 
     /// The messages do not quote the URL: it may hold a password.
-    fn try_from(url: String) -> Result<Self, Self::Error> {
-        const FORM: &str = "the URL must be `nats://HOST:PORT` or `tls://HOST:PORT`, with `USER:PASSWORD@` or `TOKEN@` \
-                            before the host where the server asks for it";
-        if !["nats://", "tls://"].iter().any(|scheme| url.starts_with(scheme)) {
-            return Err(FORM);
+    fn try_from(urls: String) -> Result<Self, Self::Error> {
+        let mut all = Self { addresses: Vec::new(), user: String::new(), secret: Secret::default() };
+        for url in urls.split(',') {
+            let (address, user, secret) = parse(url)?;
+            all.addresses.push(address);
+            let (login, none) = ((user.as_str(), secret.0.as_str()), ("", ""));
+            if all.user_and_secret() == none {
+                (all.user, all.secret) = (user, secret);
+            } else if login != none && login != all.user_and_secret() {
+                return Err("the servers of a cluster must have one user and password, or one token, for all");
+            }
         }
-        let mut url = url.parse::<ServerAddr>().map_err(|_| FORM)?.into_inner();
-        let is_bare = matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
-        if !url.has_host() || !is_bare {
-            return Err(FORM);
-        }
-        let decoded = |text: &str| percent_decode_str(text).decode_utf8().map(String::from).map_err(|_| FORM);
-        let (user, secret) = match (decoded(url.username())?, url.password()) {
-            (token, None) => (String::new(), token),
-            (user, Some(password)) => (user, decoded(password)?),
-        };
-        url.set_username("").and_then(|()| url.set_password(None)).map_err(|()| FORM)?;
-        let address = ServerAddr::from_url(url).map_err(|_| FORM)?;
-        Ok(Self { address, user, secret: Secret(secret) })
+        Ok(all)
     }
 }
 
-impl ServerUrl {
+/// One server's address, user, and password or token.
+fn parse(url: &str) -> Result<(ServerAddr, String, Secret), &'static str> {
+    const FORM: &str = "the URL must be `nats://HOST:PORT` or `tls://HOST:PORT`, with `USER:PASSWORD@` or `TOKEN@` \
+                        before the host where the server asks for it; several of a cluster are separated by commas";
+    let url = url.trim();
+    if !["nats://", "tls://"].iter().any(|scheme| url.starts_with(scheme)) {
+        return Err(FORM);
+    }
+    let mut url = url.parse::<ServerAddr>().map_err(|_| FORM)?.into_inner();
+    let is_bare = matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
+    if !url.has_host() || !is_bare {
+        return Err(FORM);
+    }
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8().map(String::from).map_err(|_| FORM);
+    let (user, secret) = match (decoded(url.username())?, url.password()) {
+        (token, None) => (String::new(), token),
+        (user, Some(password)) => (user, decoded(password)?),
+    };
+    url.set_username("").and_then(|()| url.set_password(None)).map_err(|()| FORM)?;
+    let address = ServerAddr::from_url(url).map_err(|_| FORM)?;
+    Ok((address, user, Secret(secret)))
+}
+
+impl ServerUrls {
     fn user_and_secret(&self) -> (&str, &str) {
         (&self.user, &self.secret.0)
     }
@@ -81,8 +100,9 @@ impl ServerUrl {
 /// Where the server is, who we are, and whom we trust: the keys that every configuration of a server has.
 #[derive(Clone, Debug)]
 pub struct Login {
-    /// Where the server is: `nats://HOST:PORT`, or `tls://HOST:PORT`. User and password, or a token, may be in it.
-    pub url: ServerUrl,
+    /// Where the server is: `nats://HOST:PORT`, or `tls://HOST:PORT`; several of a cluster are separated by commas. User and
+    /// password, or a token, may be in it.
+    pub url: ServerUrls,
     /// A file with a JWT and its key, as `nsc` makes it. Empty: none.
     pub credentials_file: String,
     /// Empty: none.
@@ -119,9 +139,9 @@ impl Login {
     }
 }
 
-/// A server that can be connected to.
+/// A server that can be connected to, or a cluster.
 pub struct Server {
-    address: ServerAddr,
+    addresses: Vec<ServerAddr>,
     options: ConnectOptions,
 }
 
@@ -152,7 +172,9 @@ impl Server {
             .retry_on_initial_connect()
             .ping_interval(PING_INTERVAL)
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
-            .request_timeout(Some(REQUEST_TIMEOUT));
+            .request_timeout(Some(REQUEST_TIMEOUT))
+            // Of all: the servers of a cluster tell of others by address alone.
+            .require_tls(url.addresses.iter().any(ServerAddr::tls_required));
         for (user, secret) in [of_url, of_keys, ("", token)] {
             options = match (user, secret) {
                 ("", "") => options,
@@ -172,7 +194,7 @@ impl Server {
             read("ca_file", &login.ca_file).await?;
             options = options.add_root_certificates(login.ca_file.as_str().into());
         }
-        Ok(Self { address: url.address.clone(), options })
+        Ok(Self { addresses: url.addresses.clone(), options })
     }
 
     /// Starts to connect, again and again where it must: a client that can be used at once, and what happens to it.
@@ -182,18 +204,43 @@ impl Server {
     pub async fn connect(self) -> Result<(Client, mpsc::Receiver<Event>), ConnectError> {
         // Where events come faster than they are read, the library drops some.
         let (events, received) = mpsc::channel(1);
-        let events = Arc::new(events);
+        let (failed, events) = (events.clone(), Arc::new(events));
         let options = self.options.event_callback(move |event| {
             let events = events.clone();
-            async move { drop(events.send(event).await) }
+            async move {
+                if !is_vague(&event) {
+                    drop(events.send(event).await);
+                }
+            }
         });
-        Ok((options.connect(self.address).await?, received))
+        // Asked before each attempt where to connect, which it leaves to the library.
+        let options = options.reconnect_to_server_callback(move |servers, _| {
+            if let Some(reason) = last_errors(servers) {
+                // Where there is no place, the next attempt tells.
+                let _ = failed.try_send(Event::ClientError(ClientError::Other(reason)));
+            }
+            std::future::ready(None)
+        });
+        Ok((options.connect(self.addresses).await?, received))
     }
 
-    /// Host and port, for messages.
+    /// Host and port of each, for messages.
     pub fn name(&self) -> String {
-        format!("{}:{}", self.address.host(), self.address.port())
+        let name = |address: &ServerAddr| format!("{}:{}", address.host(), address.port());
+        self.addresses.iter().map(name).collect::<Vec<_>>().join(", ")
     }
+}
+
+/// Whether it is an error of which the library tells the kind alone; [`last_errors`] has all of it.
+fn is_vague(event: &Event) -> bool {
+    matches!(event, Event::ClientError(ClientError::Other(kind)) if ["IO error", "TLS error", "timed out"].contains(&&**kind))
+}
+
+/// Why the servers could not be connected to, each reason once.
+fn last_errors(servers: Vec<async_nats::Server>) -> Option<String> {
+    let errors = servers.into_iter().filter_map(|server| server.last_error);
+    let reasons: BTreeSet<_> = errors.map(|error| error.trim_start_matches("IO error: ").to_owned()).collect();
+    (!reasons.is_empty()).then(|| Vec::from_iter(reasons).join("; "))
 }
 
 async fn read(key: &str, file: &str) -> Result<String, BuildError> {

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use eye_core::dead_letter::DeadLetters;
 use eye_core::registry::BuildError;
 use eye_core::source::{Outlet, Source, SourceConfig, SourceError};
-use eye_nats::connection::{Login, Secret, Server, ServerUrl};
+use eye_nats::connection::{Login, Secret, Server, ServerUrls};
 use eye_nats::consumer;
 use eye_nats::dead_letters::StreamDeadLetters;
 use eye_nats::stream::is_name;
@@ -26,8 +26,9 @@ use self::message::Intake;
 /// What operators write below `[sources.NAME]` with `type = "nats"`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct NatsConfig {
-    /// Where the server is: `nats://HOST:PORT`, or `tls://HOST:PORT`. User and password, or a token, may be in it.
-    url: ServerUrl,
+    /// Where the server is: `nats://HOST:PORT`, or `tls://HOST:PORT`; several of a cluster are separated by commas. User and
+    /// password, or a token, may be in it.
+    url: ServerUrls,
     /// How messages are taken.
     mode: Mode,
     /// Core: what to subscribe to, such as `events.>`; at least one. JetStream: which of the stream's subjects to take;

@@ -22,7 +22,7 @@ use eye_core::event::Event;
 use eye_core::health::Health;
 use eye_core::registry::BuildError;
 use eye_core::transport::{Custody, PublishError, Subscription, Transport, TransportConfig, TransportError};
-use eye_nats::connection::{self, Login, Secret, Server, ServerUrl};
+use eye_nats::connection::{self, Login, Secret, Server, ServerUrls};
 use eye_nats::dead_letters::{Keeper, StreamDeadLetters};
 use eye_nats::stream::is_name;
 use serde::Deserialize;
@@ -39,8 +39,9 @@ use subscription::JetStreamSubscription;
 /// What operators write below `[transport]` with `type = "jetstream"`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct JetStreamConfig {
-    /// Where the server is: `nats://HOST:PORT`, or `tls://HOST:PORT`. User and password, or a token, may be in it.
-    url: ServerUrl,
+    /// Where the server is: `nats://HOST:PORT`, or `tls://HOST:PORT`; several of a cluster are separated by commas. User and
+    /// password, or a token, may be in it.
+    url: ServerUrls,
     /// The stream, which is made where it is missing. Programs that share it have the same sinks.
     stream: String,
     /// Servers of a cluster that keep each event, at most 5. Default 1.

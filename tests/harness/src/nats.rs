@@ -39,6 +39,20 @@ impl NatsServer {
         server
     }
 
+    /// A cluster of three, each of which knows the others.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_cluster() -> [Self; 3] {
+        let members = [free_port(), free_port(), free_port()].map(|port| format!("nats://127.0.0.1:{port}"));
+        let routes = members.join(",");
+        let mut servers = members
+            .each_ref()
+            .map(|member| Self::new(&["--cluster_name", "eye", "--cluster", member, "--routes", &routes]));
+        servers.iter_mut().for_each(Self::restart);
+        servers
+    }
+
     /// A server that is not started yet: [`restart`](Self::restart) does so.
     ///
     /// # Panics
@@ -49,6 +63,7 @@ impl NatsServer {
         let store = folder.join("streams").display().to_string();
         let mut command = vec![program().display().to_string()];
         command.extend(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd", &store].map(str::to_owned));
+        command.extend(["--server_name".to_owned(), name_at(port)]);
         command.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         Self { port, process: Kept::new(&folder, None, &command) }
     }
@@ -56,6 +71,11 @@ impl NatsServer {
     /// Where clients find it, without user and password. It stays the same over restarts.
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// What it is called by those of its cluster.
+    pub fn name(&self) -> String {
+        name_at(self.port)
     }
 
     /// The port on 127.0.0.1.
@@ -131,6 +151,10 @@ impl NatsServer {
         });
         greeting.is_ok_and(|line| line.starts_with("INFO "))
     }
+}
+
+fn name_at(port: u16) -> String {
+    format!("server-{port}")
 }
 
 /// Finds the program in PATH, or where Debian hides it.

@@ -35,6 +35,29 @@ async fn who_logs_in_is_let_in() {
     assert_eq!(state_at(&server, keys).await, State::Ready);
 }
 
+#[tokio::test]
+async fn another_server_of_a_cluster_is_found() {
+    let server = NatsServer::start_with(&["--user", "e", "--pass", "p"]);
+    let mut away = NatsServer::start();
+    away.kill();
+    let ports = [away.port(), server.port()];
+    for [first, second] in [["e:p@", ""], ["", "e:p@"], ["e:p@", "e:p@"]] {
+        let url = format!("nats://{first}127.0.0.1:{},nats://{second}127.0.0.1:{}", ports[0], ports[1]);
+        let keys = json!({"url": url, "mode": "core", "subjects": ["a"]});
+        let fixture = Fixture::start_unready(&server, Told::Settle(Outcome::Delivered), keys).await;
+        eventually("it is found", DEADLINE, async || fixture.state() == State::Ready).await;
+    }
+    for (url, reason) in [
+        ("nats://e:p@a,nats://e:q@b", "one user and password"),
+        ("nats://e:p@a,nats://t@b", "one user and password"),
+        ("nats://e:p@a,b:4222", "separated by commas"),
+        ("nats://e:p@a,", "separated by commas"),
+    ] {
+        let error = config(json!({"url": url, "mode": "core", "subjects": ["a"]})).unwrap_err();
+        assert!(error.to_string().contains(reason), "{url}: {error}");
+    }
+}
+
 /// Says who somebody is, signed by somebody who is known.
 fn jwt(issuer: &KeyPair, subject: &KeyPair, mut nats: Value) -> String {
     nats["version"] = json!(2);
@@ -99,6 +122,27 @@ async fn tls_that_was_asked_for_is_not_left_out() {
         let state = state_at(server, keys(tls_url(server), ca_file)).await;
         assert!(matches!(state, State::Unavailable { .. }), "{state:?}");
     }
+}
+
+#[tokio::test]
+async fn tls_that_was_asked_for_of_one_is_asked_for_of_all() {
+    let (mut away, without) = (NatsServer::start(), NatsServer::start());
+    away.kill();
+    let url = format!("{},{}", away.url().replace("nats:", "tls:"), without.url());
+    let keys = json!({"url": url, "mode": "core", "subjects": ["a"]});
+    let fixture = Fixture::start_unready(&without, Told::Settle(Outcome::Delivered), keys).await;
+    let refused = format!(
+        "no connection to 127.0.0.1:{}, 127.0.0.1:{}: Connection refused (os error 111); received corrupt message of type \
+         InvalidContentType",
+        away.port(),
+        without.port()
+    );
+    eventually(
+        "neither was taken",
+        DEADLINE,
+        async || matches!(fixture.state(), State::Unavailable { reason } if reason == refused),
+    )
+    .await;
 }
 
 #[tokio::test]

@@ -20,6 +20,10 @@ use super::reader::{Numbered, Reader};
 /// How long a sink that takes events is given more once the queue is closed. What is left comes after the next start.
 const DRAIN_FOR: Duration = Duration::from_secs(1);
 
+/// How long more events are waited for where no batch is full: their producers have their answer, and an event of a large
+/// batch costs the database less.
+pub(super) const GATHER_FOR: Duration = Duration::from_millis(50);
+
 /// The pauses before what a sink did not take is given to it again: they double.
 pub(super) const MIN_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
@@ -54,7 +58,7 @@ impl Subscription for DiskSubscription {
                 return self.end().await;
             }
         }
-        let mut writing_ended = false;
+        let (mut writing_ended, mut has_gathered) = (false, false);
         loop {
             if self.is_time_up() {
                 return self.end().await;
@@ -64,6 +68,11 @@ impl Subscription for DiskSubscription {
                 return self.end().await;
             }
             if !self.ahead.is_empty() {
+                if !has_gathered && self.has_read_all() {
+                    has_gathered = true;
+                    self.wait(GATHER_FOR).await;
+                    continue;
+                }
                 return Some(vec![self.give(limits)]);
             }
             if writing_ended {
@@ -139,6 +148,11 @@ impl DiskSubscription {
                 return false;
             }
         }
+    }
+
+    /// Whether all that is committed is ahead.
+    fn has_read_all(&self) -> bool {
+        self.reader.as_ref().is_some_and(|reader| reader.next_number() == *self.committed.borrow())
     }
 
     /// As much of what is ahead as one batch may hold, and one event at least.

@@ -119,6 +119,30 @@ async fn what_was_not_acked_comes_again_after_a_start_and_what_was_acked_does_no
 }
 
 #[tokio::test]
+async fn what_comes_one_by_one_is_given_together() {
+    let folder = folder();
+    let transport = open(&config(&folder)).await;
+    let mut subscription = transport.subscribe("store").await.unwrap();
+    let start = Instant::now();
+    let publishing = async {
+        for number in 0..200 {
+            commit(&transport, number, number + 1).await;
+        }
+    };
+    let receiving = async {
+        let (mut given, mut deliveries) = (0, 0);
+        while given < 200 {
+            given += next(&mut *subscription, Outcome::Delivered).await.len();
+            deliveries += 1;
+        }
+        deliveries
+    };
+    let ((), deliveries) = tokio::join!(publishing, receiving);
+    let waits = start.elapsed().as_millis() / subscription::GATHER_FOR.as_millis();
+    assert!(deliveries <= waits + 1, "{deliveries} deliveries in {waits} waits");
+}
+
+#[tokio::test]
 async fn a_receipt_needs_no_sink() {
     let folder = folder();
     let transport = open(&config(&folder)).await;

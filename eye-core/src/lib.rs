@@ -3,13 +3,13 @@
 pub mod accounts;
 pub mod ack;
 pub mod batch;
-pub mod config;
 pub mod dead_letter;
 pub mod event;
 pub mod health;
 pub mod json;
 pub mod mutant;
 pub mod pipeline;
+pub mod pipeline_config;
 pub mod refusals;
 pub mod registry;
 pub mod sink;
@@ -20,3 +20,6 @@ pub mod testkit;
 pub mod timestamp;
 pub mod transport;
 pub mod writer;
+
+/// Configuration files, for plug-ins: they need no dependency of their own on `eye-config`.
+pub use eye_config as config;

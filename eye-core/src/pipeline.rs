@@ -7,8 +7,8 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::accounts::{Accounts, SinkAccount};
-use crate::config::PipelineConfig;
 use crate::health::{Health, HealthBoard};
+use crate::pipeline_config::PipelineConfig;
 use crate::registry::BuildError;
 use crate::sink::Sink;
 use crate::source::{Outlet, Source, SourceError};

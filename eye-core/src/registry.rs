@@ -6,6 +6,7 @@ use async_trait::async_trait;
 
 use crate::config::Section;
 use crate::dead_letter::DeadLetters;
+use crate::pipeline_config::key_faults;
 use crate::sink::{Sink, SinkConfig};
 use crate::source::{Source, SourceConfig};
 use crate::transport::{Transport, TransportConfig};
@@ -35,7 +36,9 @@ impl Registry {
     /// When a source of that type name is there already.
     #[must_use]
     pub fn source<C: SourceConfig>(mut self) -> Self {
-        self.sources.add(C::TYPE, C::HAS_ROUTES, |section| Some(Box::new(section.read(C::check)?)));
+        self.sources.add(C::TYPE, C::HAS_ROUTES, |section| {
+            Some(Box::new(section.read(|config| key_faults(C::check(config)))?))
+        });
         self
     }
 
@@ -45,7 +48,8 @@ impl Registry {
     /// When a transport of that type name is there already.
     #[must_use]
     pub fn transport<C: TransportConfig>(mut self) -> Self {
-        self.transports.add(C::TYPE, false, |section| Some(Box::new(section.read(C::check)?)));
+        self.transports
+            .add(C::TYPE, false, |section| Some(Box::new(section.read(|config| key_faults(C::check(config)))?)));
         self
     }
 

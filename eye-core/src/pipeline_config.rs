@@ -1,0 +1,232 @@
+//! The pipeline's part of a configuration file: `[sources.NAME]`, `[transport]`, `[sinks.NAME]` and `[query] sink`.
+//!
+//! ```toml
+//! [sources.web]
+//! type = "http"
+//!
+//! [sinks.store]
+//! type = "sqlite"
+//! url = "sqlite://${DATA:-eye-data}/eye.db"
+//! ```
+//!
+//! `type` picks the plug-in from the [`Registry`]; the plug-in's struct has the other keys. Without `[transport]` the
+//! transport is `memory`. Without `[query] sink` the only sink that can answer queries does; several are a fault.
+//! [`PipelineConfig::read`] reports every fault of the file at once, with its position.
+
+use std::collections::HashMap;
+
+use eye_config::{ConfigErrors, Document, KeyFault, Position, Section, did_you_mean, suggestion};
+
+use crate::registry::{BuildError, Configured, Plugin, Plugins, Registry};
+use crate::sink::Sink;
+use crate::source::Source;
+use crate::transport::Transport;
+
+/// Every component of the pipeline, checked and ready to be built, in the order of the file.
+#[derive(Debug)]
+pub struct PipelineConfig {
+    /// At least one.
+    pub sources: Vec<Configured<dyn Source>>,
+    /// `memory` unless another one is chosen.
+    pub transport: Configured<dyn Transport>,
+    /// At least one.
+    pub sinks: Vec<Configured<dyn Sink>>,
+    /// The [name](Configured::name) of the sink that answers queries; it is one of `sinks` and can.
+    pub query_sink: Option<String>,
+}
+
+impl PipelineConfig {
+    /// Reads the pipeline from a document whose other keys are read already: the keys that remain are unknown.
+    ///
+    /// # Errors
+    /// All faults of the document.
+    pub fn read(mut document: Document<'_>, registry: &Registry) -> Result<Self, ConfigErrors> {
+        let Registry { sources, transports, sinks } = registry;
+        document.reject_unknown_keys(&["sources", "transport", "sinks"]);
+        let sources = read_each(&mut document, "sources", SOURCE, sources, |section| {
+            let mut source = read_component(section, SOURCE, sources, None);
+            if source.serves == Some(true) && source.configured.is_some() {
+                source.claims.push("POST /api/event/".to_owned());
+            }
+            source
+        });
+        let transport = read_transport(&mut document, transports);
+        let sinks =
+            read_each(&mut document, "sinks", SINK, sinks, |section| read_component(section, SINK, sinks, None));
+        let claimants = sources.iter().map(Component::claimant).chain([transport.claimant()]);
+        report_shared_claims(&mut document, claimants.chain(sinks.iter().map(Component::claimant)));
+        let query_sink = choose_query_sink(&mut document, &sinks);
+        let pipeline = transport.configured.map(|transport| Self {
+            sources: sources.into_iter().filter_map(|component| component.configured).collect(),
+            transport,
+            sinks: sinks.into_iter().filter_map(|component| component.configured).collect(),
+            query_sink,
+        });
+        document.finish(pipeline)
+    }
+}
+
+const SOURCE: &str = "source";
+const SINK: &str = "sink";
+
+/// A component that was read, with its faults reported.
+struct Component<C: ?Sized + 'static> {
+    path: String,
+    name: String,
+    at: Position,
+    /// `None` where the plug-in is unknown.
+    serves: Option<bool>,
+    /// Resources that no other component may have.
+    claims: Vec<String>,
+    /// `None` where the component has faults.
+    configured: Option<Configured<C>>,
+}
+
+impl<C: ?Sized + 'static> Component<C> {
+    fn claimant(&self) -> (&str, Position, &[String]) {
+        (&self.path, self.at, &self.claims)
+    }
+}
+
+/// Reads each table below `[key.NAME]`, of which there must be one.
+fn read_each<C: ?Sized, T>(
+    document: &mut Document<'_>,
+    key: &str,
+    noun: &str,
+    plugins: &Plugins<C>,
+    mut read: impl FnMut(Section<'_>) -> T,
+) -> Vec<T> {
+    let hint = format!("; write [{key}.NAME]");
+    let mut section = document.take(key);
+    if section.is_empty() {
+        let types = plugins.type_names().join(", ");
+        section.report_key(&format!("no {noun}; add one as [{key}.NAME] with its `type`; known types: {types}"));
+    }
+    section.expect_table(&hint);
+    let mut all = Vec::new();
+    while let Some(mut component) = section.take_first() {
+        if !is_name(component.name()) {
+            component.report_key("a name is 1 to 64 letters, digits, `_` or `-`");
+        }
+        component.expect_table(&hint);
+        all.push(read(component));
+    }
+    all
+}
+
+fn is_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+}
+
+fn read_transport(document: &mut Document<'_>, plugins: &Plugins<dyn Transport>) -> Component<dyn Transport> {
+    let mut section = document.take("transport");
+    section.expect_table("");
+    read_component(section, "transport", plugins, Some("memory"))
+}
+
+fn read_component<C: ?Sized>(
+    mut section: Section<'_>,
+    noun: &str,
+    plugins: &Plugins<C>,
+    default_type: Option<&str>,
+) -> Component<C> {
+    let plugin = choose_plugin(&mut section, noun, plugins, default_type);
+    let config = plugin.and_then(|plugin| (plugin.read)(&mut section));
+    Component {
+        path: section.path().to_owned(),
+        name: section.name().to_owned(),
+        at: section.position(),
+        serves: plugin.map(|plugin| plugin.serves),
+        claims: Vec::new(),
+        configured: config.map(|config| Configured::new(section.path(), config)),
+    }
+}
+
+/// Returns the plug-in that the table's `type` names, and takes that key out.
+fn choose_plugin<'p, C: ?Sized>(
+    section: &mut Section<'_>,
+    noun: &str,
+    plugins: &'p Plugins<C>,
+    default_type: Option<&str>,
+) -> Option<&'p Plugin<C>> {
+    let types = plugins.type_names();
+    let Some(mut chosen) = section.take_or_misspelt("type") else {
+        let default = default_type.and_then(|name| plugins.find(name));
+        if default.is_none() {
+            section.report_missing("type", &format!("; known types: {}", types.join(", ")));
+        }
+        return default;
+    };
+    let name: String = chosen.read(|name: &String| match plugins.find(name) {
+        Some(_) => Vec::new(),
+        None => fault(unknown_type(noun, name, &types)),
+    })?;
+    plugins.find(&name)
+}
+
+fn unknown_type(noun: &str, name: &str, types: &[&str]) -> String {
+    let nearest = did_you_mean(name, types.iter().copied());
+    let meant = nearest.map(|nearest| format!(" did you mean `{nearest}`?")).unwrap_or_default();
+    format!("no {noun} type `{name}`;{meant} known types: {}", types.join(", "))
+}
+
+/// A fault of the checked value itself.
+fn fault(message: String) -> Vec<KeyFault> {
+    vec![KeyFault { key: String::new(), message }]
+}
+
+/// Reports each claim that another component has already made.
+fn report_shared_claims<'c>(
+    document: &mut Document<'_>,
+    claimants: impl Iterator<Item = (&'c str, Position, &'c [String])>,
+) {
+    let mut owners = HashMap::new();
+    for (path, at, claims) in claimants {
+        for claim in claims {
+            let owner = *owners.entry(claim).or_insert(path);
+            if owner != path {
+                let message = format!("`{claim}` belongs to {owner} already; remove one of the two");
+                document.report(at, path, message);
+            }
+        }
+    }
+}
+
+/// Returns the name of the sink that `[query] sink` chooses, or of the only one that can answer queries.
+fn choose_query_sink(document: &mut Document<'_>, sinks: &[Component<dyn Sink>]) -> Option<String> {
+    let able: Vec<_> = sinks.iter().filter(|sink| sink.serves == Some(true)).collect();
+    let names = |sinks: &mut dyn Iterator<Item = &Component<dyn Sink>>| {
+        sinks.map(|sink| sink.name.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    if let Some(mut chosen) = document.take("query").take("sink") {
+        return chosen.read(|name: &String| match sinks.iter().find(|sink| sink.name == *name) {
+            Some(sink) if sink.serves == Some(false) => {
+                let others = if able.is_empty() { "none can".to_owned() } else { names(&mut able.iter().copied()) };
+                fault(format!("the sink `{name}` cannot answer queries; sinks that can: {others}"))
+            }
+            None if !sinks.is_empty() => {
+                let names: Vec<_> = sinks.iter().map(|sink| sink.name.as_str()).collect();
+                fault(format!("no sink `{name}`; {}", suggestion(name, &names, "sinks")))
+            }
+            _ => Vec::new(),
+        });
+    }
+    if let [_, second, ..] = able.as_slice() {
+        let names = names(&mut able.iter().copied());
+        let message = format!("several sinks can answer queries; choose one in [query]: {names}");
+        document.report(second.at, "query.sink", message);
+    }
+    able.first().map(|sink| sink.name.clone())
+}
+
+/// The key of each error is the one that its message begins with, if any.
+pub(crate) fn key_faults(errors: Vec<BuildError>) -> Vec<KeyFault> {
+    let key = |message: &str| {
+        let end = message.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(message.len());
+        message[..end].to_owned()
+    };
+    errors.into_iter().map(|BuildError(message)| KeyFault { key: key(&message), message }).collect()
+}
+
+#[cfg(test)]
+mod tests;

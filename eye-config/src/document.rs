@@ -160,9 +160,9 @@ impl Section<'_> {
     }
 
     /// Reports a fault of the key itself.
-    pub fn report_key(&mut self, message: &str) {
+    pub fn report_key(&mut self, message: String) {
         let Node { path, key_at, .. } = &self.node;
-        self.faults.push(Fault { at: *key_at, key: path.clone(), message: message.to_owned() });
+        self.faults.push(Fault { at: *key_at, key: path.clone(), message });
     }
 
     /// Reports a key that is missing in this table.
@@ -171,16 +171,23 @@ impl Section<'_> {
         self.faults.push(missing.fault(format!("this key is required{hint}")));
     }
 
-    /// Reads the value, and has `check` look at it if it has no fault.
-    ///
-    /// Returns `None` when the value or its check has faults. They are reported.
-    pub fn read<T: DeserializeOwned>(&mut self, check: impl FnOnce(&T) -> Vec<KeyFault>) -> Option<T> {
-        let value = read(&mut self.node, self.faults)?;
+    /// Reads the value. Returns `None` when it has faults, which are reported.
+    pub fn read<T: DeserializeOwned>(&mut self) -> Option<T> {
+        read(&mut self.node, self.faults)
+    }
+
+    /// Reads the value, as [`Self::read`]. A value without faults is checked, and `check` returns what it finds.
+    pub fn read_and_check<T: DeserializeOwned, F: Into<KeyFault>>(
+        &mut self,
+        check: impl FnOnce(&T) -> Vec<F>,
+    ) -> Option<T> {
+        let value = self.read()?;
         let faults = check(&value);
         let is_sound = faults.is_empty();
-        for KeyFault { key, message } in faults {
-            let at = self.node.position_of(&format!("{}.{key}", self.node.path));
-            self.faults.push(Fault { at, key: self.node.path.clone(), message });
+        for KeyFault { key, message } in faults.into_iter().map(F::into) {
+            let separator = if key.is_empty() { "" } else { "." };
+            let key = format!("{}{separator}{key}", self.node.path);
+            self.faults.push(Fault { at: self.node.position_of(&key), key, message });
         }
         is_sound.then_some(value)
     }

@@ -5,18 +5,28 @@ use std::env::VarError;
 use serde::Deserialize;
 
 use super::*;
-use crate::registry::BuildError;
-use crate::sink::SinkConfig;
+use crate::context::{BuildContext, SourceContext};
+use crate::sink::{BuiltSink, SinkConfig};
 use crate::source::SourceConfig;
 use crate::transport::TransportConfig;
 
+/// A source whose path nobody else may have.
 #[derive(Deserialize)]
-struct WebConfig {}
+struct WebConfig {
+    path: Option<String>,
+}
 
 impl SourceConfig for WebConfig {
     const TYPE: &'static str = "web";
-    async fn build(self) -> Result<Box<dyn Source>, BuildError> {
-        Err(BuildError("the port is taken".into()))
+    fn check(&self) -> Vec<BuildError> {
+        let is_wrong = self.path.as_ref().is_some_and(|path| !path.starts_with('/'));
+        is_wrong.then(|| BuildError::at("path", "must begin with `/`")).into_iter().collect()
+    }
+    fn claims(&self) -> Vec<String> {
+        self.path.iter().map(|path| format!("POST {path}")).collect()
+    }
+    async fn build(self, _: &SourceContext) -> Result<Box<dyn Source>, BuildError> {
+        Err(BuildError::new("the port is taken"))
     }
 }
 
@@ -28,8 +38,8 @@ struct MemoryConfig {
 
 impl TransportConfig for MemoryConfig {
     const TYPE: &'static str = "memory";
-    async fn build(self) -> Result<Box<dyn Transport>, BuildError> {
-        Err(BuildError("no memory".into()))
+    async fn build(self, _: &BuildContext) -> Result<Box<dyn Transport>, BuildError> {
+        Err(BuildError::new("no memory"))
     }
 }
 
@@ -43,8 +53,8 @@ struct StoreConfig {
 impl SinkConfig for StoreConfig {
     const TYPE: &'static str = "store";
     const ANSWERS_QUERIES: bool = true;
-    async fn build(self) -> Result<Box<dyn Sink>, BuildError> {
-        Err(BuildError(format!("no table {}", self.table)))
+    async fn build(self, _: &BuildContext) -> Result<BuiltSink, BuildError> {
+        Err(BuildError::new(format!("no table {}", self.table)))
     }
 }
 
@@ -53,8 +63,8 @@ struct NullConfig {}
 
 impl SinkConfig for NullConfig {
     const TYPE: &'static str = "null";
-    async fn build(self) -> Result<Box<dyn Sink>, BuildError> {
-        Err(BuildError("nothing".into()))
+    async fn build(self, _: &BuildContext) -> Result<BuiltSink, BuildError> {
+        Err(BuildError::new("nothing"))
     }
 }
 
@@ -92,7 +102,7 @@ fn components_keep_the_order_of_the_file() {
                 [sources.again]\ntype = \"web\"\n";
     let pipeline = pipeline(text).unwrap();
     let sources: Vec<_> = pipeline.sources.iter().map(Configured::name).collect();
-    let sinks: Vec<_> = pipeline.sinks.iter().map(Configured::key).collect();
+    let sinks: Vec<_> = pipeline.sinks.iter().map(|(sink, _)| sink.key()).collect();
     assert_eq!((sources, sinks), (vec!["web", "again"], vec!["sinks.z", "sinks.a"]));
     assert_eq!(pipeline.transport.type_name(), "memory");
     assert_eq!(pipeline.query_sink, None);
@@ -101,9 +111,10 @@ fn components_keep_the_order_of_the_file() {
 #[tokio::test]
 async fn build_error_names_its_component() {
     let mut pipeline = pipeline(SOUND).unwrap();
-    let sink = pipeline.sinks.pop().unwrap().build().await.err().unwrap();
+    let context = BuildContext::standalone("sinks.a");
+    let sink = pipeline.sinks.pop().unwrap().0.build(&context).await.err().unwrap();
     assert_eq!(sink.to_string(), "sinks.a: no table t");
-    assert_eq!(pipeline.transport.build().await.err().unwrap().to_string(), "transport: no memory");
+    assert_eq!(pipeline.transport.build(&context).await.err().unwrap().to_string(), "transport: no memory");
 }
 
 #[test]
@@ -214,6 +225,42 @@ fn only_able_sink_answers_queries() {
 fn chosen_sink_answers_queries() {
     let text = format!("{SOUND}[sinks.b]\ntype = \"store\"\nurl = \"\"\ntable = \"\"\n[query]\nsink = \"b\"\n");
     assert_eq!(pipeline(&text).unwrap().query_sink.as_deref(), Some("b"));
+}
+
+#[test]
+fn plug_in_check_is_reported_at_its_key() {
+    let text = SOUND.replace("type = \"web\"", "path = \"x\"\ntype = \"web\"");
+    assert_eq!(faults(&text), ["2:8: sources.web.path: must begin with `/`"]);
+}
+
+#[test]
+fn second_claim_names_the_first_component() {
+    let source = |name: &str, path: &str| format!("[sources.{name}]\ntype = \"web\"\npath = \"{path}\"\n");
+    let text = [&source("a", "/a"), &source("b", "/b"), &source("c", "/a"), &source("d", "/a"), SOUND].concat();
+    let expected = [
+        "7:10: sources.c: `POST /a` belongs to sources.a already; remove one of the two",
+        "10:10: sources.d: `POST /a` belongs to sources.a already; remove one of the two",
+    ];
+    assert_eq!(faults(&text), expected);
+}
+
+#[test]
+fn sink_settings_do_not_reach_the_plug_in() {
+    let settings = "[sinks.a.writer]\nmax_events = 7\n[sinks.a.filter]\nonly = { category = [\"c\"] }\n";
+    let pipeline = pipeline(&format!("{SOUND}{settings}")).unwrap();
+    let (_, settings) = &pipeline.sinks[0];
+    assert_eq!(crate::writer::WriterConfig::default().with(&settings.writer).max_events, 7);
+    assert!(!settings.filter.passes(&crate::testkit::event(1)));
+}
+
+#[test]
+fn faults_of_sink_settings_are_reported() {
+    let text = format!("{SOUND}writer.max_event = 1\nfilter = 1\n");
+    let expected = [
+        "7:8: sinks.a.writer.max_event: unknown key; did you mean `max_events`?",
+        "8:10: sinks.a.filter: expected a table, found an integer",
+    ];
+    assert_eq!(faults(&text), expected);
 }
 
 /// Lines that resemble a configuration, wrong in many ways.

@@ -9,8 +9,9 @@
 //! url = "sqlite://${DATA:-eye-data}/eye.db"
 //! ```
 //!
-//! `type` picks the plug-in from the [`Registry`]; the plug-in's struct has the other keys. Without `[transport]` the
-//! transport is `memory`. Without `[query] sink` the only sink that can answer queries does; several are a fault.
+//! `type` selects the plug-in from the [`Registry`]; the plug-in's struct has the other keys. The tables `writer` and
+//! `filter` of a sink belong to the pipeline. Without `[transport]` the transport is `memory`. Without `[query] sink`
+//! the only sink that can answer queries does; several are a fault.
 //! [`PipelineConfig::read`] reports every fault of the file at once, with its position.
 
 use std::collections::HashMap;
@@ -34,17 +35,19 @@ pub struct PipelineConfig {
     /// `memory` unless another one is chosen.
     pub transport: Configured<dyn Transport>,
     /// At least one.
-    pub sinks: Vec<(Configured<dyn Sink>, SinkSettings)>,
+    pub sinks: Vec<ConfiguredSink>,
     /// The [name](Configured::name) of the sink that answers queries; it is one of `sinks` and can.
     pub query_sink: Option<String>,
 }
 
-/// The pipeline's own settings of one sink, which do not reach its plug-in.
-#[derive(Clone, Debug, Default)]
-pub struct SinkSettings {
-    /// Overrides of `[writer]`.
+/// A sink with the pipeline's own settings for it, which do not reach its plug-in.
+#[derive(Debug)]
+pub struct ConfiguredSink {
+    /// The plug-in's part.
+    pub component: Configured<dyn Sink>,
+    /// Overrides of `[writer]`: `[sinks.NAME.writer]`.
     pub writer: WriterOverrides,
-    /// The events that the sink gets.
+    /// The events that the sink gets: `[sinks.NAME.filter]`.
     pub filter: SinkFilter,
 }
 
@@ -65,16 +68,18 @@ impl PipelineConfig {
         let transport = transport.read(section);
         let sink = Kind { key: "sinks", noun: "sink", plugins: &registry.sinks, default_type: None };
         let sinks = sink.read_each(&mut document, |mut section| {
-            let settings = SinkSettings { writer: take(&mut section, "writer"), filter: take(&mut section, "filter") };
+            let settings = (take(&mut section, "writer"), take(&mut section, "filter"));
             (sink.read(section), settings)
         });
         let (sinks, settings): (Vec<_>, Vec<_>) = sinks.into_iter().unzip();
         let query_sink = choose_query_sink(&mut document, &sinks);
-        let sinks = sinks.into_iter().zip(settings);
+        let sinks = sinks.into_iter().zip(settings).filter_map(|(sink, (writer, filter))| {
+            Some(ConfiguredSink { component: sink.configured?, writer, filter })
+        });
         let pipeline = transport.configured.map(|transport| Self {
             sources: sources.into_iter().filter_map(|source| source.configured).collect(),
             transport,
-            sinks: sinks.filter_map(|(sink, settings)| Some((sink.configured?, settings))).collect(),
+            sinks: sinks.collect(),
             query_sink,
         });
         document.finish(pipeline)

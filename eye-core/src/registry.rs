@@ -6,8 +6,8 @@
 use std::fmt;
 
 use async_trait::async_trait;
+use eye_config::Section;
 
-use crate::config::Section;
 use crate::context::{BuildContext, SourceContext};
 use crate::dead_letter::DeadLetterStore;
 use crate::error::BuildError;

@@ -10,20 +10,19 @@ use crate::sink::{BuiltSink, SinkConfig};
 use crate::source::SourceConfig;
 use crate::transport::TransportConfig;
 
-/// A source whose path nobody else may have.
 #[derive(Deserialize)]
 struct WebConfig {
-    path: Option<String>,
+    claim: Option<String>,
 }
 
 impl SourceConfig for WebConfig {
     const TYPE: &'static str = "web";
     fn check(&self) -> Vec<BuildError> {
-        let is_wrong = self.path.as_ref().is_some_and(|path| !path.starts_with('/'));
-        is_wrong.then(|| BuildError::at("path", "must begin with `/`")).into_iter().collect()
+        let is_wrong = self.claim.as_deref() == Some("nothing");
+        is_wrong.then(|| BuildError::at("claim", "must be a method and a path")).into_iter().collect()
     }
     fn claims(&self) -> Vec<String> {
-        self.path.iter().map(|path| format!("POST {path}")).collect()
+        self.claim.iter().cloned().collect()
     }
     async fn build(self, _: &SourceContext) -> Result<Box<dyn Source>, BuildError> {
         Err(BuildError::new("the port is taken"))
@@ -54,7 +53,7 @@ impl SinkConfig for StoreConfig {
     const TYPE: &'static str = "store";
     const ANSWERS_QUERIES: bool = true;
     async fn build(self, _: &BuildContext) -> Result<BuiltSink, BuildError> {
-        Err(BuildError::new(format!("no table {}", self.table)))
+        Err(BuildError::at("table", format!("no table {}", self.table)))
     }
 }
 
@@ -102,7 +101,7 @@ fn components_keep_the_order_of_the_file() {
                 [sources.again]\ntype = \"web\"\n";
     let pipeline = pipeline(text).unwrap();
     let sources: Vec<_> = pipeline.sources.iter().map(Configured::name).collect();
-    let sinks: Vec<_> = pipeline.sinks.iter().map(|(sink, _)| sink.key()).collect();
+    let sinks: Vec<_> = pipeline.sinks.iter().map(|sink| sink.component.key()).collect();
     assert_eq!((sources, sinks), (vec!["web", "again"], vec!["sinks.z", "sinks.a"]));
     assert_eq!(pipeline.transport.type_name(), "memory");
     assert_eq!(pipeline.query_sink, None);
@@ -112,8 +111,8 @@ fn components_keep_the_order_of_the_file() {
 async fn build_error_names_its_component() {
     let mut pipeline = pipeline(SOUND).unwrap();
     let context = BuildContext::standalone("sinks.a");
-    let sink = pipeline.sinks.pop().unwrap().0.build(&context).await.err().unwrap();
-    assert_eq!(sink.to_string(), "sinks.a: no table t");
+    let sink = pipeline.sinks.pop().unwrap().component.build(&context).await.err().unwrap();
+    assert_eq!(sink.to_string(), "sinks.a.table: no table t");
     assert_eq!(pipeline.transport.build(&context).await.err().unwrap().to_string(), "transport: no memory");
 }
 
@@ -228,39 +227,30 @@ fn chosen_sink_answers_queries() {
 }
 
 #[test]
+fn sink_keeps_its_own_settings_from_its_plug_in() {
+    let text = format!("{SOUND}[sinks.a.writer]\nmax_events = 7\n[sinks.a.filter]\nonly = {{name = [\"n\"]}}\n");
+    let sink = pipeline(&text).unwrap().sinks.pop().unwrap();
+    assert_eq!(crate::writer::WriterConfig::default().with(&sink.writer).max_events, 7);
+    assert!(!sink.filter.passes(&crate::testkit::event(0)));
+    let wrong = format!("{SOUND}[sinks.a.writer]\nmax_event = 7\n[sinks.a.filter]\nonly = {{name = []}}\n");
+    let expected = [
+        "8:1: sinks.a.writer.max_event: unknown key; did you mean `max_events`?",
+        "10:16: sinks.a.filter.only.name: expected at least one value",
+    ];
+    assert_eq!(faults(&wrong), expected);
+}
+
+#[test]
 fn plug_in_check_is_reported_at_its_key() {
-    let text = SOUND.replace("type = \"web\"", "path = \"x\"\ntype = \"web\"");
-    assert_eq!(faults(&text), ["2:8: sources.web.path: must begin with `/`"]);
+    let text = SOUND.replace("type = \"web\"", "claim = \"nothing\"\ntype = \"web\"");
+    assert_eq!(faults(&text), ["2:9: sources.web.claim: must be a method and a path"]);
 }
 
 #[test]
-fn second_claim_names_the_first_component() {
-    let source = |name: &str, path: &str| format!("[sources.{name}]\ntype = \"web\"\npath = \"{path}\"\n");
-    let text = [&source("a", "/a"), &source("b", "/b"), &source("c", "/a"), &source("d", "/a"), SOUND].concat();
-    let expected = [
-        "7:10: sources.c: `POST /a` belongs to sources.a already; remove one of the two",
-        "10:10: sources.d: `POST /a` belongs to sources.a already; remove one of the two",
-    ];
-    assert_eq!(faults(&text), expected);
-}
-
-#[test]
-fn sink_settings_do_not_reach_the_plug_in() {
-    let settings = "[sinks.a.writer]\nmax_events = 7\n[sinks.a.filter]\nonly = { category = [\"c\"] }\n";
-    let pipeline = pipeline(&format!("{SOUND}{settings}")).unwrap();
-    let (_, settings) = &pipeline.sinks[0];
-    assert_eq!(crate::writer::WriterConfig::default().with(&settings.writer).max_events, 7);
-    assert!(!settings.filter.passes(&crate::testkit::event(1)));
-}
-
-#[test]
-fn faults_of_sink_settings_are_reported() {
-    let text = format!("{SOUND}writer.max_event = 1\nfilter = 1\n");
-    let expected = [
-        "7:8: sinks.a.writer.max_event: unknown key; did you mean `max_events`?",
-        "8:10: sinks.a.filter: expected a table, found an integer",
-    ];
-    assert_eq!(faults(&text), expected);
+fn second_claim_of_a_source_names_the_first() {
+    let source = |name: &str, claim: &str| format!("[sources.{name}]\ntype = \"web\"\nclaim = \"{claim}\"\n");
+    let text = [source("x", "POST /a"), source("y", "POST /b"), source("z", "POST /a"), SOUND.to_owned()].concat();
+    assert_eq!(faults(&text), ["7:10: sources.z: `POST /a` belongs to sources.x already; remove one of the two"]);
 }
 
 /// Lines that resemble a configuration, wrong in many ways.

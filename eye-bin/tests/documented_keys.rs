@@ -48,7 +48,7 @@ fn section(path: &[&str]) -> Table {
 fn assert_every_key<T: DeserializeOwned>(path: &[&str]) {
     let section = section(path);
     let mut documented: Vec<&str> = section.keys().map(String::as_str).collect();
-    let mut known = field_names::<T>().to_vec();
+    let mut known = field_names::<T>();
     documented.sort_unstable();
     known.sort_unstable();
     assert!(!known.is_empty(), "{path:?}");

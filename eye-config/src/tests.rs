@@ -357,7 +357,7 @@ fn section_with_a_reported_fault_has_no_further_ones() {
 /// Lines that resemble TOML, wrong in many ways.
 fn hostile_text() -> impl proptest::strategy::Strategy<Value = String> {
     use proptest::prelude::*;
-    let key = prop_oneof![proptest::sample::select(field_names::<Store>()).prop_map(str::to_owned), "[a-zé]{0,3}"];
+    let key = prop_oneof![proptest::sample::select(field_names::<Store>()), "[a-zé]{0,3}"];
     let value = proptest::sample::select(vec![
         "1",
         "-1",

@@ -19,7 +19,6 @@ use std::collections::HashMap;
 use eye_config::{ConfigErrors, Document, KeyFault, Position, Section, did_you_mean, suggestion};
 use serde::de::DeserializeOwned;
 
-use crate::error::BuildError;
 use crate::filter::SinkFilter;
 use crate::registry::{ComponentKind, Configured, Plugin, Plugins, Registry};
 use crate::sink::Sink;
@@ -230,12 +229,6 @@ fn choose_query_sink(document: &mut Document<'_>, sinks: &[Component<dyn Sink>])
         document.report(second.at, "query.sink", message);
     }
     able.first().map(|sink| sink.name.clone())
-}
-
-/// Turns the faults that a plug-in found into faults with positions.
-pub(crate) fn key_faults(errors: Vec<BuildError>) -> Vec<KeyFault> {
-    let fault = |error: BuildError| KeyFault { key: error.key().to_owned(), message: error.message().to_owned() };
-    errors.into_iter().map(fault).collect()
 }
 
 #[cfg(test)]

@@ -6,14 +6,13 @@
 use std::fmt;
 
 use async_trait::async_trait;
-use eye_config::Section;
+use eye_config::{KeyFault, Section};
 
-use crate::context::{BuildContext, SourceContext};
+use crate::context::BuildContext;
 use crate::dead_letter::DeadLetterStore;
 use crate::error::BuildError;
-use crate::pipeline_config::key_faults;
 use crate::sink::{BuiltSink, Sink, SinkConfig};
-use crate::source::{Source, SourceConfig};
+use crate::source::{Source, SourceConfig, SourceContext};
 use crate::transport::{Transport, TransportConfig};
 
 /// The plug-ins that a configuration may name by their `type`.
@@ -61,6 +60,12 @@ impl Registry {
         self.sinks.add(C::TYPE, C::ANSWERS_QUERIES, |section| Some(Box::new(section.read(|_: &C| Vec::new())?)));
         self
     }
+}
+
+/// Turns the faults that a plug-in found into faults with positions.
+fn key_faults(errors: Vec<BuildError>) -> Vec<KeyFault> {
+    let fault = |error: BuildError| KeyFault { key: error.key().to_owned(), message: error.message().to_owned() };
+    errors.into_iter().map(fault).collect()
 }
 
 /// A kind of component: `dyn Source`, `dyn Transport` or `dyn Sink`.

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use async_trait::async_trait;
-use eye_config::{KeyFault, Section};
+use eye_config::Section;
 
 use crate::context::BuildContext;
 use crate::dead_letter::DeadLetterStore;
@@ -35,8 +35,7 @@ impl Registry {
     /// If a source of that type name is registered already.
     #[must_use]
     pub fn source<C: SourceConfig>(mut self) -> Self {
-        self.sources
-            .add(C::TYPE, false, |section| Some(Box::new(section.read(|config| key_faults(C::check(config)))?)));
+        self.sources.add(C::TYPE, false, |section| Some(Box::new(section.read_and_check(C::check)?)));
         self
     }
 
@@ -46,8 +45,7 @@ impl Registry {
     /// If a transport of that type name is registered already.
     #[must_use]
     pub fn transport<C: TransportConfig>(mut self) -> Self {
-        self.transports
-            .add(C::TYPE, false, |section| Some(Box::new(section.read(|config| key_faults(C::check(config)))?)));
+        self.transports.add(C::TYPE, false, |section| Some(Box::new(section.read_and_check(C::check)?)));
         self
     }
 
@@ -57,15 +55,9 @@ impl Registry {
     /// If a sink of that type name is registered already.
     #[must_use]
     pub fn sink<C: SinkConfig>(mut self) -> Self {
-        self.sinks.add(C::TYPE, C::ANSWERS_QUERIES, |section| Some(Box::new(section.read(|_: &C| Vec::new())?)));
+        self.sinks.add(C::TYPE, C::ANSWERS_QUERIES, |section| Some(Box::new(section.read::<C>()?)));
         self
     }
-}
-
-/// Turns the faults that a plug-in found into faults with positions.
-fn key_faults(errors: Vec<BuildError>) -> Vec<KeyFault> {
-    let fault = |error: BuildError| KeyFault { key: error.key().to_owned(), message: error.message().to_owned() };
-    errors.into_iter().map(fault).collect()
 }
 
 /// A kind of component: `dyn Source`, `dyn Transport` or `dyn Sink`.

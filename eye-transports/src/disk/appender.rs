@@ -132,7 +132,10 @@ impl Appender {
             self.committed.send_replace(next);
             Outcome::Delivered
         } else {
-            self.log.disk_is_full(reserved);
+            let mut capacity = self.log.capacity();
+            capacity.release(reserved);
+            // Refuses requests until the next measurement.
+            capacity.set_free(0);
             Outcome::failed("the disk of the queue is full")
         };
         settles.into_iter().for_each(|settle| settle(outcome.clone()));
@@ -202,7 +205,7 @@ impl Appender {
             }
             *failure = error;
         }
-        let status = log.refusing().map_or(QueueStatus::Ready, QueueStatus::Full);
+        let status = log.capacity().refusing().map_or(QueueStatus::Ready, QueueStatus::Full);
         self.status.send_if_modified(|before| {
             let is_changed = *before != status;
             *before = status;

@@ -167,7 +167,7 @@ impl Transport for DiskTransport {
     }
 
     fn dead_letters(&self) -> Option<Arc<dyn DeadLetterStore>> {
-        Some(Arc::new(DiskDeadLetters::new(self.log.path())))
+        Some(Arc::new(DiskDeadLetters::new(&self.log.path)))
     }
 
     fn default_max_wait(&self) -> Duration {

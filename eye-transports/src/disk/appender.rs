@@ -144,7 +144,7 @@ impl Appender {
 
     /// Writes and syncs the record. Returns false, and leaves no part of the record, if the disk is full.
     fn write(&mut self, count: u32) -> io::Result<bool> {
-        if self.file.is_none() || self.written >= self.log.segment_bytes() {
+        if self.file.is_none() || self.written >= self.log.segment_bytes {
             match self.log.new_segment() {
                 Ok((segment, file)) => (self.segment, self.file, self.written) = (segment, Some(file), 0),
                 Err(error) if is_full(&error) => return Ok(false),
@@ -201,7 +201,7 @@ impl Appender {
             let error = result.err().map(|error| error.to_string());
             // Logged once for each reason: a line a second would take the space that is lacking.
             if let Some(error) = error.as_ref().filter(|error| failure.as_ref() != Some(error)) {
-                tracing::warn!(component = "transport", error, "cannot {task} in {}", log.path().display());
+                tracing::warn!(component = "transport", error, "cannot {task} in {}", log.path.display());
             }
             *failure = error;
         }

@@ -20,9 +20,9 @@ const CURSORS: &str = "cursors";
 
 /// A locked queue folder.
 pub(super) struct Log {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     /// The bytes after which a new segment begins. A partly settled segment is then a small part of the quota.
-    segment_bytes: u64,
+    pub(super) segment_bytes: u64,
     capacity: Mutex<Capacity>,
     state: Mutex<LogState>,
     /// Held while the cursors are saved.
@@ -107,16 +107,8 @@ impl Log {
         Ok(log)
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
     pub(super) fn segment_path(&self, first: u64) -> PathBuf {
         recovery::segment_path(&self.path, first)
-    }
-
-    pub(super) fn segment_bytes(&self) -> u64 {
-        self.segment_bytes
     }
 
     pub(super) fn capacity(&self) -> MutexGuard<'_, Capacity> {
@@ -251,6 +243,12 @@ impl LogState {
             missing: account.missing,
             shared_backlog: None,
         }
+    }
+
+    /// Returns the segment of an event, or of the next event to come. A lost segment counts as one without bytes.
+    pub(super) fn segment_of(&self, number: u64) -> u64 {
+        let containing = self.segments.range(..=number).next_back().filter(|_| number < self.next);
+        containing.map_or(number, |(first, _)| *first)
     }
 
     fn take_segments_before(&mut self, cursor: u64) -> Vec<(u64, u64)> {

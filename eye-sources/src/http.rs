@@ -35,7 +35,7 @@ const CAPACITY_WAIT: Duration = Duration::from_secs(1);
 /// The refusal of a body for want of capacity: otherwise the operator would not hear of it.
 const NO_CAPACITY: Refusal = Refusal { part: "body", problem: "no capacity (max_pending_bytes)" };
 
-/// What operators write below `[sources.NAME]` with `type = "http"`.
+/// The settings that operators write below `[sources.NAME]` with `type = "http"`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct HttpConfig {

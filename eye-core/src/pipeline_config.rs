@@ -19,7 +19,6 @@ use std::collections::HashMap;
 use eye_config::{ConfigErrors, Document, KeyFault, Section, TextPosition, did_you_mean, suggestion};
 use serde::de::DeserializeOwned;
 
-use crate::error::BuildError;
 use crate::filter::SinkFilter;
 use crate::registry::{ComponentKind, Configured, Plugin, Plugins, Registry};
 use crate::sink::Sink;
@@ -205,12 +204,6 @@ fn choose_query_sink(document: &mut Document<'_>, sinks: &[ReadComponent<dyn Sin
         document.report(second.at, "query.sink", message);
     }
     able.first().map(|sink| sink.name.clone())
-}
-
-impl From<BuildError> for KeyFault {
-    fn from(error: BuildError) -> Self {
-        Self { key: error.key().to_owned(), message: error.message().to_owned() }
-    }
 }
 
 #[cfg(test)]

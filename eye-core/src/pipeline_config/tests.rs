@@ -5,9 +5,10 @@ use std::env::VarError;
 use serde::Deserialize;
 
 use super::*;
-use crate::context::{BuildContext, SourceContext};
+use crate::context::BuildContext;
+use crate::error::BuildError;
 use crate::sink::{BuiltSink, SinkConfig};
-use crate::source::SourceConfig;
+use crate::source::{SourceConfig, SourceContext};
 use crate::transport::TransportConfig;
 
 #[derive(Deserialize)]

@@ -1,8 +1,8 @@
 //! Values into `Deserialize` types, with every fault found.
 //!
-//! Serde stops at the first error. So [`read`] reports the error, replaces the value by a [`NodeValue::Placeholder`], and
-//! reads again until it finds no further fault. The deserializers of `toml` cannot do that: their error is one text,
-//! which quotes the value and does not tell a missing key from a wrong type.
+//! Serde stops at the first error. So [`read`] reports the error, replaces the value by a [`NodeValue::Placeholder`],
+//! and reads again until it finds no further fault. The deserializers of `toml` cannot do that: their error is one
+//! text, which quotes the value and does not tell a missing key from a wrong type.
 //!
 //! Limit: a type without a placeholder value, such as an address, hides a required key that is missing beside it.
 
@@ -19,7 +19,7 @@ use crate::error::{Fault, TextPosition};
 use crate::suggest::suggestion;
 use crate::value::{Node, NodeValue};
 
-/// Strings shorter than this are words, not secrets, and stay in the message of a type's own check.
+/// The shortest string that a type's own message must not quote. Shorter ones are no secrets.
 const MIN_SECRET_BYTES: usize = 4;
 
 /// Reads a value; `None` when it has a fault, reported now or before.
@@ -47,7 +47,7 @@ pub fn field_names<T: DeserializeOwned>() -> Vec<String> {
 /// `#[serde(deserialize_with = "at_least_one")]`.
 ///
 /// # Errors
-/// When the value is no integer of the field's type, or below 1.
+/// A value that is no integer of the field's type, or below 1.
 pub fn at_least_one<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,

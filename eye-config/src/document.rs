@@ -1,4 +1,7 @@
-//! A configuration file while it is read.
+//! A configuration file while the program reads it.
+//!
+//! [`Document`] has the top-level keys, [`Section`] any value below them. Reading never fails: faults are collected, so
+//! that the operator sees all of them after one run.
 
 use std::env::VarError;
 
@@ -27,7 +30,7 @@ impl<'t> Document<'t> {
     /// outside of tests by [`std::env::var`].
     ///
     /// # Errors
-    /// When the text is not TOML. [`Self::finish`] reports all other faults.
+    /// Text that is not TOML. [`Self::finish`] reports all other faults.
     pub fn parse(
         file: &'t str,
         text: &'t str,
@@ -73,9 +76,9 @@ impl<'t> Document<'t> {
         Section { node: self.root.take(key).unwrap_or_else(missing), faults: &mut self.faults }
     }
 
-    /// Reports all top-level keys except `also_known` and the keys read so far.
+    /// Reports all top-level keys but `also_known` and those read so far.
     ///
-    /// A key that an unknown one was probably meant to be is taken to be there, with a reported fault.
+    /// A known key near an unknown one counts as present, with a reported fault.
     pub fn reject_unknown_keys(&mut self, also_known: &[&'static str]) {
         let known = [also_known, &self.known].concat();
         self.root.reject_unknown_keys(&known, |_| true, &mut self.faults);
@@ -105,22 +108,22 @@ pub struct Section<'d> {
 }
 
 impl Section<'_> {
-    /// The full key, such as `sinks.store`.
+    /// Returns the full key, such as `sinks.store`.
     pub fn path(&self) -> &str {
         &self.node.path
     }
 
-    /// The last part of the key, such as `store`.
+    /// Returns the last part of the key, such as `store`.
     pub fn name(&self) -> &str {
         &self.node.key
     }
 
-    /// The position of the key.
+    /// Returns the position of the key.
     pub fn position(&self) -> TextPosition {
         self.node.key_at
     }
 
-    /// Whether this is a table without keys.
+    /// Returns whether this is a table without keys.
     pub fn is_empty(&self) -> bool {
         matches!(&self.node.value, NodeValue::Table(nodes) if nodes.is_empty())
     }
@@ -176,7 +179,7 @@ impl Section<'_> {
         read(&mut self.node, self.faults)
     }
 
-    /// Reads the value, as [`Self::read`]. A value without faults is checked, and `check` returns what it finds.
+    /// Reads the value as [`Self::read`], and reports the faults that `check` finds in it.
     pub fn read_and_check<T: DeserializeOwned, F: Into<KeyFault>>(
         &mut self,
         check: impl FnOnce(&T) -> Vec<F>,

@@ -1,4 +1,6 @@
 //! Faults of a configuration and their positions.
+//!
+//! A [`Fault`] has a byte offset and a full key. [`ConfigErrors`] shows all faults of a file with lines and columns.
 
 use std::fmt;
 

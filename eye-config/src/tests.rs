@@ -384,8 +384,8 @@ fn hostile_text() -> impl proptest::strategy::Strategy<Value = String> {
     let line = prop_oneof![
         6 => (key, value).prop_map(|(key, value)| format!("{key} = {value}\n")),
         1 => proptest::sample::select(vec![
-            "[store.tls]\n", "[store.labels]\n", "[tls]\n", "[tsl]\n", "[[store]]\n", "timeout_s = \"\"\n", "\u{feff}", "\r\n",
-            "\0", "é",
+            "[store.tls]\n", "[store.labels]\n", "[tls]\n", "[tsl]\n", "[[store]]\n", "timeout_s = \"\"\n", "\u{feff}",
+            "\r\n", "\0", "é",
         ]).prop_map(str::to_owned),
     ];
     proptest::collection::vec(line, 0..12).prop_map(|lines| format!("[store]\n{}", lines.concat()))

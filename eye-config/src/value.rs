@@ -1,4 +1,7 @@
 //! The values of a document with their keys and positions, in the order of the file.
+//!
+//! A [`Node`] owns its full key and its position, so each fault can be reported from the node alone. [`Converter`]
+//! makes nodes from parsed TOML. A [`NodeValue::Placeholder`] stands for each value whose fault is reported.
 
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
@@ -31,12 +34,12 @@ pub(crate) enum NodeValue {
 }
 
 impl Node {
-    /// A value at the position of its key, below the table `path`.
+    /// Creates a value at the position of its key, below the table `path`.
     pub(crate) fn new(path: &str, key: &str, at: TextPosition, value: NodeValue) -> Self {
         Self { path: join(path, key), key: key.to_owned(), key_at: at, at, value }
     }
 
-    /// An element of this array, without its value.
+    /// Creates an element of this array, without its value.
     fn element(&self, index: usize) -> Self {
         let path = format!("{}[{index}]", self.path);
         Self { path, key: String::new(), key_at: self.at, at: self.at, value: NodeValue::Placeholder }
@@ -46,7 +49,7 @@ impl Node {
         Fault { at: self.at, key: self.path.clone(), message }
     }
 
-    /// The values of an array or a table; none of any other value.
+    /// Returns the values of an array or a table; none of any other value.
     pub(crate) fn children(&self) -> &[Self] {
         match &self.value {
             NodeValue::Array(nodes) | NodeValue::Table(nodes) => nodes,
@@ -54,7 +57,7 @@ impl Node {
         }
     }
 
-    /// The value of a key in a table.
+    /// Returns the value of a key in a table.
     pub(crate) fn get_mut(&mut self, key: &str) -> Option<&mut Self> {
         let NodeValue::Table(nodes) = &mut self.value else { return None };
         nodes.iter_mut().find(|node| node.key == key)
@@ -67,12 +70,12 @@ impl Node {
         Some(nodes.remove(index))
     }
 
-    /// Whether this value, or one within, is a placeholder.
+    /// Returns whether this value, or one within, is a placeholder.
     pub(crate) fn has_placeholder(&self) -> bool {
         matches!(self.value, NodeValue::Placeholder) || self.children().iter().any(Self::has_placeholder)
     }
 
-    /// The position of the value with this full key, or of its nearest parent.
+    /// Returns the position of the value with this full key, or of its nearest parent.
     pub(crate) fn position_of(&self, path: &str) -> TextPosition {
         let leads_there = |child: &&Self| {
             let rest = path.strip_prefix(child.path.as_str());
@@ -83,7 +86,7 @@ impl Node {
 
     /// Reports and removes a table's unknown keys, or those of them that `applies` selects.
     ///
-    /// A key that an unknown one was probably meant to be gets a placeholder, so that it is not reported as missing.
+    /// A known key near an unknown one gets a placeholder, and is not missing.
     pub(crate) fn reject_unknown_keys(
         &mut self,
         known: &[&str],
@@ -106,7 +109,7 @@ impl Node {
 }
 
 impl NodeValue {
-    /// The kind of value with its article, for messages.
+    /// Returns the kind of value with its article, for messages.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Text(_) => "a string",
@@ -169,7 +172,7 @@ impl Converter<'_> {
     }
 }
 
-/// A key below another one, quoted where TOML would quote it.
+/// Returns a key below another one, quoted where TOML would quote it.
 fn join(path: &str, key: &str) -> String {
     let is_bare = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
     let key = if is_bare { key.to_owned() } else { format!("{key:?}") };

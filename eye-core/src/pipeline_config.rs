@@ -16,7 +16,7 @@
 
 use std::collections::HashMap;
 
-use eye_config::{ConfigErrors, Document, KeyFault, Section, TextPosition, did_you_mean, suggestion};
+use eye_config::{ConfigErrors, Document, Section, TextPosition, did_you_mean, suggestion};
 use serde::de::DeserializeOwned;
 
 use crate::filter::SinkFilter;

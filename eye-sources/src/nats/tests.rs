@@ -8,17 +8,17 @@ use eye_harness::{NatsServer, eventually};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
+mod credentials;
 mod jetstream;
-mod login;
 
-use super::message::Body;
+use super::message::MessageBody;
 use super::*;
 use crate::decode::{Framing, NewIds};
 use crate::fake::{FakeTransport, Told};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A source at work, and a client beside it.
+/// A running source, and a client beside it.
 struct Fixture {
     transport: Arc<FakeTransport>,
     board: HealthBoard,
@@ -121,7 +121,7 @@ const INVALID: &str = r#"{"session_id":"s","category":"c","data":1,"timestamp":"
 const ID: &str = "0190b6a0-7e1c-7000-8000-000000000001";
 
 #[tokio::test]
-async fn a_message_is_what_a_body_is() {
+async fn message_is_parsed_like_a_post_body() {
     let server = NatsServer::start();
     let fixture = Fixture::delivering(&server).await;
     let [a, b] = ["a", "b"].map(event);
@@ -131,7 +131,7 @@ async fn a_message_is_what_a_body_is() {
     fixture.publish(format!("{b}\n{a}")).await;
     fixture.publish_with(&ndjson, format!("{b}\n{{\n{b}")).await;
     fixture.publish_with(&[("Content-Type", "application/json")], &a).await;
-    // They go on in groups, each with a task of its own: only the order within a group is certain.
+    // Each group has its own task: only the order within a group is certain.
     eventually("all are published", DEADLINE, async || fixture.transport.published_names().len() == 8).await;
     let mut names = fixture.transport.published_names();
     names.sort();
@@ -140,7 +140,7 @@ async fn a_message_is_what_a_body_is() {
 }
 
 #[tokio::test]
-async fn a_reply_is_the_body_of_the_answer_to_a_post() {
+async fn reply_is_the_answer_to_a_post() {
     let server = NatsServer::start();
     let fixture = Fixture::delivering(&server).await;
     let required = json!({"name": ["This field is required."]});
@@ -158,7 +158,7 @@ async fn a_reply_is_the_body_of_the_answer_to_a_post() {
 }
 
 #[tokio::test]
-async fn a_failure_has_its_code_in_a_header() {
+async fn failure_has_its_code_in_a_header() {
     let server = NatsServer::start();
     let fixture = Fixture::delivering(&server).await;
     assert_eq!(error_code(&fixture.request(event("a")).await), None);
@@ -174,7 +174,7 @@ async fn a_failure_has_its_code_in_a_header() {
 }
 
 #[tokio::test]
-async fn what_is_not_taken_is_told() {
+async fn refused_message_gets_its_code() {
     let server = NatsServer::start();
     let mut keys = core(&server);
     keys["max_body_bytes"] = json!(event("a").len());
@@ -193,7 +193,7 @@ async fn what_is_not_taken_is_told() {
 }
 
 #[tokio::test]
-async fn a_list_of_refusals_that_no_message_can_hold_is_left_out() {
+async fn list_of_refusals_above_max_payload_is_left_out() {
     let server = NatsServer::start();
     let fixture = Fixture::delivering(&server).await;
     let reply = fixture.request(format!("[{}1]", "{},".repeat(100_000))).await;
@@ -203,7 +203,7 @@ async fn a_list_of_refusals_that_no_message_can_hold_is_left_out() {
 }
 
 #[tokio::test]
-async fn the_message_id_is_that_of_an_event_without_one() {
+async fn message_id_becomes_event_id() {
     let server = NatsServer::start();
     let fixture = Fixture::delivering(&server).await;
     let message_id = "Nats-Msg-Id";
@@ -222,13 +222,13 @@ async fn the_message_id_is_that_of_an_event_without_one() {
 }
 
 #[tokio::test]
-async fn of_messages_that_go_on_together_each_has_its_own_answer() {
+async fn each_message_of_a_group_has_its_own_answer() {
     let refused = Rejection { index: 2, reason: "by the store".into() };
     let transport = FakeTransport::new(Told::Settle(Outcome::Rejected(vec![refused])));
     let outlet = Outlet::new(transport.clone(), HealthBoard::default().component("sources.bus"));
     let handover = Handover { outlet, max_event_bytes: 1 << 20, receipt_timeout: DEADLINE };
-    let intake = Intake { handover, max_body_bytes: 1000 };
-    let body = |text: &str, framing| Body { payload: text.to_owned().into(), framing, new_ids: NewIds::Minted };
+    let ingestor = MessageIngestor { handover, max_body_bytes: 1000 };
+    let body = |text: &str, framing| MessageBody { payload: text.to_owned().into(), framing, new_ids: NewIds::Minted };
     let json = Some(Framing::Json);
     let bodies = vec![
         body("{", json),
@@ -239,31 +239,31 @@ async fn of_messages_that_go_on_together_each_has_its_own_answer() {
         body(&" ".repeat(1001), json),
         body(&event("e"), json),
     ];
-    let handled = intake.take(bodies, ()).await;
+    let handled = ingestor.ingest(bodies, ()).await;
     assert_eq!(transport.published_names(), ["a", "c", "d", "e"]);
     let answers = handled.iter().map(|handled| (handled.answer.status().as_u16(), handled.refused.len()));
     assert_eq!(answers.collect::<Vec<_>>(), [(400, 0), (201, 0), (400, 0), (415, 0), (200, 1), (413, 0), (201, 0)]);
     assert_eq!(handled[4].refused[0].index, 1, "in its own message");
 
-    for told in [Told::Settle(Outcome::failed("away")), Told::Refuse(PublishError::Closed)] {
+    for told in [Told::Settle(Outcome::failed("unavailable")), Told::Refuse(PublishError::Closed)] {
         transport.tell(told);
-        let handled = intake.take(vec![body(&event("a"), json), body(INVALID, json)], ()).await;
+        let handled = ingestor.ingest(vec![body(&event("a"), json), body(INVALID, json)], ()).await;
         let statuses = handled.iter().map(|handled| handled.answer.status().as_u16());
-        assert_eq!(statuses.collect::<Vec<_>>(), [503, 400], "what nobody was asked about has not failed");
+        assert_eq!(statuses.collect::<Vec<_>>(), [503, 400], "an invalid message has not failed");
     }
 }
 
 #[tokio::test]
-async fn beyond_the_bound_messages_are_dropped_and_requesters_told() {
+async fn messages_above_the_limit_are_dropped_and_answered() {
     let server = NatsServer::start();
     let mut keys = core(&server);
-    // Each takes a kilobyte: there is room for two.
+    // Each counts 1 KiB: two fit.
     keys["max_pending_bytes"] = json!(2500);
     keys["max_body_bytes"] = json!(1000);
     let fixture = Fixture::start(&server, Told::NeverPublish, keys).await;
     for (name, waiting) in [("a", 1), ("b", 2)] {
         fixture.publish(event(name)).await;
-        eventually("it is on its way", DEADLINE, async || fixture.transport.waiting() == waiting).await;
+        eventually("the message is in flight", DEADLINE, async || fixture.transport.waiting() == waiting).await;
     }
     fixture.publish(event("c")).await;
     let reply = fixture.request(event("d")).await;
@@ -272,9 +272,9 @@ async fn beyond_the_bound_messages_are_dropped_and_requesters_told() {
     assert_eq!(fixture.transport.waiting(), 2);
 }
 
-/// However often it was tried again, there would never be room for it.
+/// A retry could never succeed.
 #[tokio::test]
-async fn a_message_larger_than_all_the_room_is_refused_for_good() {
+async fn message_above_the_whole_limit_answers_413() {
     let server = NatsServer::start();
     let mut keys = core(&server);
     keys["max_pending_bytes"] = json!(2500);
@@ -283,7 +283,7 @@ async fn a_message_larger_than_all_the_room_is_refused_for_good() {
     let reply = fixture.request(" ".repeat(5000)).await;
     assert_eq!(error_code(&reply), Some("413"));
     assert!(body(&reply)["detail"].as_str().unwrap().contains("max_body_bytes"), "{reply:?}");
-    // Its headers are not kept, so they need no room.
+    // Headers are not stored, so they do not count.
     let headers = header_map(&[("A", &"x".repeat(5000))]);
     let reply = fixture.client.request_with_headers("events.web", headers, event("a").into()).await.unwrap();
     assert_eq!(error_code(&reply), None);
@@ -291,7 +291,7 @@ async fn a_message_larger_than_all_the_room_is_refused_for_good() {
 }
 
 #[tokio::test]
-async fn a_group_shares_the_messages() {
+async fn queue_group_shares_messages() {
     let server = NatsServer::start();
     let mut keys = core(&server);
     keys["queue_group"] = json!("eyes");
@@ -314,19 +314,19 @@ async fn a_group_shares_the_messages() {
 }
 
 #[tokio::test]
-async fn a_stop_waits_for_the_receipts_and_replies() {
+async fn shutdown_waits_for_receipts_and_replies() {
     let server = NatsServer::start();
     let fixture = Fixture::start(&server, Told::NeverSettle, core(&server)).await;
     let client = fixture.client.clone();
     let asking = tokio::spawn(async move { client.request("events.web", event("a").into()).await.unwrap() });
     fixture.wait_published(&["a"]).await;
     fixture.shutdown.cancel();
-    let gone = async || {
+    let has_left = async || {
         let asked = fixture.client.request("events.web", event("b").into());
         let asked = tokio::time::timeout(Duration::from_millis(200), asked).await;
         asked.is_ok_and(|asked| asked.is_err_and(|error| error.kind() == RequestErrorKind::NoResponders))
     };
-    eventually("it has left", DEADLINE, gone).await;
+    eventually("the source has left", DEADLINE, has_left).await;
     assert!(!fixture.running.is_finished());
     for ack in std::mem::take(&mut *fixture.transport.held.lock().unwrap()) {
         ack.settle(Outcome::Delivered);
@@ -336,17 +336,17 @@ async fn a_stop_waits_for_the_receipts_and_replies() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_away_is_waited_for() {
+async fn unavailable_server_is_reconnected() {
     let mut server = NatsServer::new(&[]);
     let fixture = Fixture::start_unready(&server, Told::Settle(Outcome::Delivered), core(&server)).await;
     let unavailable = async || matches!(fixture.state(), State::Unavailable { .. });
-    eventually("it is away", DEADLINE, unavailable).await;
+    eventually("it is unavailable", DEADLINE, unavailable).await;
     server.restart();
     fixture.wait_ready().await;
     fixture.publish(event("a")).await;
     fixture.wait_published(&["a"]).await;
     server.kill();
-    eventually("it is away again", DEADLINE, unavailable).await;
+    eventually("it is unavailable again", DEADLINE, unavailable).await;
     server.restart();
     fixture.wait_ready().await;
     assert_eq!(fixture.request_json(event("b")).await, json!({"success": true}));
@@ -354,14 +354,14 @@ async fn a_server_that_is_away_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_source_stops_while_its_server_is_away() {
+async fn source_stops_while_server_is_unavailable() {
     let server = NatsServer::new(&[]);
     let fixture = Fixture::start_unready(&server, Told::Settle(Outcome::Delivered), core(&server)).await;
     fixture.stop().await;
 }
 
 #[test]
-fn no_secret_is_shown() {
+fn secrets_are_hidden() {
     let shown = format!(
         "{:?}",
         config(json!({
@@ -378,7 +378,7 @@ fn no_secret_is_shown() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_is_an_error_at_the_start() {
+async fn impossible_settings_are_refused_at_startup() {
     let table = [
         (json!({"subjects": []}), "subjects is empty"),
         (json!({"stream": "EVENTS"}), "stream is for mode `jetstream` only"),

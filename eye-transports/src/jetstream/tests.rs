@@ -7,7 +7,7 @@ use eye_core::health::{HealthBoard, State as Health};
 use eye_core::testkit::{self, assert_same_events, event, event_with, events};
 use eye_core::transport::Delivery;
 use eye_harness::{NatsServer, eventually};
-use eye_nats::connection::Change;
+use eye_nats::connection::ConnectionEvent;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -59,12 +59,12 @@ impl Fixture {
     }
 
     async fn wait_ready(&self) {
-        eventually("it is ready", DEADLINE, async || self.health() == Health::Ready).await;
+        eventually("the transport is ready", DEADLINE, async || self.health() == Health::Ready).await;
     }
 
     async fn wait_unavailable(&self, why: &str) {
-        let is_away = async || matches!(self.health(), Health::Unavailable { reason } if reason.contains(why));
-        eventually(&format!("it says: {why}"), DEADLINE, is_away).await;
+        let is_unavailable = async || matches!(self.health(), Health::Unavailable { reason } if reason.contains(why));
+        eventually(&format!("the reason contains {why}"), DEADLINE, is_unavailable).await;
     }
 
     async fn stream(&self) -> Stream {
@@ -81,19 +81,19 @@ impl Fixture {
     }
 
     async fn receive(&mut self) -> Vec<Delivery> {
-        tokio::time::timeout(DEADLINE, self.subscription.receive(WIDE)).await.expect("something comes").unwrap()
+        tokio::time::timeout(DEADLINE, self.subscription.receive(WIDE)).await.expect("a delivery arrives").unwrap()
     }
 
-    /// Receives once, and says what becomes of it.
+    /// Receives once, and settles what it received.
     async fn next(&mut self, outcome: Outcome) -> Vec<Event> {
         settle(self.receive().await, outcome)
     }
 
-    /// Waits until the sink has everything, and nothing is kept for it.
+    /// Waits until the stream is empty and nothing is in flight.
     async fn wait_empty(&self) {
         let is_empty = async || self.stream().await.cached_info().state.messages == 0;
         eventually("the stream is empty", DEADLINE, is_empty).await;
-        eventually("nothing is at hand", DEADLINE, async || self.transport.custody("store").pending == 0).await;
+        eventually("nothing is in flight", DEADLINE, async || self.transport.custody("store").pending == 0).await;
     }
 
     async fn dead_letters(&self, server: &NatsServer) -> Vec<eye_core::dead_letter::DeadLetter> {
@@ -123,7 +123,7 @@ async fn conforms() {
 }
 
 #[tokio::test]
-async fn a_receipt_settles_without_any_sink_and_what_it_has_is_removed() {
+async fn receipt_settles_before_delivery_and_stream_is_emptied() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     assert_eq!(fixture.publish(events(0, 3)).await, Outcome::Delivered);
@@ -135,7 +135,7 @@ async fn a_receipt_settles_without_any_sink_and_what_it_has_is_removed() {
 }
 
 #[tokio::test]
-async fn the_books_tell_what_the_stream_holds_while_it_is_known() {
+async fn custody_reports_stream_backlog_while_known() {
     let mut server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     let is = async |fixture: &Fixture, expected| {
@@ -145,9 +145,9 @@ async fn the_books_tell_what_the_stream_holds_while_it_is_known() {
     fixture.publish(events(0, 3)).await;
     fixture.publish(events(3, 4)).await;
     is(&fixture, Some(2)).await;
-    let at_hand = fixture.receive().await;
+    let in_flight = fixture.receive().await;
     is(&fixture, Some(2)).await;
-    settle(at_hand, Outcome::Delivered);
+    settle(in_flight, Outcome::Delivered);
     while fixture.transport.custody("store").taken < 4 {
         fixture.next(Outcome::Delivered).await;
     }
@@ -157,7 +157,7 @@ async fn the_books_tell_what_the_stream_holds_while_it_is_known() {
 }
 
 #[tokio::test]
-async fn requests_that_wait_are_sent_together() {
+async fn waiting_requests_share_messages() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     let mut receipts = Vec::new();
@@ -177,13 +177,13 @@ async fn requests_that_wait_are_sent_together() {
 }
 
 #[tokio::test]
-async fn what_failed_comes_again_and_the_whole_stream_is_not_tried_meanwhile() {
+async fn failed_messages_return_without_trying_whole_stream() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     for n in 0..2000 {
         assert_eq!(fixture.publish(events(n, n + 1)).await, Outcome::Delivered);
     }
-    let failed = Outcome::failed("away");
+    let failed = Outcome::failed("unavailable");
     for _ in 0..5 {
         fixture.next(failed.clone()).await;
     }
@@ -199,7 +199,7 @@ async fn what_failed_comes_again_and_the_whole_stream_is_not_tried_meanwhile() {
 }
 
 #[tokio::test]
-async fn refused_events_are_dead_letters_and_the_others_are_done() {
+async fn refused_events_become_dead_letters() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     fixture.publish(events(0, 5)).await;
@@ -216,7 +216,7 @@ async fn refused_events_are_dead_letters_and_the_others_are_done() {
 }
 
 #[tokio::test]
-async fn a_refused_event_whose_dead_letter_cannot_be_kept_comes_again() {
+async fn event_without_dead_letter_is_redelivered() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     let context = jetstream::new(fixture.client.clone());
@@ -226,7 +226,7 @@ async fn a_refused_event_whose_dead_letter_cannot_be_kept_comes_again() {
     fixture.publish(events(0, 1)).await;
     let refused = Outcome::Rejected(vec![eye_core::ack::Rejection { index: 0, reason: "no".into() }]);
     fixture.next(refused.clone()).await;
-    assert_eq!(fixture.next(Outcome::failed("away")).await, events(0, 1), "it is not lost");
+    assert_eq!(fixture.next(Outcome::failed("unavailable")).await, events(0, 1), "the event is not lost");
     context.update_stream(config).await.unwrap();
     fixture.next(refused).await;
     fixture.wait_empty().await;
@@ -234,7 +234,7 @@ async fn a_refused_event_whose_dead_letter_cannot_be_kept_comes_again() {
 }
 
 #[tokio::test]
-async fn a_message_that_is_not_ours_or_damaged_holds_up_nothing() {
+async fn unreadable_message_blocks_nothing() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     let context = jetstream::new(fixture.client.clone());
@@ -242,7 +242,7 @@ async fn a_message_that_is_not_ours_or_damaged_holds_up_nothing() {
     record::encode_event(&event(0), &mut damaged);
     record::seal(&mut damaged, 0, 1);
     damaged[40] ^= 1;
-    // Somebody who knows the format.
+    // Written by somebody who knows the format.
     let mut no_json = vec![0; record::HEADER_BYTES];
     record::encode_event(&event_with(0, "no JSON", "{"), &mut no_json);
     record::seal(&mut no_json, 0, 1);
@@ -261,9 +261,9 @@ async fn a_message_that_is_not_ours_or_damaged_holds_up_nothing() {
     assert_eq!(fixture.consumer().await.num_redelivered, 0);
 }
 
-/// As the server's own words have it. 404 would say that there is no more, 503 that the consumer is of no use.
+/// The status lines are those of the server: 404 ends a pull request, 503 means that the consumer does not exist.
 #[tokio::test]
-async fn a_message_with_a_status_is_a_message() {
+async fn message_with_status_line_is_delivered() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     let mut ours = vec![0; record::HEADER_BYTES];
@@ -279,7 +279,7 @@ async fn a_message_with_a_status_is_a_message() {
 }
 
 #[tokio::test]
-async fn messages_at_hand_are_not_delivered_to_others_however_long_it_takes() {
+async fn in_flight_messages_are_not_redelivered() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     fixture.publish(events(0, 1)).await;
@@ -296,7 +296,7 @@ async fn messages_at_hand_are_not_delivered_to_others_however_long_it_takes() {
 }
 
 #[tokio::test]
-async fn what_is_at_hand_at_the_end_goes_back_at_once() {
+async fn shutdown_returns_in_flight_messages_at_once() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     let mut keys = keys(&server);
@@ -304,8 +304,8 @@ async fn what_is_at_hand_at_the_end_goes_back_at_once() {
     for n in 0..50 {
         fixture.publish(events(n, n + 1)).await;
     }
-    // Away: everything is handed back, and the end does not wait for the sink.
-    fixture.next(Outcome::failed("away")).await;
+    // The sink is unavailable: everything is returned, and the shutdown does not wait for the sink.
+    fixture.next(Outcome::failed("unavailable")).await;
     fixture.transport.close();
     assert!(fixture.subscription.receive(WIDE).await.is_none());
     assert_eq!(fixture.transport.custody("store").pending, 0);
@@ -320,14 +320,14 @@ async fn what_is_at_hand_at_the_end_goes_back_at_once() {
 }
 
 #[tokio::test]
-async fn an_event_larger_than_the_server_lets_through_is_refused() {
+async fn event_above_max_payload_is_refused() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     let large = |n, bytes: usize| event_with(n, "large", &format!("\"{}\"", "x".repeat(bytes)));
     let request = vec![large(0, 1_000_000), large(1, 1 << 20), large(2, 1_000_000), event(3)];
-    let Outcome::Rejected(rejections) = fixture.publish(request.clone()).await else { panic!("nothing is refused") };
+    let Outcome::Rejected(rejections) = fixture.publish(request.clone()).await else { panic!("nothing was refused") };
     assert_eq!((rejections.len(), rejections[0].index), (1, 1));
-    assert!(rejections[0].reason.contains("lets through 1048576 (`max_payload`)"), "{rejections:?}");
+    assert!(rejections[0].reason.contains("of 1048576 bytes (`max_payload`)"), "{rejections:?}");
     let mut received = Vec::new();
     while received.len() < 3 {
         received.extend(fixture.next(Outcome::Delivered).await);
@@ -335,9 +335,9 @@ async fn an_event_larger_than_the_server_lets_through_is_refused() {
     assert_eq!(received, [request[0].clone(), request[2].clone(), request[3].clone()]);
 }
 
-/// The largest events there can be, refused by the sink with the longest reason.
+/// The largest possible event, refused by the sink with a long reason.
 #[tokio::test]
-async fn whatever_can_be_published_can_be_a_dead_letter() {
+async fn every_publishable_event_fits_a_dead_letter() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     let text = "\u{1}".repeat(150);
@@ -366,7 +366,7 @@ async fn whatever_can_be_published_can_be_a_dead_letter() {
 }
 
 #[tokio::test]
-async fn what_one_of_two_sinks_has_not_got_stays() {
+async fn copies_of_second_sink_stay_until_stored() {
     let server = NatsServer::start();
     let transport: Arc<dyn Transport> = Arc::from(config(keys(&server)).unwrap().build().await.unwrap());
     let first = transport.subscribe("first").await.unwrap();
@@ -396,22 +396,22 @@ async fn what_one_of_two_sinks_has_not_got_stays() {
 }
 
 #[tokio::test]
-async fn what_one_program_cannot_write_another_gets() {
+async fn failed_messages_reach_another_program() {
     let server = NatsServer::start();
-    let (mut away, mut there) = (Fixture::start(&server).await, Fixture::start(&server).await);
+    let (mut failing, mut storing) = (Fixture::start(&server).await, Fixture::start(&server).await);
     for n in 0..200 {
-        assert_eq!(away.publish(events(n, n + 1)).await, Outcome::Delivered);
+        assert_eq!(failing.publish(events(n, n + 1)).await, Outcome::Delivered);
     }
-    let failing = tokio::spawn(async move {
+    let failures = tokio::spawn(async move {
         loop {
-            away.next(Outcome::failed("away")).await;
+            failing.next(Outcome::failed("unavailable")).await;
         }
     });
     let mut received = Vec::new();
     while received.len() < 200 {
-        received.extend(there.next(Outcome::Delivered).await);
+        received.extend(storing.next(Outcome::Delivered).await);
     }
     assert_same_events(&received, &events(0, 200));
-    there.wait_empty().await;
-    failing.abort();
+    storing.wait_empty().await;
+    failures.abort();
 }

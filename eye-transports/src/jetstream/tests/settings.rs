@@ -1,9 +1,9 @@
-//! Settings that cannot be, and what is on the server with others.
+//! Impossible settings, and settings drift on the server.
 
 use super::*;
 
 #[tokio::test]
-async fn a_stream_or_consumer_with_other_settings_is_an_error_that_names_them() {
+async fn settings_drift_is_an_error_naming_settings() {
     let server = NatsServer::start();
     let fixture = Fixture::start(&server).await;
     let context = jetstream::new(fixture.client.clone());
@@ -33,9 +33,9 @@ async fn a_stream_or_consumer_with_other_settings_is_an_error_that_names_them() 
     assert!(error.contains("discard is Old, not New") && error.contains("max_age is 600s, not 0ns"), "{error}");
 }
 
-/// They would lose events, or keep them from the sink, on the connection that there is.
+/// The changed settings would lose events or keep them from the sink, without a new connection.
 #[tokio::test]
-async fn settings_that_somebody_changes_meanwhile_are_an_error_and_nothing_is_taken_any_more() {
+async fn settings_changed_at_runtime_stop_the_transport() {
     let end = async |change: &dyn Fn(&mut Config, &mut pull::Config)| {
         let server = NatsServer::start();
         let fixture = Fixture::start(&server).await;
@@ -59,7 +59,7 @@ async fn settings_that_somebody_changes_meanwhile_are_an_error_and_nothing_is_ta
 }
 
 #[tokio::test]
-async fn what_cannot_be_is_an_error_at_the_start() {
+async fn impossible_settings_are_refused_at_startup() {
     let table = [
         (json!({"stream": ""}), "stream must be the name of a stream"),
         (json!({"stream": "a.b"}), "stream must be the name of a stream"),
@@ -81,8 +81,8 @@ async fn what_cannot_be_is_an_error_at_the_start() {
         assert!(error.contains(expected) && !error.contains("hush"), "{error}");
     }
     let transport = config(json!({"url": "nats://127.0.0.1:1", "stream": "EYE"})).unwrap().build().await.unwrap();
-    let error = transport.subscribe("a.b").await.err().expect("it is no name").to_string();
+    let error = transport.subscribe("a.b").await.err().expect("the name is refused").to_string();
     assert!(error.contains("sinks.a.b"), "{error}");
     transport.subscribe("a").await.unwrap();
-    assert!(transport.subscribe("a").await.is_err(), "it has subscribed already");
+    assert!(transport.subscribe("a").await.is_err(), "the name has subscribed");
 }

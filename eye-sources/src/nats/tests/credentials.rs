@@ -72,7 +72,7 @@ fn jwt(issuer: &KeyPair, subject: &KeyPair, mut nats: Value) -> String {
 }
 
 #[tokio::test]
-async fn who_has_a_credentials_file_is_accepted() {
+async fn credentials_file_is_accepted() {
     let [system, account, stranger] = std::array::from_fn(|_| KeyPair::new_account());
     let (operator, user) = (KeyPair::new_operator(), KeyPair::new_user());
     let limits = json!({

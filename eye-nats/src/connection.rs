@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::{Client, ClientError, ConnectError, ConnectOptions, Event, ServerAddr, ServerError};
-use eye_core::registry::BuildError;
+use eye_core::error::BuildError;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use tokio::sync::mpsc;
@@ -151,7 +151,7 @@ impl ConnectionSettings {
         ];
         if credentials.iter().filter(|is_set| **is_set).count() > 1 {
             let choices = "in the URL, or `user` and `password`, or `token`, or `credentials_file`";
-            return Err(BuildError(format!("more than one way to log in: choose one of {choices}")));
+            return Err(BuildError::new(format!("more than one way to log in: choose one of {choices}")));
         }
         Ok(())
     }
@@ -209,7 +209,7 @@ impl Connector {
             let content = read("credentials_file", &settings.credentials_file).await?;
             options = options.credentials(&content).map_err(|_| {
                 let file = &settings.credentials_file;
-                BuildError(format!("credentials_file: {file} does not hold a JWT and a key as `nsc` writes them"))
+                BuildError::at("credentials_file", format!("{file} does not hold a JWT and a key as `nsc` writes them"))
             })?;
         }
         if !settings.ca_file.is_empty() {
@@ -270,7 +270,7 @@ async fn read(key: &str, file: &str) -> Result<String, BuildError> {
     let path = file.to_owned();
     let content = tokio::task::spawn_blocking(move || fs::read_to_string(path)).await;
     let content = content.expect("reading does not panic, and is not cancelled");
-    content.map_err(|error| BuildError(format!("{key}: cannot read {file}: {error}")))
+    content.map_err(|error| BuildError::at(key, format!("cannot read {file}: {error}")))
 }
 
 /// Calls `on_event` for each change of the connection, for as long as the client lives.

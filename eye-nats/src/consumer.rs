@@ -17,6 +17,7 @@ use async_nats::connection::State;
 use async_nats::jetstream::AckKind;
 use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
 use bytes::Bytes;
+use eye_core::backoff::Backoff;
 use futures_util::stream::{FuturesUnordered, ReadyChunks};
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::Notify;
@@ -37,8 +38,8 @@ const SUBJECTS_BYTES: usize = 1024;
 /// cannot say which event it refuses compares neighbours.
 const PROBE_DIVISOR: usize = 8;
 
-/// Delays before failed messages are delivered again; they double.
-const MIN_PAUSE: Duration = Duration::from_millis(50);
+/// First and longest delay before failed messages are delivered again.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 
 /// Longest wait for the confirmation of a settlement. The message counts as in flight meanwhile.
@@ -99,7 +100,7 @@ struct Shared {
 }
 
 /// The messages in flight, and the pause after a failure.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct FlowControl {
     /// Reply subjects of the messages that are not settled, by their number.
     unsettled: HashMap<u64, Subject>,
@@ -109,8 +110,9 @@ struct FlowControl {
     /// Messages whose settlement is not confirmed, and their bytes.
     messages: usize,
     bytes: usize,
-    /// Length of the last pause. Zero: nothing has failed since the last acknowledgement.
-    pause: Duration,
+    backoff: Backoff,
+    /// A message has failed since the last acknowledgement.
+    is_probing: bool,
     paused_until: Option<Instant>,
     is_finishing: bool,
 }
@@ -128,7 +130,7 @@ impl Consumer {
         let shared = Arc::new(Shared {
             client,
             settings,
-            flow: Mutex::default(),
+            flow: Mutex::new(FlowControl::new()),
             flow_changed: Notify::new(),
             settled: Notify::new(),
         });
@@ -255,7 +257,7 @@ impl Shared {
     fn capacity(&self) -> Option<(usize, usize)> {
         let largest = self.client.max_payload() + SUBJECTS_BYTES;
         let flow = self.flow();
-        let divisor = if flow.pause.is_zero() { 1 } else { PROBE_DIVISOR };
+        let divisor = if flow.is_probing { PROBE_DIVISOR } else { 1 };
         let (max_messages, max_bytes) =
             (self.settings.max_messages.div_ceil(divisor), self.settings.max_bytes / divisor);
         let messages = max_messages.saturating_sub(flow.messages);
@@ -342,6 +344,20 @@ impl Shared {
 }
 
 impl FlowControl {
+    fn new() -> Self {
+        Self {
+            unsettled: HashMap::new(),
+            last_number: 0,
+            outbox: Vec::new(),
+            messages: 0,
+            bytes: 0,
+            backoff: Backoff::new(FIRST_PAUSE, MAX_PAUSE),
+            is_probing: false,
+            paused_until: None,
+            is_finishing: false,
+        }
+    }
+
     /// Returns the end of the pause, during a pause.
     fn pause_end(&self) -> Option<Instant> {
         self.paused_until.filter(|until| Instant::now() < *until)
@@ -350,11 +366,8 @@ impl FlowControl {
     /// Begins a pause unless there is one. Returns the delay for a message: it ends a little before the pause, so that failed
     /// messages are delivered again before new ones.
     fn fail(&mut self) -> Duration {
-        let until = self.pause_end().unwrap_or_else(|| {
-            self.pause = (self.pause * 2).clamp(MIN_PAUSE, MAX_PAUSE);
-            Instant::now() + self.pause + self.pause / 4
-        });
-        self.paused_until = Some(until);
+        let until = self.pause_end().unwrap_or_else(|| Instant::now() + self.backoff.next_pause().mul_f64(1.25));
+        (self.paused_until, self.is_probing) = (Some(until), true);
         until.saturating_duration_since(Instant::now()).mul_f64(0.8)
     }
 }
@@ -381,7 +394,8 @@ impl InFlightMessage {
     /// Acknowledges the message: its events have their terminal outcome. Ends a pause.
     pub fn ack(self) {
         let mut flow = self.consumer.flow();
-        (flow.pause, flow.paused_until) = (Duration::ZERO, None);
+        flow.backoff.reset();
+        (flow.is_probing, flow.paused_until) = (false, None);
         drop(flow);
         self.settle(AckKind::Ack);
     }

@@ -11,7 +11,7 @@ use async_nats::jetstream::stream::{Config, LastRawMessageErrorKind, RetentionPo
 use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{Client, Event, HeaderMap};
 use async_trait::async_trait;
-use eye_core::dead_letter::{DeadLetter, DeadLetterError, DeadLetters};
+use eye_core::dead_letter::{DeadLetter, DeadLetterError, DeadLetterStore, NewDeadLetter};
 use eye_core::timestamp::Timestamp;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
@@ -54,19 +54,6 @@ pub struct DeadLetterStream {
     capacity: StreamCapacity,
 }
 
-/// A dead letter to write.
-#[derive(Debug)]
-pub struct NewDeadLetter<'a> {
-    /// The key of the component that refused it, such as `sinks.store`.
-    pub refused_by: &'a str,
-    /// The component's reason.
-    pub reason: &'a str,
-    /// What was refused, in the form that `POST /api/event/` takes.
-    pub payload: Vec<u8>,
-    /// Identifies the letter: the same when it is written again, and never that of another one.
-    pub key: String,
-}
-
 impl DeadLetterStream {
     /// Returns the dead letters of `stream`. Connects on first use. `replicas` counts when the stream has to be created.
     pub fn new(settings: ConnectionSettings, stream: &str, replicas: usize) -> Self {
@@ -103,11 +90,8 @@ impl DeadLetterStream {
         Ok(())
     }
 
-    /// Writes a letter durably. Recreates the stream if it was deleted.
-    ///
-    /// # Errors
-    /// [`DeadLetterError`] when the letter is not stored, as far as is known.
-    pub async fn put(&self, letter: &NewDeadLetter<'_>) -> Result<(), DeadLetterError> {
+    /// Stores one letter. Recreates the stream if it was deleted.
+    async fn put_one(&self, letter: &NewDeadLetter) -> Result<(), DeadLetterError> {
         let refused = |error: String| {
             DeadLetterError(format!("the stream `{}` does not take a dead letter: {error}", self.stream_name()))
         };
@@ -169,9 +153,9 @@ impl DeadLetterStream {
 }
 
 /// Makes the message of a letter. A payload as large as `max_payload` leaves no space for headers: the reason is left out.
-fn message(letter: &NewDeadLetter<'_>, max_payload: usize) -> PublishMessage {
-    let reason = one_line(letter.reason);
-    let known = [("Nats-Msg-Id", letter.key.as_str()), (REFUSED_BY, letter.refused_by), (REASON, &reason)];
+fn message(letter: &NewDeadLetter, max_payload: usize) -> PublishMessage {
+    let reason = one_line(&letter.reason);
+    let known = [("Nats-Msg-Id", letter.key.as_str()), (REFUSED_BY, &letter.refused_by), (REASON, &reason)];
     let mut headers = HeaderMap::new();
     // The version line, and the separators around names and values.
     let mut headers_bytes = 16;
@@ -221,7 +205,14 @@ async fn connect(settings: &ConnectionSettings) -> Result<Client, String> {
 }
 
 #[async_trait]
-impl DeadLetters for DeadLetterStream {
+impl DeadLetterStore for DeadLetterStream {
+    async fn put(&self, letters: &[NewDeadLetter]) -> Result<(), DeadLetterError> {
+        for letter in letters {
+            self.put_one(letter).await?;
+        }
+        Ok(())
+    }
+
     async fn page(&self, after: Option<&str>) -> Result<Vec<DeadLetter>, DeadLetterError> {
         let after = after.map_or(Ok(0), |id| {
             id.parse::<u64>().map_err(|_| DeadLetterError(format!("{id:?} is no dead letter's id: they are numbers")))

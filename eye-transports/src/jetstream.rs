@@ -15,17 +15,19 @@ use std::time::Duration;
 use async_nats::jetstream::ContextBuilder;
 use async_trait::async_trait;
 use eye_core::ack::{Ack, Outcome, Receipt};
-use eye_core::dead_letter::DeadLetters;
+use eye_core::budget::ByteBudget;
+use eye_core::context::BuildContext;
+use eye_core::dead_letter::DeadLetterStore;
+use eye_core::error::BuildError;
 use eye_core::event::Event;
 use eye_core::health::Health;
-use eye_core::registry::BuildError;
 use eye_core::transport::{Custody, PublishError, Subscription, Transport, TransportConfig, TransportError};
 use eye_nats::connection::{self, ConnectionSettings, Connector, Secret, ServerUrls};
 use eye_nats::connection_settings;
 use eye_nats::dead_letters::DeadLetterStream;
 use eye_nats::stream::is_name;
 use serde::Deserialize;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -86,7 +88,7 @@ fn thirty_seconds() -> u64 {
 const MIN_MAX_BYTES: u64 = 64 << 20;
 
 /// Encoded bytes of events that may wait to be published.
-const MAX_WAITING_BYTES: usize = 64 << 20;
+const MAX_WAITING_BYTES: u32 = 64 << 20;
 
 /// Delay after which a refused producer may retry.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -99,21 +101,26 @@ impl TransportConfig for JetStreamConfig {
 
     fn check(&self) -> Vec<BuildError> {
         let (max_bytes, replicas) = (self.max_bytes, self.replicas);
-        let no_name = "stream must be the name of a stream, without any of `.*>/\\ `".to_owned();
+        let no_name = "must be the name of a stream, without any of `.*>/\\ `".to_owned();
         let checks = [
-            (!is_name(&self.stream), no_name),
-            (replicas > 5, format!("replicas is {replicas}, but must be at most 5")),
-            (max_bytes < MIN_MAX_BYTES, format!("max_bytes is {max_bytes}, but must be at least {MIN_MAX_BYTES}")),
-            (i64::try_from(max_bytes).is_err(), format!("max_bytes is {max_bytes}, more than a stream can hold")),
+            (!is_name(&self.stream), "stream", no_name),
+            (replicas > 5, "replicas", format!("{replicas} is too large: it must be at most 5")),
+            (
+                max_bytes < MIN_MAX_BYTES,
+                "max_bytes",
+                format!("{max_bytes} is too small: it must be at least {MIN_MAX_BYTES}"),
+            ),
+            (i64::try_from(max_bytes).is_err(), "max_bytes", format!("{max_bytes} is more than a stream can hold")),
         ];
-        let wrong = checks.into_iter().filter(|(is_wrong, _)| *is_wrong).map(|(_, message)| BuildError(message));
+        let wrong = checks.into_iter().filter(|(is_wrong, ..)| *is_wrong);
+        let wrong = wrong.map(|(_, key, message)| BuildError::at(key, message));
         wrong.chain(self.connection().check().err()).collect()
     }
 
-    async fn build(self) -> Result<Box<dyn Transport>, BuildError> {
+    async fn build(self, _context: &BuildContext) -> Result<Box<dyn Transport>, BuildError> {
         let connector = Connector::new(&self.connection()).await?;
         let name = connector.name();
-        let (client, events) = connector.connect().await.map_err(|error| BuildError(error.to_string()))?;
+        let (client, events) = connector.connect().await.map_err(|error| BuildError::new(error.to_string()))?;
         let (is_connected, connection) = watch::channel(false);
         let context = ContextBuilder::new().timeout(PUBLISH_TIMEOUT).build(client.clone());
         let monitor =
@@ -125,11 +132,11 @@ impl TransportConfig for JetStreamConfig {
             AbortOnDropHandle::new(tokio::spawn(watching)),
             AbortOnDropHandle::new(tokio::spawn(monitor.clone().run(connection))),
         ];
-        let capacity = Arc::new(Semaphore::new(MAX_WAITING_BYTES));
-        Ok(Box::new(JetStreamTransport { monitor, queue: RwLock::new(Some(sender)), capacity, _tasks: tasks }))
+        let budget = ByteBudget::new(MAX_WAITING_BYTES);
+        Ok(Box::new(JetStreamTransport { monitor, queue: RwLock::new(Some(sender)), budget, _tasks: tasks }))
     }
 
-    fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
+    fn dead_letters(&self) -> Option<Box<dyn DeadLetterStore>> {
         Some(Box::new(self.dead_letter_stream()))
     }
 }
@@ -146,10 +153,10 @@ impl JetStreamConfig {
 
 struct JetStreamTransport {
     monitor: Arc<StreamMonitor>,
-    /// To the task that publishes. `capacity` bounds its length. `None` once the transport is closed.
+    /// To the task that publishes. `budget` bounds its length. `None` once the transport is closed.
     queue: RwLock<Option<mpsc::UnboundedSender<PublishRequest>>>,
-    /// One permit for each byte, released when the receipt is settled.
-    capacity: Arc<Semaphore>,
+    /// Reservations are released when the receipt is settled.
+    budget: ByteBudget,
     _tasks: [AbortOnDropHandle<()>; 2],
 }
 
@@ -164,20 +171,20 @@ impl Transport for JetStreamTransport {
         let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner);
         let Some(queue) = queue.as_ref() else { return Err(PublishError::Closed) };
         let full = |reason: String| PublishError::Full { reason, retry_after: RETRY_AFTER };
+        let unavailable = |reason: String| PublishError::Unavailable { reason, retry_after: RETRY_AFTER };
         match self.monitor.status() {
             StreamStatus::Available => {}
-            StreamStatus::Starting => return Err(full("not connected yet".to_owned())),
-            StreamStatus::Unavailable(reason) | StreamStatus::Full(reason) => return Err(full(reason)),
+            StreamStatus::Starting => return Err(unavailable("not connected yet".to_owned())),
+            StreamStatus::Unavailable(reason) => return Err(unavailable(reason)),
+            StreamStatus::Full(reason) => return Err(full(reason)),
             StreamStatus::Broken(_) => return Err(PublishError::Closed),
         }
-        let bytes: usize = events.iter().map(record::encoded_bytes).sum();
-        let permits = bytes.min(MAX_WAITING_BYTES) as u32;
-        let permit = self.capacity.clone().try_acquire_many_owned(permits).map_err(|_| {
-            let waiting_bytes = MAX_WAITING_BYTES - self.capacity.available_permits();
-            full(format!("{waiting_bytes} bytes wait for the stream `{}`", self.monitor.stream_name()))
+        let bytes = events.iter().map(record::encoded_bytes).sum();
+        let reservation = self.budget.try_reserve(bytes).ok_or_else(|| {
+            full(format!("{} bytes wait for the stream `{}`", self.budget.used_bytes(), self.monitor.stream_name()))
         })?;
         let ack = Ack::new(move |outcome| {
-            drop(permit);
+            drop(reservation);
             settle(outcome);
         });
         // Fails only if the task has panicked. Its requests have failed then, and so does this one.
@@ -204,8 +211,8 @@ impl Transport for JetStreamTransport {
         self.queue.write().unwrap_or_else(PoisonError::into_inner).take();
     }
 
-    fn is_durable(&self) -> bool {
-        true
+    fn dead_letters(&self) -> Option<Arc<dyn DeadLetterStore>> {
+        Some(self.monitor.dead_letters().clone())
     }
 
     fn is_shared(&self) -> bool {

@@ -21,8 +21,9 @@ async fn running(server: &NatsServer) -> (Client, DeadLetterStream) {
     (client.clone(), dead_letters(server).with_client(client))
 }
 
-fn letter(payload: impl Into<Vec<u8>>, key: impl Into<String>) -> NewDeadLetter<'static> {
-    NewDeadLetter { refused_by: "sinks.store", reason: "no such\r\nname é", payload: payload.into(), key: key.into() }
+fn letter(payload: impl Into<Vec<u8>>, key: impl Into<String>) -> [NewDeadLetter; 1] {
+    let (refused_by, reason) = ("sinks.store".to_owned(), "no such\r\nname é".to_owned());
+    [NewDeadLetter { refused_by, reason, payload: payload.into(), key: key.into() }]
 }
 
 async fn all(letters: &DeadLetterStream) -> Vec<DeadLetter> {
@@ -147,8 +148,9 @@ async fn full_stream_evicts_nothing() {
         let mut stored = 0;
         loop {
             let key = format!("{max_bytes} {stored}");
-            let letter = NewDeadLetter { refused_by: "sinks.store", reason: &reason, payload: vec![b' '; 10], key };
-            match running.put(&letter).await {
+            let [mut letter] = letter(vec![b' '; 10], key);
+            letter.reason.clone_from(&reason);
+            match running.put(&[letter]).await {
                 Ok(()) => stored += 1,
                 Err(_) => break,
             }

@@ -69,7 +69,7 @@ pub(super) struct CustodyCounts {
     pub(super) taken: AtomicU64,
     pub(super) pending: AtomicU64,
     /// Messages of the sink in the stream at the last check.
-    in_stream: AtomicU64,
+    shared_backlog: AtomicU64,
 }
 
 /// Shared by all parts of a transport.
@@ -77,7 +77,7 @@ pub(super) struct StreamMonitor {
     context: Context,
     stream: Config,
     ack_wait: Duration,
-    dead_letters: DeadLetterStream,
+    dead_letters: Arc<DeadLetterStream>,
     capacity: StreamCapacity,
     status: watch::Sender<StreamStatus>,
     full_since: Mutex<Option<Instant>>,
@@ -101,7 +101,7 @@ impl StreamMonitor {
             context,
             stream,
             ack_wait: Duration::from_millis(config.ack_wait_ms),
-            dead_letters,
+            dead_letters: Arc::new(dead_letters),
             capacity: StreamCapacity::default(),
             status: watch::Sender::new(StreamStatus::Starting),
             full_since: Mutex::default(),
@@ -138,7 +138,7 @@ impl StreamMonitor {
         self.ack_wait
     }
 
-    pub(super) fn dead_letters(&self) -> &DeadLetterStream {
+    pub(super) fn dead_letters(&self) -> &Arc<DeadLetterStream> {
         &self.dead_letters
     }
 
@@ -168,7 +168,7 @@ impl StreamMonitor {
         Custody {
             taken: counts.taken.load(Relaxed),
             pending: counts.pending.load(Relaxed),
-            in_stream: is_available.then(|| counts.in_stream.load(Relaxed)),
+            shared_backlog: is_available.then(|| counts.shared_backlog.load(Relaxed)),
             ..Custody::default()
         }
     }
@@ -304,7 +304,7 @@ impl StreamMonitor {
                 found = self.ensure_consumer(name).await?;
                 detector.consumer_recreated();
             }
-            counts.in_stream.store(found.num_pending + found.num_ack_pending as u64, Relaxed);
+            counts.shared_backlog.store(found.num_pending + found.num_ack_pending as u64, Relaxed);
         }
         Ok(info)
     }

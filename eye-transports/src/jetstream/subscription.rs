@@ -10,17 +10,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use eye_core::ack::{Ack, Outcome, Rejection};
-use eye_core::batch::BatchLimits;
+use eye_core::ack::{Ack, Outcome};
+use eye_core::dead_letter::{DeadLetterStore, NewDeadLetter};
 use eye_core::event::Event;
-use eye_core::transport::{Delivery, Subscription};
+use eye_core::transport::{BatchLimits, Delivery, Position, Subscription};
 use eye_nats::connection::flush;
 use eye_nats::consumer::{Consumer, ConsumerSettings, InFlightMessage, PullEnd};
-use eye_nats::dead_letters::NewDeadLetter;
 use serde_json::value::RawValue;
-use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -58,7 +56,6 @@ impl JetStreamSubscription {
             messages: Mutex::default(),
             arrived: Notify::new(),
             ended: CancellationToken::new(),
-            runtime: Handle::current(),
         });
         let pulling = AbortOnDropHandle::new(tokio::spawn(queue.clone().pull()));
         Self { queue, pulling }
@@ -69,14 +66,22 @@ impl JetStreamSubscription {
 impl Subscription for JetStreamSubscription {
     async fn receive(&mut self, limits: BatchLimits) -> Option<Vec<Delivery>> {
         let queue = &self.queue;
+        let closing = queue.monitor.closing();
+        let mut due_at = None;
         while !queue.ended.is_cancelled() {
-            let deliveries = queue.take(limits);
+            let is_due = closing.is_cancelled() || due_at.is_some_and(|at| at <= Instant::now());
+            let deliveries = queue.take(limits, is_due || limits.max_wait.is_zero());
             if !deliveries.is_empty() {
                 return Some(deliveries);
+            }
+            if !queue.messages().is_empty() {
+                due_at.get_or_insert_with(|| Instant::now() + limits.max_wait);
             }
             tokio::select! {
                 () = queue.arrived.notified() => {}
                 () = queue.ended.cancelled() => {}
+                () = closing.cancelled(), if !closing.is_cancelled() => {}
+                () = sleep_until(due_at.unwrap_or_else(Instant::now)), if due_at.is_some() => {}
             }
         }
         if !self.pulling.is_finished() {
@@ -96,8 +101,6 @@ struct DeliveryQueue {
     arrived: Notify,
     /// Cancelled once the sink gets nothing more.
     ended: CancellationToken,
-    /// Acks may be settled outside of the runtime.
-    runtime: Handle,
 }
 
 struct DecodedMessage {
@@ -162,50 +165,43 @@ impl DeliveryQueue {
         self.arrived.notify_one();
     }
 
-    /// Takes as many messages as a batch may hold, and at least one, if there is one.
-    fn take(self: &Arc<Self>, limits: BatchLimits) -> Vec<Delivery> {
+    /// Takes as many messages as a batch may hold, and at least one, if there is one. Takes none while they do not fill the batch,
+    /// unless the batch `is_due`.
+    fn take(self: &Arc<Self>, limits: BatchLimits, is_due: bool) -> Vec<Delivery> {
         let mut messages = self.messages();
-        let (mut events, mut bytes) = (0, 0);
-        let mut deliveries = Vec::new();
-        while let Some(next) = messages.front() {
+        let (mut count, mut events, mut bytes) = (0, 0, 0);
+        for next in messages.iter() {
             events += next.events.len();
             bytes += next.events.iter().map(Event::size_bytes).sum::<usize>();
-            if !deliveries.is_empty() && (events > limits.max_events || bytes > limits.max_bytes) {
+            if count > 0 && (events > limits.max_events || bytes > limits.max_bytes) {
                 break;
             }
-            let DecodedMessage { message, events } = messages.pop_front().expect("it is the front");
-            let (queue, count) = (self.clone(), events.len());
-            deliveries.push(Delivery { events, ack: Ack::new(move |outcome| queue.settle(message, count, outcome)) });
+            count += 1;
         }
-        deliveries
+        if !is_due && events < limits.max_events && bytes < limits.max_bytes {
+            return Vec::new();
+        }
+        messages.drain(..count).map(|decoded| self.delivery(decoded)).collect()
     }
 
-    /// Called by the ack of a delivery. Does not block.
-    fn settle(self: &Arc<Self>, message: InFlightMessage, events: usize, outcome: Outcome) {
-        match outcome {
-            Outcome::Delivered => {
-                self.counts.pending.fetch_sub(events as u64, Relaxed);
-                message.ack();
-            }
-            Outcome::Rejected(rejections) => {
-                self.counts.pending.fetch_sub(events as u64, Relaxed);
-                let queue = self.clone();
-                self.runtime.spawn(async move {
-                    match queue.write_dead_letters(&message, &rejections).await {
-                        true => message.ack(),
-                        // It is delivered, and refused, again.
-                        false => message.defer(),
-                    }
-                });
-            }
-            Outcome::Failed { .. } => {
-                self.count_returned(events);
-                message.fail();
-                for decoded in self.take_all() {
-                    self.count_returned(decoded.events.len());
-                    decoded.message.fail();
-                }
-            }
+    fn delivery(self: &Arc<Self>, DecodedMessage { message, events }: DecodedMessage) -> Delivery {
+        let (queue, count, position) = (self.clone(), events.len(), position(&message));
+        let ack = Ack::new(move |outcome| queue.settle(message, count, &outcome));
+        Delivery { events, ack, position: Some(position) }
+    }
+
+    /// Called by the ack of a delivery. Does not block. Refused events are dead letters by then: the writer stores them.
+    fn settle(&self, message: InFlightMessage, events: usize, outcome: &Outcome) {
+        if let Outcome::Delivered | Outcome::Rejected(_) = outcome {
+            self.counts.pending.fetch_sub(events as u64, Relaxed);
+            message.ack();
+            return;
+        }
+        self.count_returned(events);
+        message.fail();
+        for decoded in self.take_all() {
+            self.count_returned(decoded.events.len());
+            decoded.message.fail();
         }
     }
 
@@ -214,34 +210,15 @@ impl DeliveryQueue {
         self.counts.taken.fetch_sub(events as u64, Relaxed);
     }
 
-    /// Writes the events that the sink refused. False when not all of them are stored.
-    async fn write_dead_letters(&self, message: &InFlightMessage, rejections: &[Rejection]) -> bool {
-        let events = decode(&message.payload).expect("it was decoded before");
-        let refused_by = format!("sinks.{}", self.sink);
-        for Rejection { index, reason } in rejections {
-            let payload = serde_json::to_vec(&events[*index]).expect("an event can be written as JSON");
-            let key = self.key(message, *index);
-            let letter = NewDeadLetter { refused_by: &refused_by, reason, payload, key };
-            if let Err(error) = self.monitor.dead_letters().put(&letter).await {
-                tracing::error!(component = refused_by, %error, "cannot store refused events, trying again");
-                return false;
-            }
-        }
-        // The reasons may quote events, so they stand in the stream only.
-        tracing::warn!(
-            component = refused_by,
-            count = rejections.len(),
-            stream = self.monitor.dead_letters().stream_name(),
-            "refused events are stored as dead letters"
-        );
-        true
-    }
-
-    /// Writes a message that holds no events as a dead letter, and terminates it.
+    /// Stores a message that holds no events as a dead letter, and terminates it.
     async fn refuse_unreadable(self: Arc<Self>, message: InFlightMessage) {
-        let (payload, key) = (message.payload.to_vec(), self.key(&message, 0));
-        let letter = NewDeadLetter { refused_by: "transport", reason: NOT_A_RECORD, payload, key };
-        match self.monitor.dead_letters().put(&letter).await {
+        let letter = NewDeadLetter {
+            key: format!("{}.{}", position(&message).key(0), self.sink),
+            refused_by: "transport".to_owned(),
+            reason: NOT_A_RECORD.to_owned(),
+            payload: message.payload.to_vec(),
+        };
+        match self.monitor.dead_letters().put(&[letter]).await {
             Ok(()) => {
                 tracing::error!(
                     component = "transport",
@@ -258,13 +235,13 @@ impl DeliveryQueue {
             }
         }
     }
+}
 
-    /// Identifies one event of a message across deliveries. The time of publication tells a recreated stream's messages apart.
-    fn key(&self, message: &InFlightMessage, index: usize) -> String {
-        let position = message.position().map(|position| (position.published_ns, position.sequence));
-        let (published_ns, sequence) = position.unwrap_or_default();
-        format!("{}:{published_ns}:{sequence}:{index}", self.sink)
-    }
+/// Returns the position of a message's first event. The time of publication tells a recreated stream's messages apart.
+fn position(message: &InFlightMessage) -> Position {
+    let position = message.position().map(|position| (position.published_ns, position.sequence));
+    let (published_ns, sequence) = position.unwrap_or_default();
+    Position { prefix: format!("{published_ns}:{sequence}:"), number: 0 }
 }
 
 /// Decodes the events of a message; `None` for a damaged or foreign one. A valid checksum does not tell the author: an event

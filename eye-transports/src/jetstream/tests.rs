@@ -2,10 +2,11 @@ use async_nats::Client;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{FromConsumer, Info, pull};
 use async_nats::jetstream::stream::{Config, Stream};
-use eye_core::batch::BatchLimits;
-use eye_core::health::{HealthBoard, State as Health};
+use eye_core::ack::Rejection;
+use eye_core::dead_letter::{DeadLetter, NewDeadLetter};
+use eye_core::health::{ComponentState, HealthBoard};
 use eye_core::testkit::{self, assert_same_events, event, event_with, events};
-use eye_core::transport::Delivery;
+use eye_core::transport::{BatchLimits, Delivery};
 use eye_harness::{NatsServer, eventually};
 use eye_nats::connection::ConnectionEvent;
 use serde_json::{Value, json};
@@ -18,10 +19,14 @@ mod settings;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 const STREAM: &str = "EYE";
-const WIDE: BatchLimits = BatchLimits { max_events: 1000, max_bytes: 1024 * 1024 };
+const WIDE: BatchLimits = BatchLimits { max_events: 1000, max_bytes: 1024 * 1024, max_wait: Duration::ZERO };
 
 fn config(keys: Value) -> Result<JetStreamConfig, serde_json::Error> {
     serde_json::from_value(keys)
+}
+
+fn context() -> BuildContext {
+    BuildContext::standalone("transport")
 }
 
 fn keys(server: &NatsServer) -> Value {
@@ -45,7 +50,7 @@ impl Fixture {
     }
 
     async fn start_unready(server: &NatsServer, keys: Value) -> Self {
-        let transport: Arc<dyn Transport> = Arc::from(config(keys).unwrap().build().await.unwrap());
+        let transport: Arc<dyn Transport> = Arc::from(config(keys).unwrap().build(&context()).await.unwrap());
         let subscription = transport.subscribe("store").await.unwrap();
         let board = HealthBoard::default();
         let (watched, health) = (transport.clone(), board.component("transport"));
@@ -54,16 +59,17 @@ impl Fixture {
         Self { transport, subscription, board, watch, client }
     }
 
-    fn health(&self) -> Health {
+    fn health(&self) -> ComponentState {
         self.board.components().remove(0).state
     }
 
     async fn wait_ready(&self) {
-        eventually("the transport is ready", DEADLINE, async || self.health() == Health::Ready).await;
+        eventually("the transport is ready", DEADLINE, async || self.health() == ComponentState::Ready).await;
     }
 
     async fn wait_unavailable(&self, why: &str) {
-        let is_unavailable = async || matches!(self.health(), Health::Unavailable { reason } if reason.contains(why));
+        let is_unavailable =
+            async || matches!(self.health(), ComponentState::Unavailable { reason } if reason.contains(why));
         eventually(&format!("the reason contains {why}"), DEADLINE, is_unavailable).await;
     }
 
@@ -96,7 +102,8 @@ impl Fixture {
         eventually("nothing is in flight", DEADLINE, async || self.transport.custody("store").pending == 0).await;
     }
 
-    async fn dead_letters(&self, server: &NatsServer) -> Vec<eye_core::dead_letter::DeadLetter> {
+    /// Reads the letters as the command line does.
+    async fn dead_letters(&self, server: &NatsServer) -> Vec<DeadLetter> {
         config(keys(server)).unwrap().dead_letters().unwrap().page(None).await.unwrap()
     }
 }
@@ -117,7 +124,7 @@ async fn conforms() {
     testkit::transport::suite(async || {
         let mut keys = keys(&server);
         keys["stream"] = json!(format!("EYE{}", number.fetch_add(1, std::sync::atomic::Ordering::Relaxed)));
-        config(keys).unwrap().build().await.unwrap()
+        config(keys).unwrap().build(&context()).await.unwrap()
     })
     .await;
 }
@@ -139,7 +146,7 @@ async fn custody_reports_stream_backlog_while_known() {
     let mut server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     let is = async |fixture: &Fixture, expected| {
-        let is_so = async || fixture.transport.custody("store").in_stream == expected;
+        let is_so = async || fixture.transport.custody("store").shared_backlog == expected;
         eventually(&format!("{expected:?} messages"), DEADLINE, is_so).await;
     };
     fixture.publish(events(0, 3)).await;
@@ -198,39 +205,64 @@ async fn failed_messages_return_without_trying_whole_stream() {
     assert_eq!(fixture.transport.custody("store").taken, 2000);
 }
 
+/// The writer stores the letter, and may be killed before it settles the delivery.
 #[tokio::test]
-async fn refused_events_become_dead_letters() {
+async fn redelivered_event_has_one_dead_letter() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     fixture.publish(events(0, 5)).await;
-    let rejections = [1, 3].map(|index| eye_core::ack::Rejection { index, reason: format!("no {index}").into() });
-    fixture.next(Outcome::Rejected(rejections.to_vec())).await;
+    for outcome in [Outcome::failed("killed"), Outcome::Rejected(vec![Rejection { index: 3, reason: "no".into() }])] {
+        let deliveries = fixture.receive().await;
+        store_dead_letter(&fixture, &deliveries[0], 3, "no").await;
+        settle(deliveries, outcome);
+    }
     fixture.wait_empty().await;
     let letters = fixture.dead_letters(&server).await;
-    assert_eq!(letters.len(), 2);
-    for (letter, n) in letters.iter().zip([1, 3]) {
-        assert_eq!((letter.refused_by.as_str(), letter.reason.as_str()), ("sinks.store", format!("no {n}").as_str()));
-        let parsed = Event::parse(&letter.payload, event(n).received_at(), &Default::default()).unwrap();
-        assert_eq!(parsed, event(n));
-    }
+    assert_eq!(letters.len(), 1);
+    assert_eq!((letters[0].refused_by.as_str(), letters[0].reason.as_str()), ("sinks.store", "no"));
+}
+
+/// Stores a dead letter of the event at `index`, as the writer does.
+async fn store_dead_letter(fixture: &Fixture, delivery: &Delivery, index: usize, reason: &str) {
+    let letter = NewDeadLetter {
+        key: format!("{}.store", delivery.position.as_ref().unwrap().key(index)),
+        refused_by: "sinks.store".to_owned(),
+        reason: reason.to_owned(),
+        payload: serde_json::to_vec(&delivery.events[index]).unwrap(),
+    };
+    fixture.transport.dead_letters().unwrap().put(&[letter]).await.unwrap();
 }
 
 #[tokio::test]
-async fn event_without_dead_letter_is_redelivered() {
+async fn unreadable_message_waits_for_its_dead_letter() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     let context = jetstream::new(fixture.client.clone());
     let name = format!("{STREAM}_dead_letters");
     let config = context.get_stream(&name).await.unwrap().cached_info().config.clone();
     context.update_stream(Config { max_bytes: 10, ..config.clone() }).await.unwrap();
-    fixture.publish(events(0, 1)).await;
-    let refused = Outcome::Rejected(vec![eye_core::ack::Rejection { index: 0, reason: "no".into() }]);
-    fixture.next(refused.clone()).await;
-    assert_eq!(fixture.next(Outcome::failed("unavailable")).await, events(0, 1), "the event is not lost");
+    context.publish(format!("eye.{STREAM}.events.store"), "hello".into()).await.unwrap().await.unwrap();
+    let redelivered = async || fixture.consumer().await.num_redelivered == 1;
+    eventually("the message is delivered again", DEADLINE, redelivered).await;
     context.update_stream(config).await.unwrap();
-    fixture.next(refused).await;
     fixture.wait_empty().await;
     assert_eq!(fixture.dead_letters(&server).await.len(), 1);
+    fixture.publish(events(0, 1)).await;
+    assert_eq!(fixture.next(Outcome::Delivered).await, events(0, 1));
+}
+
+#[tokio::test]
+async fn receive_waits_for_a_full_batch() {
+    let server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    let limits = BatchLimits { max_events: 3, max_wait: DEADLINE, ..WIDE };
+    let transport = fixture.transport.clone();
+    let receiving = tokio::spawn(async move { fixture.subscription.receive(limits).await.unwrap().len() });
+    for n in 0..3 {
+        assert!(!receiving.is_finished());
+        transport.publish(events(n, n + 1)).await.unwrap().outcome().await;
+    }
+    assert_eq!(tokio::time::timeout(DEADLINE / 2, receiving).await.unwrap().unwrap(), 3);
 }
 
 #[tokio::test]
@@ -352,14 +384,16 @@ async fn every_publishable_event_fits_a_dead_letter() {
             category: &text,
             name: &text,
             data: &data,
+            origin: testkit::origin(),
         };
         Event::from(fields)
     };
     let most = (1 << 20) - group::RESERVED_BYTES - record::HEADER_BYTES - record::encoded_bytes(&with(0));
     assert_eq!(fixture.publish(vec![with(most)]).await, Outcome::Delivered);
     assert!(matches!(fixture.publish(vec![with(most + 1)]).await, Outcome::Rejected(_)));
-    let reason = "x".repeat(100_000).into();
-    fixture.next(Outcome::Rejected(vec![eye_core::ack::Rejection { index: 0, reason }])).await;
+    let deliveries = fixture.receive().await;
+    store_dead_letter(&fixture, &deliveries[0], 0, &"x".repeat(100_000)).await;
+    settle(deliveries, Outcome::Delivered);
     fixture.wait_empty().await;
     let letters = fixture.dead_letters(&server).await;
     assert_eq!((letters.len(), letters[0].reason.as_str()), (1, "x".repeat(2048).as_str()));
@@ -368,7 +402,7 @@ async fn every_publishable_event_fits_a_dead_letter() {
 #[tokio::test]
 async fn copies_of_second_sink_stay_until_stored() {
     let server = NatsServer::start();
-    let transport: Arc<dyn Transport> = Arc::from(config(keys(&server)).unwrap().build().await.unwrap());
+    let transport: Arc<dyn Transport> = Arc::from(config(keys(&server)).unwrap().build(&context()).await.unwrap());
     let first = transport.subscribe("first").await.unwrap();
     let second = transport.subscribe("second").await.unwrap();
     let (watched, board) = (transport.clone(), HealthBoard::default());

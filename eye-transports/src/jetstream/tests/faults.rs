@@ -15,7 +15,7 @@ async fn unavailable_server_is_reported_and_reconnected() {
 
     server.kill();
     fixture.wait_unavailable("").await;
-    assert!(matches!(fixture.transport.publish(events(1, 2)).await, Err(PublishError::Full { .. })));
+    assert!(matches!(fixture.transport.publish(events(1, 2)).await, Err(PublishError::Unavailable { .. })));
     server.restart();
     fixture.wait_ready().await;
     assert_eq!(fixture.publish(events(1, 2)).await, Outcome::Delivered);

@@ -12,8 +12,9 @@ mod refused;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use eye_core::dead_letter::DeadLetters;
-use eye_core::registry::BuildError;
+use eye_core::context::SourceContext;
+use eye_core::dead_letter::DeadLetterStore;
+use eye_core::error::BuildError;
 use eye_core::source::{Outlet, Source, SourceConfig, SourceError};
 use eye_nats::connection::{ConnectionSettings, Connector, Secret, ServerUrls};
 use eye_nats::connection_settings;
@@ -23,7 +24,7 @@ use eye_nats::stream::is_name;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::handover::{Handover, check_pending};
+use crate::ingestor::{Ingestor, check_pending};
 
 use self::message::MessageIngestor;
 
@@ -130,7 +131,7 @@ impl SourceConfig for NatsConfig {
 
     fn check(&self) -> Vec<BuildError> {
         let pending = check_pending(self.max_pending_bytes, self.max_body_bytes);
-        let mode = self.check_mode().into_iter().map(|message| BuildError(message.to_owned()));
+        let mode = self.check_mode().into_iter().map(|(key, message)| BuildError::at(key, message));
         pending
             .into_iter()
             .chain(mode)
@@ -139,12 +140,12 @@ impl SourceConfig for NatsConfig {
             .collect()
     }
 
-    async fn build(self) -> Result<Box<dyn Source>, BuildError> {
+    async fn build(self, context: &SourceContext) -> Result<Box<dyn Source>, BuildError> {
         let connector = Connector::new(&self.connection()).await?;
-        Ok(Box::new(NatsSource { connector, config: self }))
+        Ok(Box::new(NatsSource { connector, config: self, outlet: context.outlet.clone() }))
     }
 
-    fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
+    fn dead_letters(&self) -> Option<Box<dyn DeadLetterStore>> {
         match self.mode {
             NatsMode::Core => None,
             NatsMode::Jetstream => Some(Box::new(self.dead_letter_stream(1))),
@@ -167,24 +168,25 @@ impl NatsConfig {
     }
 
     /// Returns the faults of keys that belong to the other mode, or are missing in this one.
-    fn check_mode(&self) -> Vec<&'static str> {
+    fn check_mode(&self) -> Vec<(&'static str, &'static str)> {
         let checks = match self.mode {
             NatsMode::Core => vec![
-                (self.subjects.is_empty(), "subjects is empty: name one at least, such as \"events.>\""),
-                (!self.stream.is_empty(), "stream is for mode `jetstream` only"),
+                (self.subjects.is_empty(), "subjects", "empty; name at least one, such as \"events.>\""),
+                (!self.stream.is_empty(), "stream", "only for mode `jetstream`"),
             ],
             NatsMode::Jetstream => vec![
-                (self.subjects.len() > 1, "subjects: mode `jetstream` takes one, or none for all"),
+                (self.subjects.len() > 1, "subjects", "mode `jetstream` takes one, or none for all"),
                 (
                     !self.queue_group.is_empty(),
-                    "queue_group is for mode `core` only; programs that name the same `durable` share the messages",
+                    "queue_group",
+                    "only for mode `core`; programs that name the same `durable` share the messages",
                 ),
-                (!is_name(&self.stream), "stream must be the name of a stream, without any of `.*>/\\ `"),
-                (!is_name(&self.durable), "durable must be a name without any of `.*>/\\ `"),
-                (self.max_in_flight >= durable::MAX_ACK_PENDING, "max_in_flight must be below 10000"),
+                (!is_name(&self.stream), "stream", "must be the name of a stream, without any of `.*>/\\ `"),
+                (!is_name(&self.durable), "durable", "must be a name without any of `.*>/\\ `"),
+                (self.max_in_flight >= durable::MAX_ACK_PENDING, "max_in_flight", "must be below 10000"),
             ],
         };
-        checks.into_iter().filter(|(is_wrong, _)| *is_wrong).map(|(_, message)| message).collect()
+        checks.into_iter().filter(|(is_wrong, ..)| *is_wrong).map(|(_, key, message)| (key, message)).collect()
     }
 }
 
@@ -197,24 +199,25 @@ fn check_subjects(subjects: &[String]) -> impl Iterator<Item = BuildError> {
     };
     let rule = "words separated by dots, where `*` is any word, and a last `>` any words";
     let wrong = subjects.iter().enumerate().filter(move |(_, subject)| !is_subject(subject));
-    wrong.map(move |(index, _)| BuildError(format!("subjects[{index}] is no subject: {rule}")))
+    wrong.map(move |(index, _)| BuildError::at(format!("subjects[{index}]"), format!("not a subject: {rule}")))
 }
 
 struct NatsSource {
     connector: Connector,
     config: NatsConfig,
+    outlet: Outlet,
 }
 
 #[async_trait]
 impl Source for NatsSource {
-    async fn run(self: Box<Self>, outlet: Outlet, shutdown: CancellationToken) -> Result<(), SourceError> {
-        let Self { connector, config } = *self;
-        let handover = Handover {
+    async fn run(self: Box<Self>, shutdown: CancellationToken) -> Result<(), SourceError> {
+        let Self { connector, config, outlet } = *self;
+        let ingestor = Ingestor {
             outlet,
             max_event_bytes: config.max_event_bytes,
             receipt_timeout: Duration::from_millis(config.receipt_timeout_ms),
         };
-        let ingestor = MessageIngestor { handover, max_body_bytes: config.max_body_bytes };
+        let ingestor = MessageIngestor { ingestor, max_body_bytes: config.max_body_bytes };
         match config.mode {
             NatsMode::Core => core::run(connector, config, ingestor, shutdown).await,
             NatsMode::Jetstream => jetstream::run(connector, config, ingestor, shutdown).await,

@@ -15,10 +15,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use eye_core::event::Event;
 use eye_core::error::BuildError;
-use eye_core::sink::{Sink, SinkConfig, WriteError, Written};
+use eye_core::event::Event;
 use eye_core::event::EventKey;
+use eye_core::sink::{Sink, SinkConfig, WriteError, Written};
 use eye_core::timestamp::Timestamp;
 use serde::Deserialize;
 use tokio::task::spawn_blocking;

@@ -13,8 +13,8 @@ use std::time::Duration;
 use async_nats::client::{PublishError, PublishErrorKind};
 use async_nats::connection::State;
 use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
-use axum::http::StatusCode;
 use bytes::{Bytes, BytesMut};
+use eye_core::budget::{ByteBudget, Reservation};
 use eye_core::refusals::Refusal;
 use eye_core::source::SourceError;
 use eye_nats::connection::{ConnectionEvent, Connector, flush, watch};
@@ -25,9 +25,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use crate::answer::Answer;
 use crate::decode::{Framing, NewIds};
-use crate::handover::Handled;
+use crate::ingestor::Ingested;
+use crate::verdict::{Answer, Verdict};
 
 use super::NatsConfig;
 use super::drops::DropCounter;
@@ -80,7 +80,7 @@ pub(super) async fn run(
 
     let mut queue = GroupQueue {
         responder,
-        budget: Arc::new(Semaphore::new(config.max_pending_bytes as usize)),
+        budget: ByteBudget::new(config.max_pending_bytes),
         waiting: VecDeque::new(),
         slots: Arc::new(Semaphore::new(MAX_GROUPS)),
         tasks: TaskTracker::new(),
@@ -119,8 +119,8 @@ async fn subscribe(client: &Client, config: &NatsConfig) -> Result<SelectAll<Sub
 /// Collects messages into groups within the byte limit.
 struct GroupQueue {
     responder: Arc<Responder>,
-    /// One permit for each byte of `max_pending_bytes`.
-    budget: Arc<Semaphore>,
+    /// Of `max_pending_bytes`.
+    budget: ByteBudget,
     /// All but the last are full.
     waiting: VecDeque<MessageGroup>,
     /// One permit for each group that may be in flight.
@@ -134,7 +134,7 @@ struct MessageGroup {
     /// them. One buffer for all saves allocations.
     text: BytesMut,
     members: Vec<GroupMember>,
-    permit: OwnedSemaphorePermit,
+    reservation: Reservation,
 }
 
 /// One message of a group, without its payload.
@@ -156,19 +156,17 @@ impl GroupQueue {
             Ok(framing) => framing,
             Err(answer) => return self.responder.refuse(message.reply, answer).await,
         };
-        let needed = u32::try_from(bytes + OVERHEAD_BYTES).unwrap_or(u32::MAX);
-        let permit = self.budget.clone().try_acquire_many_owned(needed);
-        match (permit, message.reply) {
-            (Ok(permit), reply) => {
-                let new_ids = message_id(message.headers.as_ref()).map_or(NewIds::Minted, NewIds::From);
-                self.add(&message.payload, GroupMember { bytes, framing, new_ids, reply }, permit);
+        match (self.budget.try_reserve(bytes + OVERHEAD_BYTES), message.reply) {
+            (Some(reservation), reply) => {
+                let new_ids = message_id(message.headers.as_ref()).map_or(NewIds::Random, NewIds::From);
+                self.add(&message.payload, GroupMember { bytes, framing, new_ids, reply }, reservation);
             }
-            (Err(_), Some(reply)) => self.responder.answer(reply, Answer::retry(RETRY_AFTER, OVER_BUDGET)).await,
-            (Err(_), None) => self.responder.note_lost(DROPPED_OVER_BUDGET, 1),
+            (None, Some(reply)) => self.responder.answer(reply, Answer::retry(RETRY_AFTER, OVER_BUDGET)).await,
+            (None, None) => self.responder.note_lost(DROPPED_OVER_BUDGET, 1),
         }
     }
 
-    fn add(&mut self, payload: &[u8], member: GroupMember, permit: OwnedSemaphorePermit) {
+    fn add(&mut self, payload: &[u8], member: GroupMember, reservation: Reservation) {
         let last = self.waiting.back_mut().filter(|last| {
             last.members.len() < MAX_GROUP_MESSAGES && last.text.len() + payload.len() <= MAX_GROUP_BYTES
         });
@@ -176,9 +174,9 @@ impl GroupQueue {
             Some(last) => {
                 last.text.extend_from_slice(payload);
                 last.members.push(member);
-                last.permit.merge(permit);
+                last.reservation.merge(reservation);
             }
-            None => self.waiting.push_back(MessageGroup { text: payload.into(), members: vec![member], permit }),
+            None => self.waiting.push_back(MessageGroup { text: payload.into(), members: vec![member], reservation }),
         }
     }
 
@@ -228,6 +226,19 @@ impl GroupQueue {
     }
 }
 
+/// Returns the header `Nats-Service-Error-Code` of a reply: the status of the answer to a POST.
+fn error_code(verdict: Verdict) -> Option<&'static str> {
+    match verdict {
+        Verdict::Accepted | Verdict::Partial => None,
+        Verdict::Invalid => Some("400"),
+        Verdict::TooSlow => Some("408"),
+        Verdict::TooLarge => Some("413"),
+        Verdict::Unsupported => Some("415"),
+        Verdict::Refused => Some("422"),
+        Verdict::RetryLater => Some("503"),
+    }
+}
+
 /// Publishes groups and answers their requesters.
 struct Responder {
     client: Client,
@@ -238,7 +249,7 @@ struct Responder {
 impl Responder {
     /// Publishes a group and answers each requester. A failed message without a reply subject is lost.
     async fn ingest(&self, group: MessageGroup) {
-        let MessageGroup { text, members, permit } = group;
+        let MessageGroup { text, members, reservation } = group;
         let mut text = text.freeze();
         let body = |member: &GroupMember| MessageBody {
             payload: text.split_to(member.bytes),
@@ -246,12 +257,12 @@ impl Responder {
             new_ids: member.new_ids,
         };
         let bodies = members.iter().map(body).collect();
-        let handled = self.ingestor.ingest(bodies, permit).await;
+        let ingested = self.ingestor.ingest(bodies, reservation).await;
         let mut lost = 0;
-        for (GroupMember { reply, .. }, Handled { answer, .. }) in members.into_iter().zip(handled) {
+        for (GroupMember { reply, .. }, Ingested { answer, .. }) in members.into_iter().zip(ingested) {
             match reply {
                 Some(reply) => self.answer(reply, answer).await,
-                None if answer.status().is_server_error() => lost += 1,
+                None if answer.verdict() == Verdict::RetryLater => lost += 1,
                 None => {}
             }
         }
@@ -267,26 +278,24 @@ impl Responder {
     }
 
     async fn answer(&self, reply: Subject, answer: Answer) {
-        let status = answer.status();
-        let sent = timeout(REPLY_TIMEOUT, self.reply(reply.clone(), status, answer.into_body())).await;
+        let verdict = answer.verdict();
+        let sent = timeout(REPLY_TIMEOUT, self.reply(reply.clone(), verdict, answer.into_body())).await;
         if sent.is_ok_and(|sent| sent.is_err_and(|error| error.kind() == PublishErrorKind::MaxPayloadExceeded)) {
             let detail = "Some events were refused; a message cannot hold the list. Send fewer at once.";
-            let answer = Answer::failure(status, detail);
-            let _ = timeout(REPLY_TIMEOUT, self.reply(reply, status, answer.into_body())).await;
+            let answer = Answer::failure(verdict, detail);
+            let _ = timeout(REPLY_TIMEOUT, self.reply(reply, verdict, answer.into_body())).await;
         }
     }
 
-    async fn reply(&self, reply: Subject, status: StatusCode, body: Bytes) -> Result<(), PublishError> {
-        if status.is_success() {
-            return self.client.publish(reply, body).await;
-        }
+    async fn reply(&self, reply: Subject, verdict: Verdict, body: Bytes) -> Result<(), PublishError> {
+        let Some(code) = error_code(verdict) else { return self.client.publish(reply, body).await };
         let mut headers = HeaderMap::new();
-        headers.insert("Nats-Service-Error-Code", status.as_str());
+        headers.insert("Nats-Service-Error-Code", code);
         self.client.publish_with_headers(reply, headers, body).await
     }
 
     fn on_connection_event(&self, event: ConnectionEvent) {
-        let health = self.ingestor.handover.outlet.health();
+        let health = self.ingestor.ingestor.outlet.health();
         match event {
             ConnectionEvent::Connected => {
                 self.drops.note_read();
@@ -302,6 +311,6 @@ impl Responder {
     }
 
     fn note_lost(&self, reason: Refusal, count: usize) {
-        self.ingestor.handover.outlet.refusals().note(iter::repeat_n(reason, count));
+        self.ingestor.ingestor.outlet.refusals().note(iter::repeat_n(reason, count));
     }
 }

@@ -10,16 +10,15 @@ use async_nats::Client;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::context::GetStreamError;
-use axum::http::StatusCode;
 use eye_core::ack::Rejection;
-use eye_core::dead_letter::DeadLetterError;
+use eye_core::dead_letter::{DeadLetterError, DeadLetterStore, NewDeadLetter};
 use eye_core::event::EventId;
 use eye_core::health::Health;
 use eye_core::refusals::Refusal;
 use eye_core::source::SourceError;
 use eye_nats::connection::{self, ConnectionEvent, Connector, flush};
 use eye_nats::consumer::{Consumer, ConsumerSettings, InFlightMessage};
-use eye_nats::dead_letters::{DeadLetterStream, NewDeadLetter};
+use eye_nats::dead_letters::DeadLetterStream;
 use eye_nats::durable;
 use eye_nats::position::MessagePosition;
 use eye_nats::settings::ProvisionError;
@@ -31,11 +30,12 @@ use tokio_util::task::AbortOnDropHandle;
 use uuid::{Builder, Variant, Version};
 
 use crate::decode::NewIds;
-use crate::handover::Handled;
+use crate::ingestor::Ingested;
+use crate::verdict::Verdict;
 
 use super::NatsConfig;
 use super::message::{MAX_GROUP_BYTES, MAX_GROUP_MESSAGES, MessageBody, MessageIngestor, framing, message_id};
-use super::refused::{RefusedBy, RefusedMessage};
+use super::refused::{RefusedBy, RefusedMessage, RefusedPart};
 
 /// Pause after an error of the consumer.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -56,7 +56,7 @@ pub(super) async fn run(
 ) -> Result<(), SourceError> {
     let name = connector.name();
     let (client, events) = connector.connect().await.map_err(|error| SourceError(error.to_string()))?;
-    let health = ingestor.handover.outlet.health().clone();
+    let health = ingestor.ingestor.outlet.health().clone();
     let (is_connected, connection) = watch::channel(false);
     let on_event = on_connection_event(is_connected, health.clone());
     let _watching = AbortOnDropHandle::new(tokio::spawn(connection::watch(client.clone(), events, name, on_event)));
@@ -179,11 +179,11 @@ impl JetStreamIngestor {
             new_ids: new_ids(message),
         };
         let bodies = messages.iter().map(body).collect();
-        let handled = self.ingestor.ingest(bodies, ()).await;
-        for (message, Handled { answer, refused }) in messages.into_iter().zip(handled) {
-            match answer.status() {
-                StatusCode::CREATED => message.ack(),
-                status if status.is_server_error() => message.fail(),
+        let ingested = self.ingestor.ingest(bodies, ()).await;
+        for (message, Ingested { answer, refused }) in messages.into_iter().zip(ingested) {
+            match answer.verdict() {
+                Verdict::Accepted => message.ack(),
+                Verdict::RetryLater => message.fail(),
                 _ => drop(tokio::spawn(self.clone().refuse(message, refused, dead_letters.clone()))),
             }
         }
@@ -196,7 +196,7 @@ impl JetStreamIngestor {
         refused: Vec<Rejection>,
         dead_letters: Arc<DeadLetterStream>,
     ) {
-        let refusals = self.ingestor.handover.outlet.refusals();
+        let refusals = self.ingestor.ingestor.outlet.refusals();
         match self.write_dead_letters(&message, refused, &dead_letters).await {
             Ok(()) => {
                 refusals.note([STORED]);
@@ -222,29 +222,30 @@ impl JetStreamIngestor {
             payload: message.payload.clone(),
             framing: framing(message.headers.as_ref()),
             max_body_bytes: self.config.max_body_bytes,
-            limits: self.ingestor.handover.limits(),
+            context: self.ingestor.parse_context(),
             new_ids: new_ids(message),
             refused_by_store: refused,
             max_payload: self.client.max_payload(),
         };
         let parts =
             spawn_blocking(move || refused.into_parts()).await.expect("it does not panic, and is not cancelled");
-        for (index, part) in parts.into_iter().enumerate() {
+        let letter = |(index, part): (usize, RefusedPart)| {
             let refused_by = match part.refused_by {
-                RefusedBy::Validation => self.ingestor.handover.outlet.health().name(),
+                RefusedBy::Validation => self.ingestor.ingestor.outlet.health().name(),
                 RefusedBy::Store => "transport",
             };
-            let (reason, key) = (&part.reason, format!("{consumer}:{published_ns}:{sequence}:{index}"));
-            dead_letters.put(&NewDeadLetter { refused_by, reason, payload: part.payload, key }).await?;
-        }
-        Ok(())
+            let key = format!("{consumer}:{published_ns}:{sequence}:{index}");
+            NewDeadLetter { key, refused_by: refused_by.to_owned(), reason: part.reason, payload: part.payload }
+        };
+        let letters: Vec<_> = parts.into_iter().enumerate().map(letter).collect();
+        dead_letters.put(&letters).await
     }
 }
 
 /// Takes ids from the message's own id, else from its position in the stream: the same at each delivery.
 fn new_ids(message: &InFlightMessage) -> NewIds {
     let id = message_id(message.headers.as_ref()).or_else(|| message.position().map(id_in_stream));
-    id.map_or(NewIds::Minted, NewIds::From)
+    id.map_or(NewIds::Random, NewIds::From)
 }
 
 /// Makes a UUIDv8 of the time of publication in nanoseconds and the sequence number.

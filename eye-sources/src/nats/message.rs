@@ -4,16 +4,14 @@
 //! still has its own answer.
 
 use async_nats::HeaderMap;
-use axum::http::StatusCode;
 use bytes::Bytes;
-use eye_core::event::{EventId, EventLimits};
+use eye_core::event::{EventId, ParseContext};
 use eye_core::refusals::Refusal;
-use eye_core::timestamp::Timestamp;
 use uuid::Uuid;
 
-use crate::answer::Answer;
 use crate::decode::{Decoded, Framing, INLINE_MAX_BYTES, NewIds, decode};
-use crate::handover::{Handled, Handover};
+use crate::ingestor::{Ingested, Ingestor};
+use crate::verdict::{Answer, Verdict};
 
 /// Limits of a group of messages; a single message may be larger. Below half a batch of a sink, so that one group is parsed while
 /// another is written.
@@ -31,14 +29,14 @@ pub(super) struct MessageBody {
 
 /// Parses and publishes messages.
 pub(super) struct MessageIngestor {
-    pub(super) handover: Handover,
+    pub(super) ingestor: Ingestor,
     pub(super) max_body_bytes: u32,
 }
 
 impl MessageIngestor {
-    /// Returns for each message the answer that a POST of its payload would get. Drops `permit` once the transport has taken the
+    /// Returns for each message the answer that a POST of its payload would get. Drops `reservation` once the transport has taken the
     /// events.
-    pub(super) async fn ingest(&self, bodies: Vec<MessageBody>, permit: impl Send) -> Vec<Handled> {
+    pub(super) async fn ingest(&self, bodies: Vec<MessageBody>, reservation: impl Send) -> Vec<Ingested> {
         let (mut decoded, mut refused) = (Vec::with_capacity(bodies.len()), Vec::new());
         for (index, body) in self.parse(bodies).await.into_iter().enumerate() {
             match body {
@@ -49,27 +47,30 @@ impl MessageIngestor {
                 }
             }
         }
-        let mut handled = self.handover.publish_together(decoded, permit).await;
+        let mut ingested = self.ingestor.ingest_all(decoded, reservation).await;
         for (index, answer) in refused {
-            handled.insert(index, answer.into());
+            ingested.insert(index, answer.into());
         }
-        handled
+        ingested
     }
 
     /// Counts a message of which nothing was taken.
     pub(super) fn note_refused(&self, answer: &Answer) {
-        let problem = answer.status().canonical_reason().unwrap_or("refused");
-        self.handover.outlet.refusals().note([Refusal { part: "message", problem }]);
+        let problem = answer.verdict().problem().unwrap_or("refused");
+        self.ingestor.outlet.refusals().note([Refusal { part: "message", problem }]);
+    }
+
+    /// Returns the context of events that are received now. Their origin is the source.
+    pub(super) fn parse_context(&self) -> ParseContext {
+        self.ingestor.parse_context(self.ingestor.outlet.origin().clone())
     }
 
     /// Parses large groups on a blocking thread. `Err` holds the answer to a message of which nothing can be taken.
     async fn parse(&self, bodies: Vec<MessageBody>) -> Vec<Result<Decoded, Answer>> {
-        let (max_body_bytes, limits) = (self.max_body_bytes, self.handover.limits());
+        let max_body_bytes = self.max_body_bytes;
+        let context = self.parse_context();
         let bytes: usize = bodies.iter().map(|body| body.payload.len()).sum();
-        let parse_all = move || {
-            let received_at = Timestamp::now();
-            bodies.into_iter().map(|body| parse(&body, max_body_bytes, &limits, received_at)).collect()
-        };
+        let parse_all = move || bodies.into_iter().map(|body| parse(&body, max_body_bytes, &context)).collect();
         match bytes {
             ..=MAX_GROUP_BYTES => parse_all(),
             _ => {
@@ -80,15 +81,10 @@ impl MessageIngestor {
     }
 }
 
-fn parse(
-    body: &MessageBody,
-    max_body_bytes: u32,
-    limits: &EventLimits,
-    received_at: Timestamp,
-) -> Result<Decoded, Answer> {
+fn parse(body: &MessageBody, max_body_bytes: u32, context: &ParseContext) -> Result<Decoded, Answer> {
     let framing = check_readable(body.framing, body.payload.len(), max_body_bytes)?;
-    let decoded = decode(&body.payload, framing, received_at, limits, body.new_ids);
-    decoded.map_err(|error| Answer::failure(StatusCode::BAD_REQUEST, &error.to_string()))
+    let decoded = decode(&body.payload, framing, context, body.new_ids);
+    decoded.map_err(|error| Answer::failure(Verdict::Invalid, &error.to_string()))
 }
 
 /// Checks content type and size of a message before it is parsed.
@@ -99,7 +95,7 @@ pub(super) fn check_readable(framing: Option<Framing>, bytes: usize, max_body_by
     let framing = framing.ok_or_else(unsupported_content_type)?;
     if bytes > max_body_bytes as usize {
         let detail = format!("A message may have at most {max_body_bytes} bytes (`max_body_bytes`).");
-        return Err(Answer::failure(StatusCode::PAYLOAD_TOO_LARGE, &detail));
+        return Err(Answer::failure(Verdict::TooLarge, &detail));
     }
     Ok(framing)
 }
@@ -114,7 +110,7 @@ pub(super) fn framing(headers: Option<&HeaderMap>) -> Option<Framing> {
 
 fn unsupported_content_type() -> Answer {
     let detail = "Send events as JSON or, with the header `Content-Type: application/x-ndjson`, one object a line.";
-    Answer::failure(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)
+    Answer::failure(Verdict::Unsupported, detail)
 }
 
 /// Returns the UUID in the header `Nats-Msg-Id`, if it is one.

@@ -3,8 +3,7 @@
 
 use bytes::Bytes;
 use eye_core::ack::Rejection;
-use eye_core::event::{EventId, EventLimits};
-use eye_core::timestamp::Timestamp;
+use eye_core::event::{EventId, ParseContext};
 use serde::de::IgnoredAny;
 
 use crate::decode::{Framing, NewIds, decode};
@@ -15,7 +14,7 @@ pub(super) struct RefusedMessage {
     /// `None` when its content type is not one of events.
     pub(super) framing: Option<Framing>,
     pub(super) max_body_bytes: u32,
-    pub(super) limits: EventLimits,
+    pub(super) context: ParseContext,
     pub(super) new_ids: NewIds,
     /// Refused by the store among the events that passed validation.
     pub(super) refused_by_store: Vec<Rejection>,
@@ -52,19 +51,19 @@ impl RefusedMessage {
         if self.payload.len() > self.max_body_bytes as usize {
             return whole(format!("The message has more than {} bytes (`max_body_bytes`).", self.max_body_bytes));
         }
-        let decoded = match decode(&self.payload, framing, Timestamp::now(), &self.limits, self.new_ids) {
+        let decoded = match decode(&self.payload, framing, &self.context, self.new_ids) {
             Ok(decoded) => decoded,
             Err(error) => return whole(error.to_string()),
         };
         if decoded.unlisted > 0 {
-            let refused = decoded.rejected.len() + decoded.unlisted;
+            let refused = decoded.invalid.len() + decoded.unlisted;
             return whole(format!(
                 "{refused} events of the message are refused, the first: {}",
-                decoded.rejected[0].errors
+                decoded.invalid[0].errors
             ));
         }
         let text = self.payload.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&self.payload);
-        let by_validation = decoded.rejected.iter().map(|event| {
+        let by_validation = decoded.invalid.iter().map(|event| {
             let text = text[event.text.clone()].trim_ascii();
             let with_id = with_id(text, self.new_ids.of(event.index));
             let payload = with_id.filter(|text| text.len() <= self.max_payload).unwrap_or_else(|| text.to_vec());
@@ -73,7 +72,7 @@ impl RefusedMessage {
         let by_store = self.refused_by_store.iter().map(|Rejection { index, reason }| {
             let mut payload = serde_json::to_vec(&decoded.events[*index]).expect("an event can be written as JSON");
             // The added fields (id, time of receipt) may not fit.
-            if payload.len() > self.max_payload && decoded.indices.len() + decoded.rejected.len() == 1 {
+            if payload.len() > self.max_payload && decoded.indices.len() + decoded.invalid.len() == 1 {
                 payload = self.payload.to_vec();
             }
             RefusedPart { refused_by: RefusedBy::Store, reason: reason.to_string(), payload }
@@ -99,6 +98,7 @@ mod tests {
 
     use super::*;
     use crate::decode::MAX_LISTED;
+    use crate::fake::parse_context;
 
     const GOOD: &str = r#"{"session_id":"s","category":"c","name":"n","data":[1],"timestamp":"2021-01-01"}"#;
     const ID: EventId = EventId::from_u128(7);
@@ -108,7 +108,7 @@ mod tests {
             payload: payload.into().into(),
             framing: Some(framing),
             max_body_bytes: 1 << 20,
-            limits: EventLimits::default(),
+            context: parse_context(),
             new_ids: NewIds::From(ID),
             refused_by_store: Vec::new(),
             max_payload: 1 << 20,
@@ -142,7 +142,7 @@ mod tests {
         let parts = refused(bad, Framing::Json).into_parts();
         // The operator corrects the payload.
         let corrected = payloads(&parts)[0].replace("\" \"", "\"n\"");
-        let event = Event::parse(corrected.as_bytes(), Timestamp::MIN, &EventLimits::default()).unwrap();
+        let event = Event::parse(corrected.as_bytes(), &parse_context()).unwrap();
         assert_eq!(event.id(), own);
     }
 
@@ -178,7 +178,7 @@ mod tests {
             parts.iter().map(|part| part.refused_by).collect::<Vec<_>>(),
             [RefusedBy::Validation, RefusedBy::Store]
         );
-        let event = Event::parse(&parts[1].payload, Timestamp::MIN, &EventLimits::default()).unwrap();
+        let event = Event::parse(&parts[1].payload, &parse_context()).unwrap();
         assert_eq!((event.id(), parts[1].reason.as_str()), (NewIds::From(ID).of(2), "no"));
     }
 

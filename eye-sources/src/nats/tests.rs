@@ -2,7 +2,8 @@ use std::sync::Arc;
 
 use async_nats::{Client, ConnectOptions, HeaderMap, Message, RequestErrorKind};
 use eye_core::ack::{Outcome, Rejection};
-use eye_core::health::{Component, HealthBoard, State};
+use eye_core::context::{BuildContext, Extensions};
+use eye_core::health::{Component, ComponentState, HealthBoard};
 use eye_core::transport::PublishError;
 use eye_harness::{NatsServer, eventually};
 use serde_json::{Value, json};
@@ -15,6 +16,7 @@ use super::message::MessageBody;
 use super::*;
 use crate::decode::{Framing, NewIds};
 use crate::fake::{FakeTransport, Told};
+use crate::verdict::Verdict;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -29,6 +31,12 @@ struct Fixture {
 
 fn config(keys: Value) -> Result<NatsConfig, serde_json::Error> {
     serde_json::from_value(keys)
+}
+
+fn context(transport: Arc<FakeTransport>, board: &HealthBoard) -> SourceContext {
+    let health = board.component("sources.bus");
+    let component = BuildContext::new(health.clone(), CancellationToken::new(), Extensions::default());
+    SourceContext { component, outlet: Outlet::new(transport, health) }
 }
 
 fn core(server: &NatsServer) -> Value {
@@ -46,10 +54,9 @@ impl Fixture {
     async fn start_unready(server: &NatsServer, told: Told, keys: Value) -> Self {
         let transport = FakeTransport::new(told);
         let board = HealthBoard::default();
-        let outlet = Outlet::new(transport.clone(), board.component("sources.bus"));
         let shutdown = CancellationToken::new();
-        let source = config(keys).unwrap().build().await.unwrap();
-        let running = tokio::spawn(source.run(outlet, shutdown.clone()));
+        let source = config(keys).unwrap().build(&context(transport.clone(), &board)).await.unwrap();
+        let running = tokio::spawn(source.run(shutdown.clone()));
         let options = ConnectOptions::new().retry_on_initial_connect();
         let client = options.connect(server.url()).await.unwrap();
         Self { transport, board, shutdown, running, client }
@@ -59,13 +66,13 @@ impl Fixture {
         Self::start(server, Told::Settle(Outcome::Delivered), core(server)).await
     }
 
-    fn state(&self) -> State {
+    fn state(&self) -> ComponentState {
         let [Component { state, .. }] = &self.board.components()[..] else { panic!("one component") };
         state.clone()
     }
 
     async fn wait_ready(&self) {
-        eventually("the source is ready", DEADLINE, async || self.state() == State::Ready).await;
+        eventually("the source is ready", DEADLINE, async || self.state() == ComponentState::Ready).await;
     }
 
     async fn wait_published(&self, names: &[&str]) {
@@ -226,9 +233,9 @@ async fn each_message_of_a_group_has_its_own_answer() {
     let refused = Rejection { index: 2, reason: "by the store".into() };
     let transport = FakeTransport::new(Told::Settle(Outcome::Rejected(vec![refused])));
     let outlet = Outlet::new(transport.clone(), HealthBoard::default().component("sources.bus"));
-    let handover = Handover { outlet, max_event_bytes: 1 << 20, receipt_timeout: DEADLINE };
-    let ingestor = MessageIngestor { handover, max_body_bytes: 1000 };
-    let body = |text: &str, framing| MessageBody { payload: text.to_owned().into(), framing, new_ids: NewIds::Minted };
+    let ingestor = Ingestor { outlet, max_event_bytes: 1 << 20, receipt_timeout: DEADLINE };
+    let ingestor = MessageIngestor { ingestor, max_body_bytes: 1000 };
+    let body = |text: &str, framing| MessageBody { payload: text.to_owned().into(), framing, new_ids: NewIds::Random };
     let json = Some(Framing::Json);
     let bodies = vec![
         body("{", json),
@@ -239,17 +246,30 @@ async fn each_message_of_a_group_has_its_own_answer() {
         body(&" ".repeat(1001), json),
         body(&event("e"), json),
     ];
-    let handled = ingestor.ingest(bodies, ()).await;
+    let ingested = ingestor.ingest(bodies, ()).await;
     assert_eq!(transport.published_names(), ["a", "c", "d", "e"]);
-    let answers = handled.iter().map(|handled| (handled.answer.status().as_u16(), handled.refused.len()));
-    assert_eq!(answers.collect::<Vec<_>>(), [(400, 0), (201, 0), (400, 0), (415, 0), (200, 1), (413, 0), (201, 0)]);
-    assert_eq!(handled[4].refused[0].index, 1, "in its own message");
+    let answers = ingested.iter().map(|ingested| (ingested.answer.verdict(), ingested.refused.len()));
+    let expected = [
+        (Verdict::Invalid, 0),
+        (Verdict::Accepted, 0),
+        (Verdict::Invalid, 0),
+        (Verdict::Unsupported, 0),
+        (Verdict::Partial, 1),
+        (Verdict::TooLarge, 0),
+        (Verdict::Accepted, 0),
+    ];
+    assert_eq!(answers.collect::<Vec<_>>(), expected);
+    assert_eq!(ingested[4].refused[0].index, 1, "in its own message");
 
     for told in [Told::Settle(Outcome::failed("unavailable")), Told::Refuse(PublishError::Closed)] {
         transport.tell(told);
-        let handled = ingestor.ingest(vec![body(&event("a"), json), body(INVALID, json)], ()).await;
-        let statuses = handled.iter().map(|handled| handled.answer.status().as_u16());
-        assert_eq!(statuses.collect::<Vec<_>>(), [503, 400], "an invalid message has not failed");
+        let ingested = ingestor.ingest(vec![body(&event("a"), json), body(INVALID, json)], ()).await;
+        let verdicts = ingested.iter().map(|ingested| ingested.answer.verdict());
+        assert_eq!(
+            verdicts.collect::<Vec<_>>(),
+            [Verdict::RetryLater, Verdict::Invalid],
+            "an invalid message has not failed"
+        );
     }
 }
 
@@ -339,7 +359,7 @@ async fn shutdown_waits_for_receipts_and_replies() {
 async fn unavailable_server_is_reconnected() {
     let mut server = NatsServer::new(&[]);
     let fixture = Fixture::start_unready(&server, Told::Settle(Outcome::Delivered), core(&server)).await;
-    let unavailable = async || matches!(fixture.state(), State::Unavailable { .. });
+    let unavailable = async || matches!(fixture.state(), ComponentState::Unavailable { .. });
     eventually("it is unavailable", DEADLINE, unavailable).await;
     server.restart();
     fixture.wait_ready().await;
@@ -380,31 +400,35 @@ fn secrets_are_hidden() {
 #[tokio::test]
 async fn impossible_settings_are_refused_at_startup() {
     let table = [
-        (json!({"subjects": []}), "subjects is empty"),
-        (json!({"stream": "EVENTS"}), "stream is for mode `jetstream` only"),
-        (json!({"mode": "jetstream"}), "stream must be the name of a stream"),
-        (json!({"mode": "jetstream", "stream": "a.b"}), "stream must be the name of a stream"),
-        (json!({"mode": "jetstream", "stream": "S", "durable": ""}), "durable must be a name"),
+        (json!({"subjects": []}), "subjects: empty"),
+        (json!({"stream": "EVENTS"}), "stream: only for mode `jetstream`"),
+        (json!({"mode": "jetstream"}), "stream: must be the name of a stream"),
+        (json!({"mode": "jetstream", "stream": "a.b"}), "stream: must be the name of a stream"),
+        (json!({"mode": "jetstream", "stream": "S", "durable": ""}), "durable: must be a name"),
         (json!({"mode": "jetstream", "stream": "S", "subjects": ["a", "b"]}), "takes one, or none"),
         (json!({"mode": "jetstream", "stream": "S", "subjects": [], "queue_group": "g"}), "name the same `durable`"),
         (json!({"mode": "jetstream", "stream": "S", "subjects": [], "max_in_flight": 10_000}), "below 10000"),
-        (json!({"subjects": ["a", "a..b"]}), "subjects[1] is no subject"),
-        (json!({"subjects": ["a.>.b"]}), "subjects[0] is no subject"),
-        (json!({"subjects": ["a b"]}), "subjects[0] is no subject"),
+        (json!({"subjects": ["a", "a..b"]}), "subjects[1]: not a subject"),
+        (json!({"subjects": ["a.>.b"]}), "subjects[0]: not a subject"),
+        (json!({"subjects": ["a b"]}), "subjects[0]: not a subject"),
         (json!({"token": "hush", "user": "eye"}), "more than one way to log in"),
         (json!({"credentials_file": "/none"}), "credentials_file: cannot read /none: "),
         (json!({"credentials_file": "/etc/hostname"}), "does not hold a JWT"),
         (json!({"ca_file": "/none"}), "ca_file: cannot read /none: "),
-        (json!({"max_pending_bytes": (10 << 20) - 1}), "max_pending_bytes is 10485759, but must be at least twice"),
+        (
+            json!({"max_pending_bytes": (10 << 20) - 1}),
+            "max_pending_bytes: 10485759 is too small: it must be at least twice",
+        ),
     ];
     for (wrong, expected) in table {
         let mut keys = json!({"url": "nats://host", "mode": "core", "subjects": ["events.>"]});
-        assert!(config(keys.clone()).unwrap().build().await.is_ok());
+        let context = context(FakeTransport::new(Told::NeverSettle), &HealthBoard::default());
+        assert!(config(keys.clone()).unwrap().build(&context).await.is_ok());
         keys.as_object_mut().unwrap().extend(wrong.as_object().unwrap().clone());
         let config = config(keys).unwrap();
         let error = match &config.check()[..] {
-            [] => config.build().await.err().expect(expected).to_string(),
-            wrong => format!("{wrong:?}"),
+            [] => config.build(&context).await.err().expect(expected).to_string(),
+            wrong => wrong[0].to_string(),
         };
         assert!(error.contains(expected) && !error.contains("hush"), "{error}");
     }

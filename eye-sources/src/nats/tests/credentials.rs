@@ -5,9 +5,9 @@ use nkeys::KeyPair;
 use super::*;
 
 /// Returns the first state of a source with these keys.
-async fn state_at(server: &NatsServer, keys: Value) -> State {
+async fn state_at(server: &NatsServer, keys: Value) -> ComponentState {
     let fixture = Fixture::start_unready(server, Told::Settle(Outcome::Delivered), keys).await;
-    eventually("a state", DEADLINE, async || fixture.state() != State::Starting).await;
+    eventually("a state", DEADLINE, async || fixture.state() != ComponentState::Starting).await;
     fixture.state()
 }
 
@@ -20,9 +20,10 @@ async fn user_password_and_token_are_accepted() {
         all
     };
     let url = format!("nats://e%3Ae:p%40ss%2Fword@127.0.0.1:{}", server.port());
-    assert_eq!(state_at(&server, with(json!({"url": url}))).await, State::Ready);
-    assert_eq!(state_at(&server, with(json!({"user": "e:e", "password": "p@ss/word"}))).await, State::Ready);
-    let State::Unavailable { reason } = state_at(&server, with(json!({"user": "e:e", "password": "wrong"}))).await
+    assert_eq!(state_at(&server, with(json!({"url": url}))).await, ComponentState::Ready);
+    assert_eq!(state_at(&server, with(json!({"user": "e:e", "password": "p@ss/word"}))).await, ComponentState::Ready);
+    let ComponentState::Unavailable { reason } =
+        state_at(&server, with(json!({"user": "e:e", "password": "wrong"}))).await
     else {
         panic!("a wrong password is accepted")
     };
@@ -30,9 +31,9 @@ async fn user_password_and_token_are_accepted() {
 
     let server = NatsServer::start_with(&["--auth", "t:oken"]);
     let url = format!("nats://t%3Aoken@127.0.0.1:{}", server.port());
-    assert_eq!(state_at(&server, json!({"url": url, "mode": "core", "subjects": ["a"]})).await, State::Ready);
+    assert_eq!(state_at(&server, json!({"url": url, "mode": "core", "subjects": ["a"]})).await, ComponentState::Ready);
     let keys = json!({"url": server.url(), "token": "t:oken", "mode": "core", "subjects": ["a"]});
-    assert_eq!(state_at(&server, keys).await, State::Ready);
+    assert_eq!(state_at(&server, keys).await, ComponentState::Ready);
 }
 
 #[tokio::test]
@@ -45,7 +46,7 @@ async fn second_server_of_cluster_is_used() {
         let url = format!("nats://{first}127.0.0.1:{},nats://{second}127.0.0.1:{}", ports[0], ports[1]);
         let keys = json!({"url": url, "mode": "core", "subjects": ["a"]});
         let fixture = Fixture::start_unready(&server, Told::Settle(Outcome::Delivered), keys).await;
-        eventually("it is found", DEADLINE, async || fixture.state() == State::Ready).await;
+        eventually("it is found", DEADLINE, async || fixture.state() == ComponentState::Ready).await;
     }
     for (url, reason) in [
         ("nats://e:p@a,nats://e:q@b", "one user and password"),
@@ -103,7 +104,7 @@ async fn credentials_file_is_accepted() {
         let mut keys = core(&server);
         keys["credentials_file"] = json!(file("eye.creds", credentials));
         let state = state_at(&server, keys).await;
-        assert_eq!(state == State::Ready, is_accepted, "{state:?}");
+        assert_eq!(state == ComponentState::Ready, is_accepted, "{state:?}");
     }
 }
 
@@ -117,10 +118,10 @@ async fn requested_tls_is_enforced() {
     let keys = |url: String, ca_file: &str| json!({"url": url, "mode": "core", "subjects": ["a"], "ca_file": ca_file});
     let tls_url = |server: &NatsServer| server.url().replace("nats:", "tls:");
 
-    assert_eq!(state_at(&with_tls, keys(tls_url(&with_tls), &certificate)).await, State::Ready);
+    assert_eq!(state_at(&with_tls, keys(tls_url(&with_tls), &certificate)).await, ComponentState::Ready);
     for (server, ca_file) in [(&with_tls, ""), (&without, &*certificate)] {
         let state = state_at(server, keys(tls_url(server), ca_file)).await;
-        assert!(matches!(state, State::Unavailable { .. }), "{state:?}");
+        assert!(matches!(state, ComponentState::Unavailable { .. }), "{state:?}");
     }
 }
 
@@ -140,7 +141,7 @@ async fn tls_of_one_server_is_required_of_all() {
     eventually(
         "neither was taken",
         DEADLINE,
-        async || matches!(fixture.state(), State::Unavailable { reason } if reason == refused),
+        async || matches!(fixture.state(), ComponentState::Unavailable { reason } if reason == refused),
     )
     .await;
 }
@@ -156,6 +157,6 @@ async fn forbidden_subject_is_reported() {
     let mut keys = core(&server);
     keys["user"] = json!("eye");
     keys["password"] = json!("eye");
-    let State::Unavailable { reason } = state_at(&server, keys).await else { panic!("it is ready") };
+    let ComponentState::Unavailable { reason } = state_at(&server, keys).await else { panic!("it is ready") };
     assert!(reason.contains("Permissions Violation for Subscription to \"events.>\""), "{reason}");
 }

@@ -269,7 +269,7 @@ async fn missing_stream_is_awaited() {
     let server = NatsServer::start();
     let fixture = Fixture::start_unready(&server, Told::Settle(Outcome::Delivered), keys(&server)).await;
     let is_reported = async || match fixture.state() {
-        State::Unavailable { reason } => reason.contains("`EVENTS`") && reason.contains("no such stream"),
+        ComponentState::Unavailable { reason } => reason.contains("`EVENTS`") && reason.contains("no such stream"),
         _ => false,
     };
     eventually("the reason names the stream", DEADLINE, is_reported).await;
@@ -329,7 +329,7 @@ async fn killed_server_is_reconnected() {
     publish(&fixture, "a").await;
     fixture.wait_published(&["a"]).await;
     server.kill();
-    let unavailable = async || matches!(fixture.state(), State::Unavailable { .. });
+    let unavailable = async || matches!(fixture.state(), ComponentState::Unavailable { .. });
     eventually("it is unavailable", DEADLINE, unavailable).await;
     fixture.transport.tell(Told::Settle(Outcome::Delivered));
     settle_all(&fixture);

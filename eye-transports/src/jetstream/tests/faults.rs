@@ -271,7 +271,8 @@ async fn killed_server_loses_no_redelivery() {
     eventually(&format!("all are delivered, seed {seed}"), DEADLINE, all).await;
     let stream = jetstream::new(async_nats::connect(server.url()).await.unwrap()).get_stream(STREAM).await.unwrap();
     let is_done = async || {
-        let consumer = stream.consumer_info("store").await.unwrap();
+        // It may be being recreated.
+        let Ok(consumer) = stream.consumer_info("store").await else { return false };
         let messages = stream.get_info().await.unwrap().state.messages;
         (messages, consumer.num_pending, consumer.num_ack_pending) == (0, 0, 0)
     };

@@ -4,15 +4,15 @@ use nkeys::KeyPair;
 
 use super::*;
 
-/// The states in which a source with these keys ends up at a server with user and password.
-async fn state_at(server: &NatsServer, keys: Value) -> State {
+/// Returns the first state of a source with these keys.
+async fn state_at(server: &NatsServer, keys: Value) -> ComponentState {
     let fixture = Fixture::start_unready(server, Told::Settle(Outcome::Delivered), keys).await;
-    eventually("a state", DEADLINE, async || fixture.state() != State::Starting).await;
+    eventually("a state", DEADLINE, async || fixture.state() != ComponentState::Starting).await;
     fixture.state()
 }
 
 #[tokio::test]
-async fn who_logs_in_is_let_in() {
+async fn user_password_and_token_are_accepted() {
     let server = NatsServer::start_with(&["--user", "e:e", "--pass", "p@ss/word"]);
     let with = |keys: Value| {
         let mut all = core(&server);
@@ -20,32 +20,33 @@ async fn who_logs_in_is_let_in() {
         all
     };
     let url = format!("nats://e%3Ae:p%40ss%2Fword@127.0.0.1:{}", server.port());
-    assert_eq!(state_at(&server, with(json!({"url": url}))).await, State::Ready);
-    assert_eq!(state_at(&server, with(json!({"user": "e:e", "password": "p@ss/word"}))).await, State::Ready);
-    let State::Unavailable { reason } = state_at(&server, with(json!({"user": "e:e", "password": "wrong"}))).await
+    assert_eq!(state_at(&server, with(json!({"url": url}))).await, ComponentState::Ready);
+    assert_eq!(state_at(&server, with(json!({"user": "e:e", "password": "p@ss/word"}))).await, ComponentState::Ready);
+    let ComponentState::Unavailable { reason } =
+        state_at(&server, with(json!({"user": "e:e", "password": "wrong"}))).await
     else {
-        panic!("a wrong password opens")
+        panic!("a wrong password is accepted")
     };
     assert_eq!(reason, format!("no connection to 127.0.0.1:{}: authorization violation", server.port()));
 
     let server = NatsServer::start_with(&["--auth", "t:oken"]);
     let url = format!("nats://t%3Aoken@127.0.0.1:{}", server.port());
-    assert_eq!(state_at(&server, json!({"url": url, "mode": "core", "subjects": ["a"]})).await, State::Ready);
+    assert_eq!(state_at(&server, json!({"url": url, "mode": "core", "subjects": ["a"]})).await, ComponentState::Ready);
     let keys = json!({"url": server.url(), "token": "t:oken", "mode": "core", "subjects": ["a"]});
-    assert_eq!(state_at(&server, keys).await, State::Ready);
+    assert_eq!(state_at(&server, keys).await, ComponentState::Ready);
 }
 
 #[tokio::test]
-async fn another_server_of_a_cluster_is_found() {
+async fn second_server_of_cluster_is_used() {
     let server = NatsServer::start_with(&["--user", "e", "--pass", "p"]);
-    let mut away = NatsServer::start();
-    away.kill();
-    let ports = [away.port(), server.port()];
+    let mut stopped = NatsServer::start();
+    stopped.kill();
+    let ports = [stopped.port(), server.port()];
     for [first, second] in [["e:p@", ""], ["", "e:p@"], ["e:p@", "e:p@"]] {
         let url = format!("nats://{first}127.0.0.1:{},nats://{second}127.0.0.1:{}", ports[0], ports[1]);
         let keys = json!({"url": url, "mode": "core", "subjects": ["a"]});
         let fixture = Fixture::start_unready(&server, Told::Settle(Outcome::Delivered), keys).await;
-        eventually("it is found", DEADLINE, async || fixture.state() == State::Ready).await;
+        eventually("it is found", DEADLINE, async || fixture.state() == ComponentState::Ready).await;
     }
     for (url, reason) in [
         ("nats://e:p@a,nats://e:q@b", "one user and password"),
@@ -58,7 +59,7 @@ async fn another_server_of_a_cluster_is_found() {
     }
 }
 
-/// Says who somebody is, signed by somebody who is known.
+/// Returns a JWT about `subject`, signed by `issuer`.
 fn jwt(issuer: &KeyPair, subject: &KeyPair, mut nats: Value) -> String {
     nats["version"] = json!(2);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
@@ -72,7 +73,7 @@ fn jwt(issuer: &KeyPair, subject: &KeyPair, mut nats: Value) -> String {
 }
 
 #[tokio::test]
-async fn who_has_a_credentials_file_is_let_in() {
+async fn credentials_file_is_accepted() {
     let [system, account, stranger] = std::array::from_fn(|_| KeyPair::new_account());
     let (operator, user) = (KeyPair::new_operator(), KeyPair::new_user());
     let limits = json!({
@@ -93,7 +94,7 @@ async fn who_has_a_credentials_file_is_let_in() {
     let settings =
         format!("operator: {of_operator}\nsystem_account: {system}\nresolver: MEMORY\nresolver_preload: {{{known}}}\n");
     let server = NatsServer::start_with(&["-c", &file("nats.conf", settings)]);
-    for (issuer, is_let_in) in [(&account, true), (&stranger, false)] {
+    for (issuer, is_accepted) in [(&account, true), (&stranger, false)] {
         let of_user = jwt(issuer, &user, json!({"type": "user", "subs": -1, "data": -1, "payload": -1}));
         let seed = user.seed().unwrap();
         let credentials = format!(
@@ -103,12 +104,12 @@ async fn who_has_a_credentials_file_is_let_in() {
         let mut keys = core(&server);
         keys["credentials_file"] = json!(file("eye.creds", credentials));
         let state = state_at(&server, keys).await;
-        assert_eq!(state == State::Ready, is_let_in, "{state:?}");
+        assert_eq!(state == ComponentState::Ready, is_accepted, "{state:?}");
     }
 }
 
 #[tokio::test]
-async fn tls_that_was_asked_for_is_not_left_out() {
+async fn requested_tls_is_enforced() {
     let folder = tempfile::tempdir().unwrap();
     let Certificate { certificate, key } = Certificate::make(folder.path());
     let [certificate, key] = [certificate, key].map(|file| file.display().to_string());
@@ -117,36 +118,36 @@ async fn tls_that_was_asked_for_is_not_left_out() {
     let keys = |url: String, ca_file: &str| json!({"url": url, "mode": "core", "subjects": ["a"], "ca_file": ca_file});
     let tls_url = |server: &NatsServer| server.url().replace("nats:", "tls:");
 
-    assert_eq!(state_at(&with_tls, keys(tls_url(&with_tls), &certificate)).await, State::Ready);
+    assert_eq!(state_at(&with_tls, keys(tls_url(&with_tls), &certificate)).await, ComponentState::Ready);
     for (server, ca_file) in [(&with_tls, ""), (&without, &*certificate)] {
         let state = state_at(server, keys(tls_url(server), ca_file)).await;
-        assert!(matches!(state, State::Unavailable { .. }), "{state:?}");
+        assert!(matches!(state, ComponentState::Unavailable { .. }), "{state:?}");
     }
 }
 
 #[tokio::test]
-async fn tls_that_was_asked_for_of_one_is_asked_for_of_all() {
-    let (mut away, without) = (NatsServer::start(), NatsServer::start());
-    away.kill();
-    let url = format!("{},{}", away.url().replace("nats:", "tls:"), without.url());
+async fn tls_of_one_server_is_required_of_all() {
+    let (mut stopped, without) = (NatsServer::start(), NatsServer::start());
+    stopped.kill();
+    let url = format!("{},{}", stopped.url().replace("nats:", "tls:"), without.url());
     let keys = json!({"url": url, "mode": "core", "subjects": ["a"]});
     let fixture = Fixture::start_unready(&without, Told::Settle(Outcome::Delivered), keys).await;
     let refused = format!(
         "no connection to 127.0.0.1:{}, 127.0.0.1:{}: Connection refused (os error 111); received corrupt message of type \
          InvalidContentType",
-        away.port(),
+        stopped.port(),
         without.port()
     );
     eventually(
         "neither was taken",
         DEADLINE,
-        async || matches!(fixture.state(), State::Unavailable { reason } if reason == refused),
+        async || matches!(fixture.state(), ComponentState::Unavailable { reason } if reason == refused),
     )
     .await;
 }
 
 #[tokio::test]
-async fn a_subject_that_is_forbidden_is_told() {
+async fn forbidden_subject_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("nats.conf");
     let permissions = "publish: \">\", subscribe: {deny: \"events.>\"}";
@@ -156,6 +157,6 @@ async fn a_subject_that_is_forbidden_is_told() {
     let mut keys = core(&server);
     keys["user"] = json!("eye");
     keys["password"] = json!("eye");
-    let State::Unavailable { reason } = state_at(&server, keys).await else { panic!("it is ready") };
+    let ComponentState::Unavailable { reason } = state_at(&server, keys).await else { panic!("it is ready") };
     assert!(reason.contains("Permissions Violation for Subscription to \"events.>\""), "{reason}");
 }

@@ -3,7 +3,7 @@
 //! They do as little as possible, because they share the machine with what they measure. [`LoadClient`] is the client
 //! of a load; [`HttpConnection`] is a single connection that the queries use, too.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use async_nats::jetstream;
 use bytes::Bytes;
 use clap::ValueEnum;
@@ -64,10 +64,12 @@ impl LoadClient {
     /// # Errors
     /// The status or the cause in a few words, so that equal errors can be counted.
     pub(crate) async fn send(&mut self, body: &[u8]) -> Result<(), String> {
-        match self {
+        let body = Bytes::copy_from_slice(body);
+        let result = match self {
             Self::Http(client) => client.post(body).await,
-            Self::Nats(client) => client.send(Bytes::copy_from_slice(body)).await,
-        }
+            Self::Nats(client) => client.send(body).await,
+        };
+        result.map_err(|error| error.to_string())
     }
 
     /// Waits until all published messages have left the client.
@@ -89,20 +91,20 @@ pub(crate) struct NatsPublisher {
 }
 
 impl NatsPublisher {
-    async fn send(&self, body: Bytes) -> Result<(), String> {
+    async fn send(&self, body: Bytes) -> Result<()> {
         let subject = self.subject.clone();
         match self.mode {
-            NatsMode::Publish => self.client.publish(subject, body).await.map_err(|error| error.to_string()),
+            NatsMode::Publish => self.client.publish(subject, body).await?,
             NatsMode::Request => {
-                let reply = self.client.request(subject, body).await.map_err(|error| error.to_string())?;
-                let status = reply.headers.as_ref().and_then(|headers| headers.get("Nats-Service-Error-Code"));
-                status.map_or(Ok(()), |status| Err(status.to_string()))
+                let reply = self.client.request(subject, body).await?;
+                if let Some(status) = reply.headers.and_then(|headers| headers.get("Nats-Service-Error-Code").cloned())
+                {
+                    bail!("{status}");
+                }
             }
-            NatsMode::Jetstream => {
-                let ack = self.jetstream.publish(subject, body).await.map_err(|error| error.to_string())?;
-                ack.await.map(drop).map_err(|error| error.to_string())
-            }
+            NatsMode::Jetstream => drop(self.jetstream.publish(subject, body).await?.await?),
         }
+        Ok(())
     }
 }
 
@@ -130,35 +132,33 @@ impl HttpConnection {
         Self { authority: self.authority.clone(), path: self.path.clone(), host: self.host.clone(), connection: None }
     }
 
-    async fn post(&mut self, body: &[u8]) -> Result<(), String> {
+    async fn post(&mut self, body: Bytes) -> Result<()> {
         let request = Request::post(self.path.clone())
             .header(HOST, self.host.clone())
             .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
-            .body(Full::new(Bytes::copy_from_slice(body)))
-            .map_err(|error| error.to_string())?;
+            .body(Full::new(body))?;
         match self.exchange(request, |_| {}).await? {
             200..300 => Ok(()),
-            status => Err(status.to_string()),
+            status => bail!("{status}"),
         }
     }
 
     /// Gets `path` and passes the parts of the body to `on_part`. Returns the status.
-    pub(crate) async fn get(&mut self, path: &str, on_part: impl FnMut(Bytes)) -> Result<u16, String> {
-        let request = Request::get(path).header(HOST, self.host.clone()).body(Full::default());
-        self.exchange(request.map_err(|error| error.to_string())?, on_part).await
+    pub(crate) async fn get(&mut self, path: &str, on_part: impl FnMut(Bytes)) -> Result<u16> {
+        let request = Request::get(path).header(HOST, self.host.clone()).body(Full::default())?;
+        self.exchange(request, on_part).await
     }
 
     /// Sends the request and reads the response to its end. Returns the status.
-    async fn exchange(&mut self, request: Request<Full<Bytes>>, mut on_part: impl FnMut(Bytes)) -> Result<u16, String> {
+    async fn exchange(&mut self, request: Request<Full<Bytes>>, mut on_part: impl FnMut(Bytes)) -> Result<u16> {
         let mut connection = match self.connection.take() {
             Some(connection) if !connection.is_closed() => connection,
-            _ => self.open().await.map_err(|error| error.to_string())?,
+            _ => self.open().await?,
         };
-        connection.ready().await.map_err(|error| error.to_string())?;
-        let response = connection.send_request(request).await.map_err(|error| error.to_string())?;
-        let (head, mut body) = response.into_parts();
+        connection.ready().await?;
+        let (head, mut body) = connection.send_request(request).await?.into_parts();
         while let Some(frame) = body.frame().await {
-            if let Ok(part) = frame.map_err(|error| error.to_string())?.into_data() {
+            if let Ok(part) = frame?.into_data() {
                 on_part(part);
             }
         }

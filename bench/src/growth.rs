@@ -51,7 +51,7 @@ pub(crate) async fn measure(args: &GrowthArgs) -> Result<()> {
     let settings = args.run.settings()?;
     let RunSettings { program, sessions, duration, .. } = &settings;
     let kinds: BTreeSet<_> = rows.iter().map(|row| row.kind).collect();
-    let servers = DatabaseServers::new(&args.servers);
+    let servers = DatabaseServers::new(&args.servers.innodb_buffer_pool_size);
     let environment = MeasurementEnvironment::with_databases(kinds.iter().copied(), &servers, program).await?;
     println!("{environment}. Sessions: {sessions}; {} runs of {} s.\n", args.run.runs, duration.as_secs());
     let mut table = HEADER.to_owned();

@@ -64,13 +64,16 @@ impl LoadResult {
     }
 }
 
+/// A thread that returns the log of each of its connections.
+type LoadThread = JoinHandle<Result<Vec<(u16, ConnectionLog)>>>;
+
 /// A load in progress.
 pub(crate) struct RunningLoad {
     pub(crate) window: MeasurementWindow,
     run: u32,
     /// Start of the load in microseconds since 1970.
     pub(crate) since_us: i64,
-    threads: Vec<JoinHandle<Result<Vec<(u16, ConnectionLog)>>>>,
+    threads: Vec<LoadThread>,
     totals: Arc<Mutex<LoadTotals>>,
 }
 

@@ -1,13 +1,15 @@
 //! CPU time, memory and startup time of processes. Linux only: the figures come from `/proc`.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use tokio::time::{sleep, timeout};
+
+use crate::client::HttpConnection;
 
 /// A process that is killed on drop.
 pub(crate) struct KillOnDrop(pub(crate) Child);
@@ -72,37 +74,26 @@ fn memory_mib(pid: &str, key: &str) -> Result<f64> {
 ///
 /// # Errors
 /// When the program ends first, or is not ready after 30 seconds.
-pub(crate) fn ready_ms(program: &Path, folder: &Path, config: &str) -> Result<f64> {
+pub(crate) async fn ready_ms(program: &Path, folder: &Path, config: &str) -> Result<f64> {
     // Another process may take the port first. Then the program reports the error and ends.
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
     let config_file = folder.join("ready.toml");
     fs::write(&config_file, config.replace("127.0.0.1:0", &address))?;
+    let mut client = HttpConnection::new(&format!("http://{address}/"))?;
     let mut command = Command::new(program);
     command.arg("--config").arg(&config_file).current_dir(folder).stderr(Stdio::null());
     let started = Instant::now();
     let mut process = KillOnDrop(command.spawn()?);
-    while !is_ready(&address) {
-        if let Some(status) = process.0.try_wait()? {
-            bail!("the program ended with {status} before it was ready");
+    let ready = async {
+        while client.get("/readyz", |_| {}).await.ok() != Some(200) {
+            if let Some(status) = process.0.try_wait()? {
+                bail!("the program ended with {status} before it was ready");
+            }
+            sleep(Duration::from_millis(1)).await;
         }
-        if started.elapsed() > Duration::from_secs(30) {
-            bail!("the program is not ready after 30 s");
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(started.elapsed().as_secs_f64() * 1000.0)
-}
-
-fn is_ready(address: &str) -> bool {
-    let status_line = || {
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
-        let mut start = [0; 12];
-        stream.read_exact(&mut start)?;
-        Ok::<_, std::io::Error>(start)
+        Ok(started.elapsed().as_secs_f64() * 1000.0)
     };
-    status_line().is_ok_and(|start| start.ends_with(b" 200"))
+    timeout(Duration::from_secs(30), ready).await.context("the program is not ready after 30 s")?
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, SecondsFormat};
 use clap::Args;
 use eye_harness::Eye;
@@ -99,7 +99,7 @@ pub(crate) async fn measure(args: &QueriesArgs) -> Result<()> {
         return measure_queries(url, options, fill.days).await;
     }
     let (kind, program) = (args.kind.context("name a database or --url")?, args.program.path()?);
-    let servers = DatabaseServers::new(&args.servers);
+    let servers = DatabaseServers::new(&args.servers.innodb_buffer_pool_size);
     println!("{}.\n", MeasurementEnvironment::with_databases([kind], &servers, &program).await?);
     let database = servers.create(kind, &program)?;
     database.fill(fill, args.sessions, &program).await?;
@@ -190,7 +190,7 @@ async fn first_pages(
             let conditions: Vec<String> =
                 filters.iter().map(|filter| condition(filter, sample, &filters, days)).collect();
             let answer = get(client, &format!("/api/event/?{}", conditions.join("&"))).await?;
-            times.push(answer.ms());
+            times.push(answer.ms);
             counts.push(answer.page()?.count as f64);
         }
         let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| quantile(&mut times, share));
@@ -232,8 +232,8 @@ async fn cursors(client: &mut HttpConnection, options: &QueryOptions) -> Result<
     let [mut first_ms, mut last_ms] = [const { Vec::new() }; 2];
     let started = Instant::now();
     while first_ms.len() < options.times as usize && started.elapsed() < MAX_DURATION {
-        first_ms.push(get(client, &first).await?.ms());
-        last_ms.push(get(client, &last).await?.ms());
+        first_ms.push(get(client, &first).await?.ms);
+        last_ms.push(get(client, &last).await?.ms);
     }
     let [first_ms, last_ms] = [first_ms, last_ms].map(|times| median(times).unwrap_or_default());
     let is_met = last_ms <= first_ms * MAX_OF_PAGE_1;
@@ -251,7 +251,7 @@ async fn large_pages(client: &mut HttpConnection, options: &QueryOptions) -> Res
     let started = Instant::now();
     while rates.len() < options.times as usize && started.elapsed() < MAX_DURATION {
         let answer = get(client, "/api/event/?limit=1000").await?;
-        rates.push(answer.body.len() as f64 / 1e6 / answer.elapsed.as_secs_f64());
+        rates.push(answer.body.len() as f64 / 1000.0 / answer.ms);
     }
     let rate = median(rates).unwrap_or_default();
     let bound = target_note("≥", MIN_MB_PER_S, rate >= MIN_MB_PER_S);
@@ -259,17 +259,13 @@ async fn large_pages(client: &mut HttpConnection, options: &QueryOptions) -> Res
     Ok(())
 }
 
-/// A response and its duration.
+/// A response, with the milliseconds from the request to its end.
 struct TimedResponse {
     body: Vec<u8>,
-    elapsed: Duration,
+    ms: f64,
 }
 
 impl TimedResponse {
-    fn ms(&self) -> f64 {
-        self.elapsed.as_secs_f64() * 1000.0
-    }
-
     fn page(&self) -> Result<ResultPage> {
         Ok(serde_json::from_slice(&self.body)?)
     }
@@ -277,9 +273,9 @@ impl TimedResponse {
 
 async fn get(client: &mut HttpConnection, path: &str) -> Result<TimedResponse> {
     let mut body = Vec::new();
-    let asked = Instant::now();
-    let status = client.get(path, |part| body.extend(part)).await.map_err(|error| anyhow!("{path}: {error}"))?;
-    let elapsed = asked.elapsed();
+    let started = Instant::now();
+    let status = client.get(path, |part| body.extend(part)).await.with_context(|| path.to_owned())?;
+    let ms = started.elapsed().as_secs_f64() * 1000.0;
     ensure!(status == 200, "{path}: {status} {}", String::from_utf8_lossy(&body));
-    Ok(TimedResponse { body, elapsed })
+    Ok(TimedResponse { body, ms })
 }

@@ -16,7 +16,7 @@ use crate::numbers::median;
 use crate::report::{MeasuredRow, SavedResults};
 use crate::row_run::run_row;
 use crate::rows::{self, BenchRow, IngestPath, ROWS};
-use crate::servers::{DatabaseServers, ServersArgs};
+use crate::servers::{DEFAULT_BUFFER_POOL, DatabaseServers};
 use crate::settings::RunSettings;
 
 /// The rows of [`quick`].
@@ -33,7 +33,7 @@ pub(crate) async fn measure(
     settings: &RunSettings,
     save: bool,
 ) -> Result<SavedResults> {
-    let servers = DatabaseServers::new(&ServersArgs::default());
+    let servers = DatabaseServers::new(DEFAULT_BUFFER_POOL);
     let kinds = rows.iter().map(|row| row.kind);
     let environment = MeasurementEnvironment::with_databases(kinds, &servers, &settings.program).await?;
     let mut figures: BTreeMap<&str, Vec<RunFigures>> = BTreeMap::new();

@@ -183,7 +183,7 @@ impl RowRun<'_> {
         };
         // The restart must find the database as The Eye left it, so the connection closes first.
         self.connection.close().await?;
-        figures.ready_ms = process::ready_ms(&self.settings.program, eye.folder(), &self.config)?;
+        figures.ready_ms = process::ready_ms(&self.settings.program, eye.folder(), &self.config).await?;
         Ok(())
     }
 }

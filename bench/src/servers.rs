@@ -16,7 +16,8 @@ use crate::database::{DatabaseConnection, DatabaseKind, for_each_database};
 use crate::direct::{FillArgs, WriteMethod};
 use crate::events::SessionPattern;
 
-const DEFAULT_BUFFER_POOL: &str = "128M";
+/// Default size of MariaDB's buffer pool.
+pub(crate) const DEFAULT_BUFFER_POOL: &str = "128M";
 
 /// Settings of the database servers.
 #[derive(Args)]
@@ -24,13 +25,7 @@ pub(crate) struct ServersArgs {
     /// Buffer pool of MariaDB, with suffix K, M or G. It is MariaDB's only page cache, because MariaDB bypasses the
     /// system's
     #[arg(long, default_value = DEFAULT_BUFFER_POOL)]
-    innodb_buffer_pool_size: String,
-}
-
-impl Default for ServersArgs {
-    fn default() -> Self {
-        Self { innodb_buffer_pool_size: DEFAULT_BUFFER_POOL.to_owned() }
-    }
+    pub(crate) innodb_buffer_pool_size: String,
 }
 
 /// The database servers of a measurement.
@@ -41,9 +36,9 @@ pub(crate) struct DatabaseServers {
 }
 
 impl DatabaseServers {
-    pub(crate) fn new(args: &ServersArgs) -> Self {
-        let buffer_pool_size = args.innodb_buffer_pool_size.clone();
-        Self { postgres: OnceCell::new(), mariadb: OnceCell::new(), buffer_pool_size }
+    /// Starts nothing yet. `buffer_pool_size` is for MariaDB.
+    pub(crate) fn new(buffer_pool_size: &str) -> Self {
+        Self { postgres: OnceCell::new(), mariadb: OnceCell::new(), buffer_pool_size: buffer_pool_size.to_owned() }
     }
 
     /// Creates an empty database and has `program` create the schema. Starts the server if necessary.

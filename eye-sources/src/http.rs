@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use bytes::Bytes;
 use eye_core::refusals::Refusal;
-use eye_core::registry::BuildError;
+use eye_core::error::BuildError;
 use eye_core::source::{Outlet, Source, SourceConfig};
 use eye_core::timestamp::Timestamp;
 use http_body_util::BodyExt;

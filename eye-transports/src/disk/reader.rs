@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use eye_core::batch::BatchLimits;
+use eye_core::transport::BatchLimits;
 use eye_core::event::Event;
 
 use super::files;

@@ -1,7 +1,7 @@
-//! The Eye with one sink more: NDJSON files.
+//! The Eye with one more sink: NDJSON files.
 //!
-//! This is all that a program with plug-ins of its own consists of, besides the plug-ins. It has The Eye's command line
-//! and configuration, and `type = "ndjson"` is a sink like any other. `docs/custom-sink.md` walks through it:
+//! A program with its own plug-ins needs only this `main` and the plug-ins. It has the command line and the configuration
+//! of The Eye, and `type = "ndjson"` is a sink like any other. `docs/custom-sink.md` explains it.
 //!
 //! ```sh
 //! cargo run -p custom-sink -- --config examples/custom-sink/eye.toml

@@ -1,12 +1,11 @@
-//! Events as lines of JSON, in a file for each hour.
+//! A sink that writes events as lines of JSON, into one file for each hour.
 //!
-//! The hour is that of the event's `timestamp`, in UTC. It is part of the event's key, so an event that comes again
-//! belongs into the same file as before: whoever writes reads that file first, and leaves out what it holds. Nothing is
-//! remembered between two writes, neither in memory nor in an index that a crash could leave behind.
+//! The hour is the hour of the event's `timestamp` in UTC. The timestamp is part of the event's key, so a repeated event
+//! belongs to the same file. Each write reads its files first and leaves out the events that they contain. So the sink
+//! needs no memory between two writes, and no index that a crash could damage. Read [`NdjsonSink`] first.
 //!
-//! What it costs: a write reads the files of its events' hours. Memory is bounded by the batch, and one line.
-//!
-//! Unix only: it locks and syncs a folder.
+//! The cost: a write reads the files of its events' hours. The memory is bounded by the batch and one line. Unix only,
+//! because the sink locks and syncs a folder.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -15,39 +14,42 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use eye_core::event::Event;
+use eye_core::context::BuildContext;
 use eye_core::error::BuildError;
-use eye_core::sink::{Sink, SinkConfig, WriteError, Written};
-use eye_core::event::EventKey;
+use eye_core::event::{Event, EventKey};
+use eye_core::sink::{BuiltSink, Sink, SinkConfig, WriteError, Written};
 use eye_core::timestamp::Timestamp;
 use serde::Deserialize;
 use tokio::task::spawn_blocking;
 
-/// What operators write below `[sinks.NAME]`.
+/// The settings that operators write below `[sinks.NAME]`.
 #[derive(Deserialize)]
 pub(crate) struct NdjsonConfig {
-    /// Where the files are. Created where it is missing; the folder above it has to be there.
+    /// The folder of the files. It is created if it is missing; the folder above it must exist.
     folder: PathBuf,
 }
 
 impl SinkConfig for NdjsonConfig {
     const TYPE: &'static str = "ndjson";
 
-    async fn build(self) -> Result<Box<dyn Sink>, BuildError> {
+    async fn build(self, _context: &BuildContext) -> Result<BuiltSink, BuildError> {
         let Self { folder } = self;
         let name = folder.display().to_string();
         match spawn_blocking(move || create(&folder)).await {
-            Ok(Ok(folder)) => Ok(Box::new(NdjsonSink { folder: folder.into() })),
-            Ok(Err(error)) => Err(BuildError::new(format!(
-                "cannot use the folder {name}: {error}; make the folder above it, and both writable for the user that \
-                 runs The Eye, or set `folder` to another one"
-            ))),
+            Ok(Ok(folder)) => Ok(BuiltSink::write_only(NdjsonSink { folder: folder.into() })),
+            Ok(Err(error)) => Err(BuildError::at(
+                "folder",
+                format!(
+                    "cannot use the folder {name}: {error}; create the folder above it, and give the user of The Eye the \
+                     right to write in both, or set `folder` to another one"
+                ),
+            )),
             Err(panic) => Err(BuildError::new(panic.to_string())),
         }
     }
 }
 
-/// Creates the folder where it is missing; its absolute path.
+/// Creates the folder if it is missing. Returns its absolute path.
 fn create(folder: &Path) -> io::Result<PathBuf> {
     if let Err(error) = fs::create_dir(folder)
         && error.kind() != ErrorKind::AlreadyExists
@@ -56,7 +58,7 @@ fn create(folder: &Path) -> io::Result<PathBuf> {
     }
     let folder = folder.canonicalize()?;
     if let Some(above) = folder.parent() {
-        // A folder that is new survives a crash only when the one above it is synced.
+        // A new folder survives a crash only if the folder above it is synced.
         File::open(above)?.sync_all()?;
     }
     fs::read_dir(&folder)?;
@@ -74,7 +76,7 @@ impl Sink for NdjsonSink {
     }
 
     async fn write(&self, batch: &[Event]) -> Result<Written, WriteError> {
-        // The thread may outlive this call, so it has events of its own. They share their texts with the batch.
+        // The thread may outlive this call, so it needs its own events. They share their texts with the batch.
         let batch = batch.to_vec();
         self.on_folder(move |folder| store(folder, &batch)).await?;
         Ok(Written::default())
@@ -82,24 +84,24 @@ impl Sink for NdjsonSink {
 }
 
 impl NdjsonSink {
-    /// Does what blocks on a thread that may block.
+    /// Runs blocking work on a thread for blocking work.
     async fn on_folder(&self, work: impl FnOnce(&Path) -> io::Result<()> + Send + 'static) -> Result<(), WriteError> {
         let folder = self.folder.clone();
         match spawn_blocking(move || work(&folder)).await {
             Ok(Ok(())) => Ok(()),
-            // A full disk, a folder that is not mounted, missing rights: none is the fault of an event, and all may pass.
+            // A full disk, an unmounted folder or missing rights: no event is at fault, and another attempt can succeed.
             Ok(Err(error)) => Err(WriteError::retry(format!("{}: {error}", self.folder.display()))),
             Err(panic) => Err(WriteError::Unknown { reason: panic.to_string() }),
         }
     }
 }
 
-/// Appends the events that are not stored yet. When this returns `Ok`, all of them survive a crash.
+/// Appends the events that are not stored yet. After `Ok`, all events of the batch survive a crash.
 fn store(folder: &Path, batch: &[Event]) -> io::Result<()> {
     let handle = File::open(folder)?;
-    // Keeps out other writes, of this process and of others, until `handle` is dropped.
+    // Excludes other writes, of this process and of others, until `handle` is dropped.
     handle.try_lock().map_err(|error| match error {
-        TryLockError::WouldBlock => io::Error::new(ErrorKind::WouldBlock, "another write is going on"),
+        TryLockError::WouldBlock => io::Error::new(ErrorKind::WouldBlock, "another write is running"),
         TryLockError::Error(error) => error,
     })?;
     let mut files = BTreeMap::<String, BTreeMap<EventKey, &Event>>::new();
@@ -109,16 +111,16 @@ fn store(folder: &Path, batch: &[Event]) -> io::Result<()> {
     for (name, events) in files {
         append(&folder.join(name), events)?;
     }
-    // For the names of new files. Always: a file may be there because of a write that did not get this far.
+    // Makes the names of new files durable. Always: an interrupted write may have created a file without this step.
     handle.sync_all()
 }
 
-/// The file that an event belongs into, such as `2021-01-01T09.ndjson`.
+/// Returns the file name for an event, such as `2021-01-01T09.ndjson`.
 fn file_name(event: &Event) -> String {
     format!("{:.13}.ndjson", event.timestamp())
 }
 
-/// Appends those events to a file that it does not hold.
+/// Appends the events that the file does not contain yet.
 fn append(path: &Path, mut events: BTreeMap<EventKey, &Event>) -> io::Result<()> {
     let file = File::options().read(true).append(true).create(true).open(path)?;
     let mut reader = BufReader::new(&file);
@@ -136,7 +138,7 @@ fn append(path: &Path, mut events: BTreeMap<EventKey, &Event>) -> io::Result<()>
         }
     }
     if !line.is_empty() {
-        // What a write that was interrupted has left. Nobody was told that it is stored.
+        // The rest of an interrupted write. No producer got an "ok" for it.
         file.set_len(whole_lines_end)?;
     }
     let mut writer = BufWriter::new(&file);
@@ -145,11 +147,11 @@ fn append(path: &Path, mut events: BTreeMap<EventKey, &Event>) -> io::Result<()>
         writer.write_all(b"\n")?;
     }
     writer.flush()?;
-    // Even if nothing was left to append: what was found may be from a write that did not get this far.
+    // Even if nothing was appended: the lines that were found may come from a write that was not synced.
     file.sync_data()
 }
 
-/// The key of the event in a line; `None` for a line that somebody else wrote.
+/// Returns the key of the event in a line; `None` for a line that another program wrote.
 fn stored_key(line: &[u8]) -> Option<EventKey> {
     #[derive(Deserialize)]
     struct Stored<'a> {
@@ -163,14 +165,14 @@ fn stored_key(line: &[u8]) -> Option<EventKey> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use eye_core::event::EventLimits;
+    use eye_core::event::{EventLimits, Origin, ParseContext};
     use eye_core::testkit::sink::{SinkFixture, suite};
     use eye_core::testkit::{assert_same_events, event, events};
     use tempfile::TempDir;
 
     use super::*;
 
-    /// A folder, read without the sink's code.
+    /// A folder that is read without the code of the sink.
     struct Files(TempDir);
 
     impl Files {
@@ -186,18 +188,26 @@ mod tests {
             self.0.path().join("unmounted")
         }
 
-        /// All files with their text, in the order of time.
+        /// Returns all files with their texts, in the order of time.
         fn texts(&self) -> Vec<(PathBuf, String)> {
             let mut paths: Vec<_> = fs::read_dir(self.folder()).unwrap().map(|entry| entry.unwrap().path()).collect();
             paths.sort();
             paths.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
         }
+
+        async fn sink(&self) -> Arc<dyn Sink> {
+            self.open().await.sink
+        }
+    }
+
+    async fn build(folder: PathBuf) -> Result<BuiltSink, BuildError> {
+        NdjsonConfig { folder }.build(&BuildContext::standalone("sinks.files")).await
     }
 
     #[async_trait]
     impl SinkFixture for Files {
-        async fn open(&self) -> Box<dyn Sink> {
-            NdjsonConfig { folder: self.folder() }.build().await.unwrap()
+        async fn open(&self) -> BuiltSink {
+            build(self.folder()).await.unwrap()
         }
 
         async fn stored(&self) -> Vec<Event> {
@@ -205,12 +215,12 @@ mod tests {
             texts.iter().flat_map(|(_, text)| text.lines()).map(read).collect()
         }
 
-        async fn go_away(&self) -> bool {
+        async fn become_unavailable(&self) -> bool {
             fs::rename(self.folder(), self.unmounted()).unwrap();
             true
         }
 
-        async fn come_back(&self) {
+        async fn become_available(&self) {
             fs::rename(self.unmounted(), self.folder()).unwrap();
         }
     }
@@ -218,45 +228,47 @@ mod tests {
     fn read(line: &str) -> Event {
         let fields: serde_json::Value = serde_json::from_str(line).unwrap();
         let received_at = Timestamp::parse(fields["received_at"].as_str().unwrap()).unwrap();
-        Event::parse(line.as_bytes(), received_at, &EventLimits { max_event_bytes: usize::MAX }).unwrap()
+        let origin = Arc::new(Origin::new(fields["origin"].as_str().unwrap(), None));
+        let limits = EventLimits { max_event_bytes: usize::MAX };
+        Event::parse(line.as_bytes(), &ParseContext { received_at, origin, limits }).unwrap()
     }
 
     #[tokio::test]
-    async fn conforms() {
+    async fn ndjson_sink_passes_the_suite() {
         suite(async || Files::new()).await;
     }
 
     #[tokio::test]
-    async fn a_torn_line_is_cut_and_its_event_stored() {
+    async fn torn_line_is_cut_and_its_event_stored() {
         let files = Files::new();
-        files.open().await.write(&events(0, 3)).await.unwrap();
+        files.sink().await.write(&events(0, 3)).await.unwrap();
         let (path, text) = files.texts().remove(0);
         for kept in text.len() - 300..text.len() {
             fs::write(&path, &text[..kept]).unwrap();
-            files.open().await.write(&events(0, 4)).await.unwrap();
+            files.sink().await.write(&events(0, 4)).await.unwrap();
             assert_same_events(&files.stored().await, &events(0, 4));
         }
     }
 
     #[tokio::test]
-    async fn lines_of_others_are_left_alone() {
+    async fn foreign_lines_stay_unchanged() {
         let files = Files::new();
-        let sink = files.open().await;
+        let sink = files.sink().await;
         sink.write(&events(0, 1)).await.unwrap();
         let (path, text) = files.texts().remove(0);
-        let others = "\n\0\u{7f}\n{}\n{\"id\":1,\"timestamp\":\"2021-01-01\"}\n";
-        fs::write(&path, format!("{others}{text}")).unwrap();
+        let foreign = "\n\0\u{7f}\n{}\n{\"id\":1,\"timestamp\":\"2021-01-01\"}\n";
+        fs::write(&path, format!("{foreign}{text}")).unwrap();
         sink.write(&events(0, 2)).await.unwrap();
         let (_, text) = files.texts().remove(0);
-        let lines = text.strip_prefix(others).unwrap().lines();
+        let lines = text.strip_prefix(foreign).unwrap().lines();
         assert_same_events(&lines.map(read).collect::<Vec<_>>(), &events(0, 2));
     }
 
     #[tokio::test]
-    async fn there_is_a_file_for_each_hour() {
+    async fn each_hour_gets_its_own_file() {
         let files = Files::new();
-        // 3,600,000 milliseconds later, one event each.
-        files.open().await.write(&[event(3_599_999), event(0), event(3_600_000)]).await.unwrap();
+        // The events are one millisecond apart, so the last one is in the next hour.
+        files.sink().await.write(&[event(3_599_999), event(0), event(3_600_000)]).await.unwrap();
         let texts = files.texts();
         let lines: Vec<_> = texts
             .iter()
@@ -266,9 +278,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_write_of_another_process_is_waited_for() {
+    async fn concurrent_write_of_another_process_means_retry() {
         let files = Files::new();
-        let sink = files.open().await;
+        let sink = files.sink().await;
         let other = File::open(files.folder()).unwrap();
         other.lock().unwrap();
         let error = sink.write(&events(0, 1)).await.unwrap_err();
@@ -278,12 +290,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_that_cannot_be_used_is_an_error_at_start() {
+    async fn unusable_folder_fails_the_build() {
         let files = Files::new();
         fs::write(files.0.path().join("file"), "").unwrap();
         for folder in ["missing/events", "file", "file/events", ""] {
             let folder = if folder.is_empty() { PathBuf::new() } else { files.0.path().join(folder) };
-            let error = NdjsonConfig { folder: folder.clone() }.build().await.err().unwrap().to_string();
+            let error = build(folder.clone()).await.err().unwrap().to_string();
             assert!(error.contains(&format!("the folder {}: ", folder.display())), "{error}");
         }
     }

@@ -1,4 +1,4 @@
-//! `docs/custom-sink.md` quotes the example as it is.
+//! Checks that `docs/custom-sink.md` quotes the example exactly.
 
 use std::collections::BTreeSet;
 
@@ -11,14 +11,14 @@ const EXAMPLE: [&str; 4] = [
     include_str!("../src/ndjson.rs"),
 ];
 
-/// The text of the doc's code blocks in this language.
+/// Returns the code blocks of the document in this language.
 fn snippets(language: &str) -> Vec<&'static str> {
     let fence = format!("```{language}\n");
     DOC.split(&fence).skip(1).map(|block| block.split("```").next().unwrap_or_default()).collect()
 }
 
 #[test]
-fn each_snippet_is_from_the_example() {
+fn every_snippet_is_part_of_the_example() {
     for language in ["rust", "toml"] {
         let snippets = snippets(language);
         assert!(!snippets.is_empty(), "no {language} in the doc");
@@ -29,7 +29,7 @@ fn each_snippet_is_from_the_example() {
 }
 
 #[test]
-fn the_table_has_each_case_of_the_suite() {
+fn table_lists_every_case_of_the_suite() {
     let documented: BTreeSet<&str> = DOC
         .lines()
         .filter_map(|line| line.strip_prefix("| `")?.split('`').next())

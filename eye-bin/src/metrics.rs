@@ -59,7 +59,8 @@ pub(crate) fn text(books: &Ledger) -> String {
     // Known of a shared transport alone, and not always.
     if books.transport.shared {
         head(&mut text, IN_STREAM, "gauge", "Messages that the stream holds for it, for any program.");
-        for (name, messages) in books.sinks.iter().filter_map(|(name, book)| Some((name, book.custody.shared_backlog?))) {
+        for (name, messages) in books.sinks.iter().filter_map(|(name, book)| Some((name, book.custody.shared_backlog?)))
+        {
             let _ = writeln!(text, "{IN_STREAM}{{sink=\"{}\"}} {messages}", escaped(name));
         }
     }

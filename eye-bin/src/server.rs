@@ -326,7 +326,8 @@ struct Component {
 
 async fn readyz(State(board): State<HealthBoard>) -> Response {
     let components = board.components();
-    let ready = components.iter().all(|component| component.optional || component.state == health::ComponentState::Ready);
+    let ready =
+        components.iter().all(|component| component.optional || component.state == health::ComponentState::Ready);
     let component = |health::Component { name, state, .. }| {
         let (state, reason) = match state {
             health::ComponentState::Starting => ("starting", None),

@@ -143,7 +143,8 @@ impl Batch {
     }
 
     fn failure(&self, events: &Range<usize>) -> Option<&Arc<str>> {
-        let mut touching = self.failures.iter().filter(|(range, _)| range.start < events.end && events.start < range.end);
+        let mut touching =
+            self.failures.iter().filter(|(range, _)| range.start < events.end && events.start < range.end);
         touching.next().map(|(_, reason)| reason)
     }
 }

@@ -111,7 +111,9 @@ impl Health {
         let entry = &mut self.board.lock()[self.index];
         let before = std::mem::replace(&mut entry.component.state, state.clone());
         let is_news = match (&state, &entry.logged) {
-            (ComponentState::Unavailable { reason }, Some((logged, at))) if matches!(before, ComponentState::Unavailable { .. }) => {
+            (ComponentState::Unavailable { reason }, Some((logged, at)))
+                if matches!(before, ComponentState::Unavailable { .. }) =>
+            {
                 reason != logged && at.elapsed() >= OTHER_REASON_AFTER
             }
             _ => std::mem::discriminant(&before) != std::mem::discriminant(&state),

@@ -19,12 +19,12 @@ use std::thread;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use eye_core::context::BuildContext;
 use eye_core::ack::{Outcome, Receipt};
+use eye_core::context::BuildContext;
 use eye_core::dead_letter::DeadLetterStore;
+use eye_core::error::BuildError;
 use eye_core::event::Event;
 use eye_core::health::Health;
-use eye_core::error::BuildError;
 use eye_core::transport::{Custody, PublishError, Subscription, Transport, TransportConfig, TransportError};
 use serde::Deserialize;
 use tokio::sync::watch;

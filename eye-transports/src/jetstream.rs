@@ -16,12 +16,12 @@ use std::time::Duration;
 
 use async_nats::jetstream::ContextBuilder;
 use async_trait::async_trait;
-use eye_core::context::BuildContext;
 use eye_core::ack::{Ack, Outcome, Receipt};
+use eye_core::context::BuildContext;
 use eye_core::dead_letter::DeadLetterStore;
+use eye_core::error::BuildError;
 use eye_core::event::Event;
 use eye_core::health::Health;
-use eye_core::error::BuildError;
 use eye_core::transport::{Custody, PublishError, Subscription, Transport, TransportConfig, TransportError};
 use eye_nats::connection::{self, Login, Secret, Server, ServerUrls};
 use eye_nats::dead_letters::{Keeper, StreamDeadLetters};
@@ -135,7 +135,13 @@ impl TransportConfig for JetStreamConfig {
             AbortOnDropHandle::new(tokio::spawn(session.clone().keep(connection))),
         ];
         let room = Arc::new(Semaphore::new(MAX_WAITING_BYTES));
-        Ok(Box::new(JetStreamTransport { session, queue: RwLock::new(Some(sender)), room, login: self.login(), _tasks: tasks }))
+        Ok(Box::new(JetStreamTransport {
+            session,
+            queue: RwLock::new(Some(sender)),
+            room,
+            login: self.login(),
+            _tasks: tasks,
+        }))
     }
 
     fn dead_letters(&self) -> Option<Box<dyn DeadLetterStore>> {

@@ -7,11 +7,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use eye_core::context::BuildContext;
 use eye_core::ack::{Ack, Outcome, Receipt};
-use eye_core::transport::BatchLimits;
-use eye_core::event::Event;
+use eye_core::context::BuildContext;
 use eye_core::error::BuildError;
+use eye_core::event::Event;
+use eye_core::transport::BatchLimits;
 use eye_core::transport::{Custody, Delivery, PublishError, Subscription, Transport, TransportConfig, TransportError};
 use serde::Deserialize;
 use tokio::sync::{Semaphore, mpsc};

@@ -5,8 +5,8 @@ use async_trait::async_trait;
 use super::*;
 use crate::ack::{Ack, Outcome, Receipt, Rejection};
 use crate::event::Event;
-use crate::refusals::Refusal;
 use crate::health::HealthBoard;
+use crate::refusals::Refusal;
 use crate::source::Outlet;
 use crate::testkit::events;
 use crate::transport::{PublishError, Subscription, TransportError};
@@ -128,7 +128,8 @@ fn sink_counts_each_event_once() {
 
 /// A balanced ledger: of 20 events read, 12 were accepted and 3 rejected by the sink.
 fn ledger(durable: bool) -> Ledger {
-    let source = SourceCounts { received: 20, accepted: 12, rejected: 5, failed: 2, waiting: 1, ..SourceCounts::default() };
+    let source =
+        SourceCounts { received: 20, accepted: 12, rejected: 5, failed: 2, waiting: 1, ..SourceCounts::default() };
     let custody = Custody { taken: 17, pending: 1, ..Custody::default() };
     let counts = SinkCounts { delivered: 10, rejected: 3, filtered: 2, failed: 1, ..SinkCounts::default() };
     let mut ledger = Ledger {
@@ -185,7 +186,8 @@ fn every_number_of_an_equation_counts() {
     }
     let mut ledger = ledger(false);
     sink_of(&mut ledger).counts.failed += 1;
-    let expected = "sinks.store: 17 taken, but 10 delivered + 3 rejected + 2 filtered + 2 failed + 0 missing + 1 pending";
+    let expected =
+        "sinks.store: 17 taken, but 10 delivered + 3 rejected + 2 filtered + 2 failed + 0 missing + 1 pending";
     assert_eq!(ledger.imbalances(), [expected]);
 }
 

@@ -319,10 +319,7 @@ fn what_no_database_may_meet_is_refused_wherever_it_stands() {
         assert_eq!(errors(with("unknown", &deep)), json!({"event": [error]}), "{sent}");
         if sent.starts_with('"') {
             assert_eq!(errors(with_data(&format!("{{{sent}:1}}"))), json!({"data": [error]}), "{sent}");
-            assert_eq!(
-                errors(with_data("1").replacen('{', &format!("{{{sent}:1,"), 1)),
-                json!({"event": [error]})
-            );
+            assert_eq!(errors(with_data("1").replacen('{', &format!("{{{sent}:1,"), 1)), json!({"event": [error]}));
         }
     }
 }
@@ -386,7 +383,12 @@ fn a_byte_order_mark_is_skipped() {
 proptest! {
     #[test]
     fn a_valid_event_comes_through_unchanged(sent in strategy::sent_events()) {
-        let event = Event::parse(sent.json.as_bytes(), strategy::RECEIVED_AT, &EventLimits::default());
+        let context = ParseContext {
+            received_at: strategy::RECEIVED_AT,
+            origin: crate::testkit::origin().clone(),
+            limits: EventLimits::default(),
+        };
+        let event = Event::parse(sent.json.as_bytes(), &context);
         prop_assert_eq!(event, Ok(sent.event));
     }
 

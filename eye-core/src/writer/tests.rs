@@ -4,15 +4,15 @@ use std::sync::Mutex;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
+use super::availability::{IDLE_CHECK, MAX_PAUSE, PROBATION};
+use super::bisection::MAX_SUSPECTS;
 use super::*;
 use crate::ack::{Ack, Outcome, Receipt};
+use crate::dead_letter::{DeadLetter, DeadLetterError};
 use crate::health::{ComponentState, HealthBoard};
 use crate::refusals::tests::Logged;
 use crate::testkit::event_with;
-use crate::dead_letter::{DeadLetter, DeadLetterError};
 use crate::transport::{Delivery, Position};
-use super::availability::{IDLE_CHECK, MAX_PAUSE, PROBATION};
-use super::bisection::MAX_SUSPECTS;
 
 /// Answers from a script, then stores; refuses events by their name.
 #[derive(Default)]
@@ -192,7 +192,8 @@ async fn hanging_write_makes_the_sink_unavailable() {
 
 #[tokio::test(start_paused = true)]
 async fn short_outage_is_waited_for() {
-    let running = Running::start(FakeSink { writes: Mutex::new([unavailable(), unavailable()].into()), ..FakeSink::default() });
+    let running =
+        Running::start(FakeSink { writes: Mutex::new([unavailable(), unavailable()].into()), ..FakeSink::default() });
     assert_eq!(running.send(&["a"]).outcome().await, Outcome::Delivered);
     assert_eq!(*running.sink.tries.lock().unwrap(), 3);
     assert_eq!(running.state(), ComponentState::Ready);
@@ -200,7 +201,8 @@ async fn short_outage_is_waited_for() {
 
 #[tokio::test(start_paused = true)]
 async fn long_outage_fails_the_batch_and_later_ones_at_once() {
-    let running = Running::start(FakeSink { writes: Mutex::new(vec![unavailable(); 1000].into()), ..FakeSink::default() });
+    let running =
+        Running::start(FakeSink { writes: Mutex::new(vec![unavailable(); 1000].into()), ..FakeSink::default() });
     running.until_ready().await;
     let first = running.send(&["a"]);
     running.sink.prepares.lock().unwrap().extend(vec![unavailable(); 1000]);
@@ -221,7 +223,8 @@ async fn long_outage_fails_the_batch_and_later_ones_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn probation_doubles_while_nothing_is_stored() {
-    let running = Running::start(FakeSink { writes: Mutex::new(vec![unavailable(); 1000].into()), ..FakeSink::default() });
+    let running =
+        Running::start(FakeSink { writes: Mutex::new(vec![unavailable(); 1000].into()), ..FakeSink::default() });
     for probation in [PROBATION, 2 * PROBATION] {
         running.until_ready().await;
         assert_eq!(running.send(&["a"]).outcome().await, Outcome::failed("unavailable"));
@@ -355,7 +358,8 @@ async fn passing_unknown_error_is_waited_for() {
 
 #[tokio::test(start_paused = true)]
 async fn shutdown_cuts_pauses_short() {
-    let running = Running::start(FakeSink { writes: Mutex::new(vec![unavailable(); 1000].into()), ..FakeSink::default() });
+    let running =
+        Running::start(FakeSink { writes: Mutex::new(vec![unavailable(); 1000].into()), ..FakeSink::default() });
     running.shutdown.cancel();
     let started = Instant::now();
     assert_eq!(running.send(&["a"]).outcome().await, Outcome::failed("unavailable"));
@@ -385,7 +389,8 @@ async fn idle_check_finds_an_outage() {
 
 #[tokio::test(start_paused = true)]
 async fn every_outcome_is_counted() {
-    let running = Running::start(FakeSink { writes: Mutex::new([unavailable(), unavailable()].into()), ..FakeSink::default() });
+    let running =
+        Running::start(FakeSink { writes: Mutex::new([unavailable(), unavailable()].into()), ..FakeSink::default() });
     running.send(&["a", "known", "refused"]).outcome().await;
     let numbers = || {
         let counts = running.counters.counts();

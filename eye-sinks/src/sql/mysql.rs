@@ -8,9 +8,9 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use eye_core::event::Event;
 use eye_core::context::BuildContext;
 use eye_core::error::BuildError;
+use eye_core::event::Event;
 use eye_core::sink::{BuiltSink, SinkConfig};
 use sea_orm::{DatabaseConnection, SqlxMySqlConnector};
 use serde::Deserialize;
@@ -111,7 +111,10 @@ impl SinkConfig for MysqlConfig {
         url.0 = url.0.disable_statement_logging();
         let options = url.0.clone();
         let read_pool = ReadPool::new(move || read_pool(options.clone(), self.max_read_connections));
-        Ok(BuiltSink::with_store(SqlSink::new(MysqlDriver { url, max_packet_bytes: AtomicUsize::new(usize::MAX) }, read_pool)))
+        Ok(BuiltSink::with_store(SqlSink::new(
+            MysqlDriver { url, max_packet_bytes: AtomicUsize::new(usize::MAX) },
+            read_pool,
+        )))
     }
 }
 

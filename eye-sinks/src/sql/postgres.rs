@@ -5,9 +5,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use eye_core::event::Event;
 use eye_core::context::BuildContext;
 use eye_core::error::BuildError;
+use eye_core::event::Event;
 use eye_core::sink::{BuiltSink, SinkConfig};
 use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
 use serde::Deserialize;

@@ -11,10 +11,10 @@ use std::str::FromStr;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use eye_core::event::Event;
-use eye_core::mutant;
 use eye_core::context::BuildContext;
 use eye_core::error::BuildError;
+use eye_core::event::Event;
+use eye_core::mutant;
 use eye_core::sink::{BuiltSink, SinkConfig};
 use sea_orm::{DatabaseConnection, SqlxSqliteConnector};
 use serde::Deserialize;

@@ -1,11 +1,10 @@
 //! A sink that writes events as lines of JSON, into one file for each hour.
 //!
-//! The hour is the hour of the event's `timestamp` in UTC. The timestamp is part of the event's key, so a repeated event
-//! belongs to the same file. Each write reads its files first and leaves out the events that they contain. So the sink
-//! needs no memory between two writes, and no index that a crash could damage. Read [`NdjsonSink`] first.
+//! The hour is that of the event's `timestamp` in UTC. The timestamp is part of the event's key, so a repeated event always
+//! leads to the same file. A write reads that file first and skips the events in it. So the sink keeps no index, neither
+//! in memory nor on disk, and memory is bounded by the batch and one line. A write costs reading the files of its hours.
 //!
-//! The cost: a write reads the files of its events' hours. The memory is bounded by the batch and one line. Unix only,
-//! because the sink locks and syncs a folder.
+//! Read [`NdjsonConfig`] first, then `NdjsonSink`. Unix only, because the sink locks and syncs a folder.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -22,17 +21,17 @@ use eye_core::timestamp::Timestamp;
 use serde::Deserialize;
 use tokio::task::spawn_blocking;
 
-/// The settings that operators write below `[sinks.NAME]`.
+/// The settings below `[sinks.NAME]`.
 #[derive(Deserialize)]
 pub(crate) struct NdjsonConfig {
-    /// The folder of the files. It is created if it is missing; the folder above it must exist.
+    /// Folder of the files. The sink creates a missing folder, but not the folder above it.
     folder: PathBuf,
 }
 
 impl SinkConfig for NdjsonConfig {
     const TYPE: &'static str = "ndjson";
 
-    async fn build(self, _context: &BuildContext) -> Result<BuiltSink, BuildError> {
+    async fn build(self, _: &BuildContext) -> Result<BuiltSink, BuildError> {
         let Self { folder } = self;
         let name = folder.display().to_string();
         match spawn_blocking(move || create(&folder)).await {
@@ -40,8 +39,8 @@ impl SinkConfig for NdjsonConfig {
             Ok(Err(error)) => Err(BuildError::at(
                 "folder",
                 format!(
-                    "cannot use the folder {name}: {error}; create the folder above it, and give the user of The Eye the \
-                     right to write in both, or set `folder` to another one"
+                    "cannot use the folder {name}: {error}; create the folder above it, make both writable for the \
+                     user that runs The Eye, or set `folder` to another one"
                 ),
             )),
             Err(panic) => Err(BuildError::new(panic.to_string())),
@@ -65,6 +64,7 @@ fn create(folder: &Path) -> io::Result<PathBuf> {
     Ok(folder)
 }
 
+/// A sink over one folder.
 struct NdjsonSink {
     folder: Arc<Path>,
 }
@@ -76,7 +76,7 @@ impl Sink for NdjsonSink {
     }
 
     async fn write(&self, batch: &[Event]) -> Result<Written, WriteError> {
-        // The thread may outlive this call, so it needs its own events. They share their texts with the batch.
+        // The thread may outlive this call, so it gets its own events. They share their texts with the batch.
         let batch = batch.to_vec();
         self.on_folder(move |folder| store(folder, &batch)).await?;
         Ok(Written::default())
@@ -84,24 +84,24 @@ impl Sink for NdjsonSink {
 }
 
 impl NdjsonSink {
-    /// Runs blocking work on a thread for blocking work.
+    /// Runs file work on a thread that may block.
     async fn on_folder(&self, work: impl FnOnce(&Path) -> io::Result<()> + Send + 'static) -> Result<(), WriteError> {
         let folder = self.folder.clone();
         match spawn_blocking(move || work(&folder)).await {
             Ok(Ok(())) => Ok(()),
-            // A full disk, an unmounted folder or missing rights: no event is at fault, and another attempt can succeed.
+            // A full disk, an unmounted folder and missing rights are no fault of an event, and an operator can fix them.
             Ok(Err(error)) => Err(WriteError::retry(format!("{}: {error}", self.folder.display()))),
             Err(panic) => Err(WriteError::Unknown { reason: panic.to_string() }),
         }
     }
 }
 
-/// Appends the events that are not stored yet. After `Ok`, all events of the batch survive a crash.
+/// Appends the events that are not stored yet. When this returns `Ok`, all of them survive a crash.
 fn store(folder: &Path, batch: &[Event]) -> io::Result<()> {
     let handle = File::open(folder)?;
-    // Excludes other writes, of this process and of others, until `handle` is dropped.
+    // The lock excludes other writes, of this process and of others, until `handle` is dropped.
     handle.try_lock().map_err(|error| match error {
-        TryLockError::WouldBlock => io::Error::new(ErrorKind::WouldBlock, "another write is running"),
+        TryLockError::WouldBlock => io::Error::new(ErrorKind::WouldBlock, "another write holds the lock"),
         TryLockError::Error(error) => error,
     })?;
     let mut files = BTreeMap::<String, BTreeMap<EventKey, &Event>>::new();
@@ -111,16 +111,16 @@ fn store(folder: &Path, batch: &[Event]) -> io::Result<()> {
     for (name, events) in files {
         append(&folder.join(name), events)?;
     }
-    // Makes the names of new files durable. Always: an interrupted write may have created a file without this step.
+    // Syncs the names of new files. An earlier write may have created a file and failed before this line.
     handle.sync_all()
 }
 
-/// Returns the file name for an event, such as `2021-01-01T09.ndjson`.
+/// Returns the name of an event's file, such as `2021-01-01T09.ndjson`.
 fn file_name(event: &Event) -> String {
     format!("{:.13}.ndjson", event.timestamp())
 }
 
-/// Appends the events that the file does not contain yet.
+/// Appends the events that the file does not hold yet.
 fn append(path: &Path, mut events: BTreeMap<EventKey, &Event>) -> io::Result<()> {
     let file = File::options().read(true).append(true).create(true).open(path)?;
     let mut reader = BufReader::new(&file);
@@ -138,7 +138,7 @@ fn append(path: &Path, mut events: BTreeMap<EventKey, &Event>) -> io::Result<()>
         }
     }
     if !line.is_empty() {
-        // The rest of an interrupted write. No producer got an "ok" for it.
+        // Removes the rest of an interrupted write. Its event was not acknowledged.
         file.set_len(whole_lines_end)?;
     }
     let mut writer = BufWriter::new(&file);
@@ -147,18 +147,18 @@ fn append(path: &Path, mut events: BTreeMap<EventKey, &Event>) -> io::Result<()>
         writer.write_all(b"\n")?;
     }
     writer.flush()?;
-    // Even if nothing was appended: the lines that were found may come from a write that was not synced.
+    // Also without new events: an earlier write may have appended a line and failed before this sync.
     file.sync_data()
 }
 
-/// Returns the key of the event in a line; `None` for a line that another program wrote.
+/// Returns the key of the event in a line; `None` for a line that this sink did not write.
 fn stored_key(line: &[u8]) -> Option<EventKey> {
     #[derive(Deserialize)]
-    struct Stored<'a> {
+    struct StoredKey<'a> {
         timestamp: &'a str,
         id: &'a str,
     }
-    let stored: Stored<'_> = serde_json::from_slice(line).ok()?;
+    let stored: StoredKey<'_> = serde_json::from_slice(line).ok()?;
     Some(EventKey { timestamp: Timestamp::parse(stored.timestamp).ok()?, id: stored.id.parse().ok()? })
 }
 
@@ -172,10 +172,10 @@ mod tests {
 
     use super::*;
 
-    /// A folder that is read without the code of the sink.
-    struct Files(TempDir);
+    /// A storage that is read without the sink's code.
+    struct FolderFixture(TempDir);
 
-    impl Files {
+    impl FolderFixture {
         fn new() -> Self {
             Self(TempDir::new().unwrap())
         }
@@ -188,26 +188,18 @@ mod tests {
             self.0.path().join("unmounted")
         }
 
-        /// Returns all files with their texts, in the order of time.
+        /// Returns all files with their text, in the order of their hours.
         fn texts(&self) -> Vec<(PathBuf, String)> {
             let mut paths: Vec<_> = fs::read_dir(self.folder()).unwrap().map(|entry| entry.unwrap().path()).collect();
             paths.sort();
             paths.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
         }
-
-        async fn sink(&self) -> Arc<dyn Sink> {
-            self.open().await.sink
-        }
-    }
-
-    async fn build(folder: PathBuf) -> Result<BuiltSink, BuildError> {
-        NdjsonConfig { folder }.build(&BuildContext::standalone("sinks.files")).await
     }
 
     #[async_trait]
-    impl SinkFixture for Files {
+    impl SinkFixture for FolderFixture {
         async fn open(&self) -> BuiltSink {
-            build(self.folder()).await.unwrap()
+            NdjsonConfig { folder: self.folder() }.build(&BuildContext::standalone("sinks.files")).await.unwrap()
         }
 
         async fn stored(&self) -> Vec<Event> {
@@ -227,33 +219,36 @@ mod tests {
 
     fn read(line: &str) -> Event {
         let fields: serde_json::Value = serde_json::from_str(line).unwrap();
-        let received_at = Timestamp::parse(fields["received_at"].as_str().unwrap()).unwrap();
-        let origin = Arc::new(Origin::new(fields["origin"].as_str().unwrap(), None));
-        let limits = EventLimits { max_event_bytes: usize::MAX };
-        Event::parse(line.as_bytes(), &ParseContext { received_at, origin, limits }).unwrap()
+        let text = |field: &str| fields[field].as_str().unwrap();
+        let context = ParseContext {
+            received_at: Timestamp::parse(text("received_at")).unwrap(),
+            origin: Arc::new(Origin::new(text("origin"), None)),
+            limits: EventLimits { max_event_bytes: usize::MAX },
+        };
+        Event::parse(line.as_bytes(), &context).unwrap()
     }
 
     #[tokio::test]
-    async fn ndjson_sink_passes_the_suite() {
-        suite(async || Files::new()).await;
+    async fn conforms() {
+        suite(async || FolderFixture::new()).await;
     }
 
     #[tokio::test]
-    async fn torn_line_is_cut_and_its_event_stored() {
-        let files = Files::new();
-        files.sink().await.write(&events(0, 3)).await.unwrap();
+    async fn torn_line_is_removed_and_its_event_stored() {
+        let files = FolderFixture::new();
+        files.open().await.sink.write(&events(0, 3)).await.unwrap();
         let (path, text) = files.texts().remove(0);
-        for kept in text.len() - 300..text.len() {
-            fs::write(&path, &text[..kept]).unwrap();
-            files.sink().await.write(&events(0, 4)).await.unwrap();
+        for length in text.len() - 300..text.len() {
+            fs::write(&path, &text[..length]).unwrap();
+            files.open().await.sink.write(&events(0, 4)).await.unwrap();
             assert_same_events(&files.stored().await, &events(0, 4));
         }
     }
 
     #[tokio::test]
-    async fn foreign_lines_stay_unchanged() {
-        let files = Files::new();
-        let sink = files.sink().await;
+    async fn foreign_lines_are_kept() {
+        let files = FolderFixture::new();
+        let sink = files.open().await.sink;
         sink.write(&events(0, 1)).await.unwrap();
         let (path, text) = files.texts().remove(0);
         let foreign = "\n\0\u{7f}\n{}\n{\"id\":1,\"timestamp\":\"2021-01-01\"}\n";
@@ -265,10 +260,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_hour_gets_its_own_file() {
-        let files = Files::new();
-        // The events are one millisecond apart, so the last one is in the next hour.
-        files.sink().await.write(&[event(3_599_999), event(0), event(3_600_000)]).await.unwrap();
+    async fn each_hour_has_its_own_file() {
+        let files = FolderFixture::new();
+        // The suite has one event each millisecond, so an hour has 3,600,000.
+        files.open().await.sink.write(&[event(3_599_999), event(0), event(3_600_000)]).await.unwrap();
         let texts = files.texts();
         let lines: Vec<_> = texts
             .iter()
@@ -278,9 +273,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn concurrent_write_of_another_process_means_retry() {
-        let files = Files::new();
-        let sink = files.sink().await;
+    async fn locked_folder_is_a_retryable_error() {
+        let files = FolderFixture::new();
+        let sink = files.open().await.sink;
         let other = File::open(files.folder()).unwrap();
         other.lock().unwrap();
         let error = sink.write(&events(0, 1)).await.unwrap_err();
@@ -290,12 +285,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn unusable_folder_fails_the_build() {
-        let files = Files::new();
+    async fn unusable_folder_is_a_build_error() {
+        let files = FolderFixture::new();
         fs::write(files.0.path().join("file"), "").unwrap();
         for folder in ["missing/events", "file", "file/events", ""] {
             let folder = if folder.is_empty() { PathBuf::new() } else { files.0.path().join(folder) };
-            let error = build(folder.clone()).await.err().unwrap().to_string();
+            let context = BuildContext::standalone("sinks.files");
+            let error = NdjsonConfig { folder: folder.clone() }.build(&context).await.err().unwrap().to_string();
             assert!(error.contains(&format!("the folder {}: ", folder.display())), "{error}");
         }
     }

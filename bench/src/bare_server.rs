@@ -1,4 +1,7 @@
-//! The limit H: a server that parses, queues and answers, and does nothing else.
+//! A bare HTTP server: it parses, queues and answers, and does nothing else.
+//!
+//! Its rate is the limit H. No HTTP service that reads its events can be faster on the same machine. It runs in a
+//! process of its own, because The Eye does so, too.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -18,13 +21,13 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-/// Events that wait to be dropped, at most.
-const QUEUE: usize = 65_536;
+/// Largest number of request bodies in the queue.
+const QUEUE_CAPACITY: usize = 65_536;
 
-/// An event as a consumer would need it: texts of its own, `data` as it came.
+/// An event as a consumer would need it: with owned texts, and `data` as it was sent.
 #[derive(Deserialize)]
-#[allow(dead_code, reason = "nobody reads what is dropped")]
-struct Event {
+#[allow(dead_code, reason = "the server parses each field and drops it")]
+struct ParsedEvent {
     id: Uuid,
     session_id: String,
     category: String,
@@ -33,11 +36,11 @@ struct Event {
     data: Box<RawValue>,
 }
 
-/// Serves until the process is killed; prints where it listens.
+/// Serves until the process is killed. Prints the address first.
 pub(crate) async fn serve(listen: SocketAddr) -> Result<()> {
     let listener = TcpListener::bind(listen).await?;
     println!("{}", listener.local_addr()?);
-    let (queue, mut queued) = mpsc::channel::<Vec<Event>>(QUEUE);
+    let (queue, mut queued) = mpsc::channel::<Vec<ParsedEvent>>(QUEUE_CAPACITY);
     tokio::spawn(async move {
         let mut batch = Vec::new();
         while queued.recv_many(&mut batch, 5000).await > 0 {
@@ -50,13 +53,13 @@ pub(crate) async fn serve(listen: SocketAddr) -> Result<()> {
         let queue = queue.clone();
         let service = service_fn(move |request| {
             let queue = queue.clone();
-            async move { Ok::<_, Infallible>(take(request, queue).await) }
+            async move { Ok::<_, Infallible>(handle(request, queue).await) }
         });
         tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
     }
 }
 
-async fn take(request: Request<Incoming>, queue: mpsc::Sender<Vec<Event>>) -> Response<Full<Bytes>> {
+async fn handle(request: Request<Incoming>, queue: mpsc::Sender<Vec<ParsedEvent>>) -> Response<Full<Bytes>> {
     let Ok(body) = request.into_body().collect().await else { return answer(StatusCode::BAD_REQUEST, "") };
     let Ok(events) = parse(&body.to_bytes()) else { return answer(StatusCode::BAD_REQUEST, "") };
     match queue.send(events).await {
@@ -65,7 +68,7 @@ async fn take(request: Request<Incoming>, queue: mpsc::Sender<Vec<Event>>) -> Re
     }
 }
 
-fn parse(body: &[u8]) -> serde_json::Result<Vec<Event>> {
+fn parse(body: &[u8]) -> serde_json::Result<Vec<ParsedEvent>> {
     if body.starts_with(b"[") { serde_json::from_slice(body) } else { Ok(vec![serde_json::from_slice(body)?]) }
 }
 

@@ -9,10 +9,10 @@ mod unread;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use eye_core::context::SourceContext;
+
 use eye_core::dead_letter::DeadLetterStore;
 use eye_core::error::BuildError;
-use eye_core::source::{Outlet, Source, SourceConfig, SourceError};
+use eye_core::source::{Outlet, Source, SourceConfig, SourceContext, SourceError};
 use eye_nats::connection::{Login, Secret, Server, ServerUrls};
 use eye_nats::consumer;
 use eye_nats::dead_letters::StreamDeadLetters;

@@ -7,7 +7,7 @@ use flate2::Compression;
 use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
 
-use crate::program::{Answer, JSON, NDJSON, event, named, page, post, send};
+use crate::api::{Answer, JSON, NDJSON, event, named, page, post, send};
 
 on_every_database! {
     every_form_of_a_body

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use eye_harness::{Eye, eventually};
 
-use crate::program::{JSON, PROGRAM, get, post};
+use crate::api::{JSON, PROGRAM, get, post};
 
 on_every_database! { the_example_byte_for_byte }
 

@@ -3,7 +3,7 @@
 use eye_harness::Eye;
 use serde_json::{Value, json};
 
-use crate::program::{JSON, Page, Stored, event, get, page, post};
+use crate::api::{JSON, Page, Stored, event, get, page, post};
 
 on_every_database! {
     texts_are_kept_exactly

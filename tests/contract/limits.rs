@@ -7,7 +7,7 @@ use futures_util::stream;
 use http_body_util::StreamBody;
 use hyper::body::{Bytes, Frame};
 
-use crate::program::{JSON, NDJSON, Page, event, get, named, page, post};
+use crate::api::{JSON, NDJSON, Page, event, get, named, page, post};
 
 on_every_database! {
     an_event_may_have_one_mebibyte

@@ -4,7 +4,7 @@ use eye_harness::Eye;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::program::{Answer, JSON, Page, named, post, send, store};
+use crate::api::{Answer, JSON, Page, named, post, send, store};
 
 on_every_database! {
     the_trailing_slash_makes_no_difference

@@ -11,7 +11,7 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use uuid::Uuid;
 
-use crate::program::{Page, Stored, get, store};
+use crate::api::{Page, Stored, get, store};
 
 on_every_database! { what_is_accepted_is_read_back_equal }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use eye_harness::Eye;
 
-use crate::program::{Page, event, page, page_at, store};
+use crate::api::{Page, event, page, page_at, store};
 
 on_every_database! {
     next_sees_every_event_once_while_others_arrive

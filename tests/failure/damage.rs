@@ -1,26 +1,17 @@
 //! The built program on a queue that the disk has damaged, or cannot read or write. `eye-transports/tests/corruption.rs`
 //! tries each block.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod support;
 
 use std::fs;
 use std::path::Path;
 
+use crate::support::load::Load;
+use crate::support::store::{Kind, Store};
+use crate::support::{HANG, audit, event, post, readyz, start_ready};
 use eye_harness::{Eye, eventually};
 use eye_power_loss::{Disk, Fault};
 use serde_json::Value;
-use support::load::Load;
-use support::store::{Kind, Store};
-use support::{HANG, audit, event, post, readyz, start_ready};
 use tokio::task::block_in_place;
 use uuid::Uuid;
-
-#[test]
-#[ignore = "not a test: the process that serves the disk"]
-fn power_loss_disk() {
-    eye_power_loss::serve();
-}
 
 /// The program once its table is there.
 async fn start(store: &Store, settings: &str) -> Eye {

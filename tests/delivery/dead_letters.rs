@@ -1,7 +1,4 @@
 //! `eye dead-letters` beside the running program, and without it.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,10 +9,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use crate::support::store::{ALL, Kind, Store};
+use crate::support::{HANG, PROGRAM, config, event, start_ready};
 use eye_harness::{Eye, eventually};
 use serde_json::{Value, json};
-use support::store::{ALL, Kind, Store};
-use support::{HANG, PROGRAM, config, event, start_ready};
 use tokio::task::block_in_place;
 use uuid::Uuid;
 

@@ -7,9 +7,9 @@ use futures_util::future::join_all;
 use tokio::task::block_in_place;
 use tokio::time::sleep;
 
+use super::trial::{Setup, Transport, Trial, rounds};
 use crate::support::HANG;
 use crate::support::store::{Kind, SERVERS, Store};
-use crate::trial::{Setup, Transport, Trial, rounds};
 
 /// So that producers are told soon, and try again.
 const SHORT_RETRIES: &str = "writer.retry_for_ms = 500";

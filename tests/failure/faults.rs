@@ -1,17 +1,14 @@
 //! The built program and real databases that refuse, hang, die and come back.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod support;
 
 use std::time::{Duration, Instant};
 
+use crate::support::load::Load;
+use crate::support::store::{ALL, Kind, SERVERS, Store};
+use crate::support::{HANG, audit, event, post, readyz, start, start_ready};
 use eye_harness::{Eye, eventually};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use serde_json::{Value, json};
-use support::load::Load;
-use support::store::{ALL, Kind, SERVERS, Store};
-use support::{HANG, audit, event, post, readyz, start, start_ready};
 use tokio::task::block_in_place;
 use uuid::Uuid;
 

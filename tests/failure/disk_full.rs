@@ -1,17 +1,14 @@
 //! The disk gets full under load, again and again: The Eye says so, and goes on by itself once there is room. What it
 //! has acknowledged is stored, once. `EYE_TEST_ROUNDS` says how often.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod support;
 
 use std::fs;
 use std::path::Path;
 
+use crate::support::load::Load;
+use crate::support::small_disk::SmallDisk;
+use crate::support::store::{Kind, Store};
+use crate::support::{audit, rounds};
 use eye_harness::Eye;
-use support::load::Load;
-use support::small_disk::SmallDisk;
-use support::store::{Kind, Store};
-use support::{audit, rounds};
 use tokio::task::block_in_place;
 
 /// Answers of 503 after which the disk counts as full.
@@ -36,7 +33,7 @@ async fn a_queue_that_fills_its_disk_drains_and_takes_again() {
         "transport = {{ type = \"disk\", path = \"{}\", min_free_bytes = 0, max_bytes = 67108864 }}",
         queue.display()
     );
-    let mut eye = support::start_ready(&store, &settings).await;
+    let mut eye = crate::support::start_ready(&store, &settings).await;
     let load = Load::start_with(&eye, 20_000);
     for round in 0..rounds(3) {
         // By itself, while the database is away.
@@ -65,7 +62,7 @@ async fn a_queue_that_fills_its_disk_drains_and_takes_again() {
 async fn sqlite_on_a_full_disk_refuses_and_takes_again() {
     let Some(disk) = block_in_place(|| SmallDisk::mount(128)) else { return };
     let store = Store::sqlite_at(Path::new(&disk.path().join("eye.db")));
-    let mut eye = support::start_ready(&store, "writer.retry_for_ms = 500").await;
+    let mut eye = crate::support::start_ready(&store, "writer.retry_for_ms = 500").await;
     let load = Load::start(&eye);
     for round in 0..rounds(3) {
         load.progress(20).await;

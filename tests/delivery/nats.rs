@@ -1,7 +1,5 @@
 //! Events over NATS into the built program, and out of it by HTTP.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::time::Duration;
 
 use async_nats::jetstream::stream::Stream;

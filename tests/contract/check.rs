@@ -39,8 +39,8 @@ fn toml_files(folder: &str) -> Vec<String> {
 #[test]
 fn every_wrong_file_gets_its_lines() {
     let mut lines = String::new();
-    for file in toml_files("tests/check") {
-        let output = eye("tests/check", &["check", "--config", &file]);
+    for file in toml_files("tests/contract/check") {
+        let output = eye("tests/contract/check", &["check", "--config", &file]);
         assert_eq!(output.status.code(), Some(78), "{file}");
         assert_eq!(text(&output.stdout), "", "{file}");
         lines += text(&output.stderr);

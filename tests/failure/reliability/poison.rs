@@ -3,8 +3,8 @@
 
 use futures_util::future::join_all;
 
+use super::trial::{Setup, Transport, Trial, rounds};
 use crate::support::store::{ALL, Kind, Store};
-use crate::trial::{Setup, Transport, Trial, rounds};
 
 const THOUSAND: usize = 1000;
 

@@ -1,7 +1,4 @@
 //! The built program as its operators meet it: exit codes, messages, and no secrets in them.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod support;
 
 use std::fs;
 use std::net::TcpListener;
@@ -9,9 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use crate::support::store::{ALL, SERVERS, Store};
+use crate::support::{HANG, PROGRAM, config, event, post, readyz, start};
 use eye_harness::{PASSWORD, eventually};
-use support::store::{ALL, SERVERS, Store};
-use support::{HANG, PROGRAM, config, event, post, readyz, start};
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 use uuid::Uuid;

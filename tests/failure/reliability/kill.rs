@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use super::trial::{Transport, Trial, rounds};
 use crate::support::store::{ALL, Store};
-use crate::trial::{Transport, Trial, rounds};
 
 async fn killed_under_load(transport: Transport) {
     for kind in ALL {

@@ -1,15 +1,11 @@
 //! The program with its queue on the disk: what it answered with 201 is stored, once, whatever happens to it or to the
 //! database.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{SLOWER, median_time};
 use eye_harness::{Database, Eye, Postgres, Server, eventually};
 use serde_json::{Value, json};
-use support::{SLOWER, median_time};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_eye");
 const DEADLINE: Duration = Duration::from_secs(60);

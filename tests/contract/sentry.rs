@@ -1,7 +1,5 @@
 //! What the built program reports to Sentry, and what it logs.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::fs;
 use std::net::TcpListener;
 use std::process::{Command, Stdio};

@@ -1,19 +1,16 @@
 //! `eye audit` and the books behind it: after whatever happens, every event is accounted for, and where one is not it is
 //! found.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod support;
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::{Command, Output};
 use std::thread;
 
+use crate::support::load::Load;
+use crate::support::store::{Kind, Store};
+use crate::support::{HANG, PROGRAM, config, event, start_ready};
 use eye_harness::{Eye, eventually};
 use serde_json::{Value, json};
-use support::load::Load;
-use support::store::{Kind, Store};
-use support::{HANG, PROGRAM, config, event, start_ready};
 use tokio::task::block_in_place;
 use uuid::Uuid;
 

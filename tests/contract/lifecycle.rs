@@ -1,14 +1,11 @@
 //! The built program is started, asked to stop, or killed.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod support;
 
 use std::time::{Duration, Instant};
 
+use crate::support::load::Load;
+use crate::support::store::{ALL, Kind, SERVERS, Store};
+use crate::support::{HANG, event, signal, start, start_ready};
 use eye_harness::{Eye, eventually};
-use support::load::Load;
-use support::store::{ALL, Kind, SERVERS, Store};
-use support::{HANG, event, signal, start, start_ready};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::{JoinHandle, block_in_place};

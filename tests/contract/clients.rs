@@ -1,14 +1,11 @@
 //! Clients that are slow, leave, talk nonsense or listen to nothing.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod support;
 
 use std::time::{Duration, Instant};
 
+use crate::support::store::{Kind, Store};
+use crate::support::{HANG, event, post, start_ready};
 use eye_harness::{Eye, eventually};
 use serde_json::json;
-use support::store::{Kind, Store};
-use support::{HANG, event, post, start_ready};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;

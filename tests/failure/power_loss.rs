@@ -1,22 +1,13 @@
 //! The power fails under load: what was acknowledged is stored, once. The disk is a file system that loses what was not
 //! synced, or has a part of it; `EYE_TEST_ROUNDS` says how often.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod support;
-
+use crate::support::load::{Balance, Load};
+use crate::support::store::{Kind, Store};
+use crate::support::{HANG, audit, config, program, rounds};
 use eye_harness::Eye;
 use eye_power_loss::Disk;
 use fastrand::Rng;
-use support::load::{Balance, Load};
-use support::store::{Kind, Store};
-use support::{HANG, audit, config, program, rounds};
 use tokio::task::block_in_place;
-
-#[test]
-#[ignore = "not a test: the process that serves the disk"]
-fn power_loss_disk() {
-    eye_power_loss::serve();
-}
 
 /// Who has custody of what is acknowledged, on the disk that loses its power.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -4,7 +4,7 @@ use eye_harness::Eye;
 use reqwest::header::HOST;
 use serde_json::{Value, json};
 
-use crate::program::{PROGRAM, Page, event, get, named, page, page_at, post, send, store};
+use crate::api::{PROGRAM, Page, event, get, named, page, page_at, post, send, store};
 
 on_every_database! {
     filters_are_exact
@@ -269,7 +269,7 @@ async fn links_are_absolute_and_keep_the_parameters(eye: &Eye) {
     assert_eq!((second.count, second.results.len(), second.next), (3, 1, None));
     assert!(second.results[0].id.is_some());
     let back = page_at(eye.client(), &second.previous.unwrap()).await;
-    let ids = |page: Vec<crate::program::Stored>| page.into_iter().map(|event| event.id).collect::<Vec<_>>();
+    let ids = |page: Vec<crate::api::Stored>| page.into_iter().map(|event| event.id).collect::<Vec<_>>();
     assert_eq!((ids(back.results), back.previous), (ids(first.results), None));
 
     // The host is the one that the caller named, the path the one that it used; nobody else is believed.
@@ -282,7 +282,7 @@ async fn links_are_absolute_and_keep_the_parameters(eye: &Eye) {
 /// Only behind a proxy that sets them.
 #[tokio::test]
 async fn forwarded_headers_are_believed_when_the_operator_says_so() {
-    let config = include_str!("../config/sqlite.toml");
+    let config = include_str!("../../config/sqlite.toml");
     let eye = Eye::start(PROGRAM, &format!("{config}\n[server]\nlisten = \"127.0.0.1:0\"\ntrust_proxy = true\n"));
     eye.wait_ready().await;
     store(&eye, &["a", "b"].map(named)).await;
@@ -311,5 +311,5 @@ async fn large_pages_are_whole(eye: &Eye) {
         let found = page(eye, &[("limit", &limit.to_string())]).await;
         assert_eq!(found.results.len(), limit);
     }
-    assert_eq!(post(eye, crate::program::JSON, named("after")).await.status, 201);
+    assert_eq!(post(eye, crate::api::JSON, named("after")).await.status, 201);
 }

@@ -1,18 +1,14 @@
 //! The program with a stream of a NATS server between its sources and its sinks: alone, and several of them.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::support::load::Load;
+use crate::support::store::{Kind, Store};
+use crate::support::{PROGRAM, SLOWER, audit, audit_stream, config, event, median_time, post, readyz};
 use async_nats::jetstream::{self, stream::Stream};
 use eye_harness::{Eye, NatsServer, eventually};
 use serde_json::{Value, json};
-use support::load::Load;
-use support::store::{Kind, Store};
-use support::{PROGRAM, SLOWER, audit, audit_stream, config, event, median_time, post, readyz};
 use tokio::task::block_in_place;
 use uuid::Uuid;
 

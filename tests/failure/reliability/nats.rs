@@ -7,8 +7,8 @@ use eye_harness::NatsServer;
 use eye_oracle::Load;
 use tokio::task::block_in_place;
 
+use super::trial::{Setup, Transport, Trial, rounds};
 use crate::support::store::{ALL, Kind, Store};
-use crate::trial::{Setup, Transport, Trial, rounds};
 
 /// A server with a stream, which has `change` made to its usual settings.
 async fn server(change: impl FnOnce(&mut stream::Config)) -> (NatsServer, stream::Stream) {

@@ -2,9 +2,9 @@
 
 use eye_harness::{Eye, eventually};
 
+use super::trial::{Setup, Transport, Trial, rounds};
 use crate::support::HANG;
 use crate::support::store::{ALL, Kind, Store};
-use crate::trial::{Setup, Transport, Trial, rounds};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn they_leave_nothing_behind() {

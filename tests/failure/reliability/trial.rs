@@ -1,7 +1,4 @@
 //! One program and one database under the oracle's load: something is done to them, then the oracle is asked.
-//!
-//! A program of tests has this as its module `trial`, beside `support`.
-#![allow(dead_code, reason = "each test uses its part")]
 
 use std::collections::HashSet;
 use std::process::Command;
@@ -30,7 +27,7 @@ async fn oracle() {
 }
 
 /// The full name of [`oracle`].
-const ORACLE: &str = "trial::oracle";
+const ORACLE: &str = "reliability::trial::oracle";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {

@@ -4,17 +4,17 @@ use std::fs::{self, OpenOptions};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use eye_harness::{Kept, holds_within, temporary_folder};
+use eye_harness::{GuardedProcess, holds_within, temporary_folder};
 
 /// A file system in memory (tmpfs), unmounted at the end, however that comes.
-pub(crate) struct SmallDisk(Kept);
+pub(crate) struct SmallDisk(GuardedProcess);
 
 impl SmallDisk {
     /// `None`, with a loud line, where this user may not mount. Blocks.
     pub(crate) fn mount(megabytes: usize) -> Option<Self> {
         let script = format!("mkdir disk && mount -t tmpfs -o size={megabytes}m eye-test disk && exec sleep infinity");
         let command = ["sh", "-c", &script].map(str::to_owned);
-        let mut disk = Self(Kept::new(&temporary_folder("small-disk"), None, &command));
+        let mut disk = Self(GuardedProcess::new(&temporary_folder("small-disk"), None, &command));
         disk.0.start();
         let is_mounted = || {
             let mounts = fs::read_to_string("/proc/self/mounts").expect("Linux has /proc");

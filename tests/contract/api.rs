@@ -1,4 +1,4 @@
-//! The program on each database, what is sent to it and what it answers.
+//! The program on each database, and a client of its HTTP API: events to send, answers, and pages of results.
 
 use eye_harness::{Eye, MariaDb, Postgres};
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
@@ -7,22 +7,22 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_eye");
+use crate::support::program;
 
 pub(crate) const JSON: &str = "application/json";
 pub(crate) const NDJSON: &str = "application/x-ndjson";
 
-/// The built-in configuration, but for the port.
+/// Starts the program with the built-in configuration, except for the port.
 pub(crate) async fn on_sqlite() -> Eye {
     start(include_str!("../../config/sqlite.toml"), None).await
 }
 
-/// The example for PostgreSQL, on a database of its own.
+/// Starts the program with the example for PostgreSQL, on a new database.
 pub(crate) async fn on_postgres() -> Eye {
     start(include_str!("../../config/postgres.toml"), Some(Postgres::shared().create_database().url)).await
 }
 
-/// The example for MySQL and MariaDB, on a database of its own.
+/// Starts the program with the example for MySQL and MariaDB, on a new database.
 pub(crate) async fn on_mariadb() -> Eye {
     start(include_str!("../../config/mysql.toml"), Some(MariaDb::shared().create_database().url)).await
 }
@@ -33,13 +33,13 @@ async fn start(example: &str, url: Option<String>) -> Eye {
         _ => format!("{line}\n"),
     };
     let config: String = example.lines().map(with_url).collect();
-    let eye = Eye::start(PROGRAM, &format!("{config}\n[server]\nlisten = \"127.0.0.1:0\"\n"));
+    let eye = Eye::start(program(), &format!("{config}\n[server]\nlisten = \"127.0.0.1:0\"\n"));
     eye.wait_ready().await;
     eye
 }
 
-/// An event with these fields as JSON, in this order; the others have values of no interest. An empty text leaves the
-/// field out.
+/// Returns an event with these fields as JSON, in this order, and default values for the others. An empty text omits the
+/// field.
 pub(crate) fn event(fields: &[(&str, &str)]) -> String {
     let others = [
         ("session_id", "\"s\""),
@@ -56,12 +56,12 @@ pub(crate) fn event(fields: &[(&str, &str)]) -> String {
     format!("{{{}}}", members.join(","))
 }
 
-/// An event that its name tells from others.
+/// Returns an event with this name.
 pub(crate) fn named(name: &str) -> String {
     event(&[("name", &format!("\"{name}\""))])
 }
 
-/// What the program answered.
+/// An answer of the program.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -70,12 +70,12 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// A header's value; empty when there is none.
+    /// Returns the value of a header; empty if there is none.
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    /// What the JSON of the answer says.
+    /// Parses the body as JSON.
     #[track_caller]
     pub(crate) fn json<T: DeserializeOwned>(&self) -> T {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
@@ -92,7 +92,7 @@ pub(crate) async fn post(eye: &Eye, content_type: &str, body: impl Into<Body>) -
     send(eye.client().post(eye.url("/api/event/")).header(CONTENT_TYPE, content_type).body(body)).await
 }
 
-/// Sends events that are all taken.
+/// Sends events and checks that all are accepted.
 #[track_caller]
 pub(crate) fn store(eye: &Eye, events: &[String]) -> impl Future<Output = ()> {
     let body = format!("[{}]", events.join(","));
@@ -103,25 +103,25 @@ pub(crate) fn store(eye: &Eye, events: &[String]) -> impl Future<Output = ()> {
     }
 }
 
-/// `GET /api/event/` with a query string.
+/// Sends `GET /api/event/` with a query string.
 pub(crate) async fn get(eye: &Eye, query: &str) -> Answer {
     send(eye.client().get(eye.url(&format!("/api/event/?{query}")))).await
 }
 
-/// One page of results.
+/// A page of results.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Page {
     pub(crate) count: u64,
     pub(crate) next: Option<String>,
     pub(crate) previous: Option<String>,
-    pub(crate) results: Vec<Stored>,
+    pub(crate) results: Vec<PageEvent>,
 }
 
-/// One result; `data` as its bytes came.
+/// A result, with the bytes of `data` unchanged.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Stored {
+pub(crate) struct PageEvent {
     pub(crate) session_id: String,
     pub(crate) timestamp: String,
     pub(crate) category: String,
@@ -137,14 +137,14 @@ impl Page {
     }
 }
 
-/// The page at a URL, such as a `next`.
+/// Returns the page at a URL, such as a `next`.
 pub(crate) async fn page_at(client: &Client, url: &str) -> Page {
     let answer = send(client.get(url)).await;
     assert_eq!(answer.status, 200, "{url}: {}", answer.text);
     answer.json()
 }
 
-/// The page that has exactly these filters, correctly encoded.
+/// Returns the page with these parameters, correctly encoded.
 pub(crate) async fn page(eye: &Eye, query: &[(&str, &str)]) -> Page {
     let url = Url::parse_with_params(&eye.url("/api/event/"), query).unwrap();
     page_at(eye.client(), url.as_str()).await

@@ -1,17 +1,19 @@
-//! `eye check` on every wrong file of `tests/check`, on the files of `config`, and on no file at all.
+//! `eye check`: the errors of every wrong file in `tests/contract/check`, and the examples in `config`.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Runs the program in the repository's folder `folder`, with no environment.
+use crate::support::program;
+
+/// Runs the program in this folder of the repository without environment variables.
 fn eye(folder: &str, arguments: &[&str]) -> Output {
     eye_with(&[], folder, arguments)
 }
 
-/// The same with an environment of these variables.
+/// Runs the program in this folder of the repository with these environment variables.
 fn eye_with(variables: &[(&str, &str)], folder: &str, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_eye"))
+    Command::new(program())
         .args(arguments)
         .current_dir(repository().join(folder))
         .env_clear()
@@ -29,7 +31,7 @@ fn text(bytes: &[u8]) -> &str {
 }
 
 fn toml_files(folder: &str) -> Vec<String> {
-    let entries = fs::read_dir(repository().join(folder)).expect("the folder is there");
+    let entries = fs::read_dir(repository().join(folder)).expect("the folder exists");
     let names = entries.map(|entry| entry.expect("the folder can be read").file_name());
     let mut names: Vec<String> = names.map(|name| name.into_string().expect("names are UTF-8")).collect();
     names.sort();
@@ -37,7 +39,7 @@ fn toml_files(folder: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_wrong_file_gets_its_lines() {
+fn errors_of_wrong_files_match_the_snapshot() {
     let mut lines = String::new();
     for file in toml_files("tests/contract/check") {
         let output = eye("tests/contract/check", &["check", "--config", &file]);
@@ -50,10 +52,10 @@ fn every_wrong_file_gets_its_lines() {
 }
 
 #[test]
-fn every_example_is_sound() {
+fn examples_are_valid() {
     let mut lines = String::new();
     for file in toml_files("config") {
-        // What docker-compose.yml sets.
+        // docker-compose.yml sets this variable.
         let variables: &[_] = match file.as_str() {
             "docker-compose.toml" => &[("DATABASE_URL", "postgres://eye:eye@postgres:5432/eye")],
             _ => &[],
@@ -66,7 +68,7 @@ fn every_example_is_sound() {
 }
 
 #[test]
-fn without_a_file_the_built_in_configuration_is_checked() {
+fn check_without_a_file_uses_the_built_in_configuration() {
     let output = eye("tests", &["check"]);
     assert_eq!(output.status.code(), Some(0));
     let expected = "built-in configuration: ok: 1 source, transport memory, 1 sink, queries answered by store\n";
@@ -74,13 +76,13 @@ fn without_a_file_the_built_in_configuration_is_checked() {
 }
 
 #[test]
-fn a_file_in_the_working_folder_is_used() {
+fn file_in_the_working_folder_is_used() {
     let output = eye("config", &["check"]);
     assert!(text(&output.stdout).starts_with("eye.toml: ok: "), "{output:?}");
 }
 
 #[test]
-fn a_file_that_was_asked_for_and_is_not_there_is_an_error() {
+fn missing_file_is_a_configuration_error() {
     let output = eye("config", &["run", "--config", "none.toml"]);
     assert_eq!(output.status.code(), Some(78));
     assert!(text(&output.stderr).starts_with("none.toml: "), "{output:?}");
@@ -91,6 +93,6 @@ fn a_file_that_was_asked_for_and_is_not_there_is_an_error() {
 }
 
 #[test]
-fn wrong_usage_is_not_a_wrong_configuration() {
+fn wrong_usage_exits_with_2() {
     assert_eq!(eye("config", &["chekc"]).status.code(), Some(2));
 }

@@ -1,26 +1,24 @@
-//! The built program as its operators meet it: exit codes, messages, and no secrets in them.
+//! The command line: exit codes, messages, and the absence of secrets.
 
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 
-use crate::support::store::{ALL, SERVERS, Store};
-use crate::support::{HANG, PROGRAM, config, event, post, readyz, start};
-use eye_harness::{PASSWORD, eventually};
+use eye_harness::{Eye, PASSWORD};
 use tempfile::TempDir;
 use tokio::task::block_in_place;
-use uuid::Uuid;
 
-/// What the program says and how it ends, in an empty folder with `config` as its `eye.toml`.
+use crate::support::store::{ALL, SERVERS, Store};
+use crate::support::{HANG, command, config, new_event, post, program, readyz, start, until_sink_is};
+
+/// Runs the program in `folder` with `config` as its `eye.toml`. Returns exit code, stdout and stderr.
 fn eye_in(folder: &Path, config: Option<&str>, arguments: &[&str]) -> (Option<i32>, String, String) {
     if let Some(config) = config {
         fs::write(folder.join("eye.toml"), config).unwrap();
     }
-    let mut command = Command::new(PROGRAM);
-    command.args(arguments).current_dir(folder).env_remove("EYE_CONFIG").env("RUST_LOG", "trace");
-    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().unwrap();
+    let Output { status, stdout, stderr } = command(folder, arguments).env("RUST_LOG", "trace").output().unwrap();
     (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }
 
@@ -31,9 +29,9 @@ fn eye(config: Option<&str>, arguments: &[&str]) -> (Option<i32>, String, String
 const SQLITE: &str = "server.listen = \"127.0.0.1:0\"\nsources.web.type = \"http\"\nsinks.store.type = \"sqlite\"\n";
 
 #[test]
-fn exit_codes_tell_usage_and_configuration_from_failure() {
+fn exit_codes_distinguish_usage_and_configuration() {
     let misspelt = format!("{SQLITE}sinks.store.ulr = \"sqlite://eye.db\"\n");
-    for (config, arguments, code, says) in [
+    for (config, arguments, code, expected) in [
         (Some(SQLITE), &["check"][..], 0, "ok"),
         (Some(&*misspelt), &["check"], 78, "eye.toml:4:13: sinks.store.ulr: unknown key; did you mean `url`?"),
         (Some(&misspelt), &["run"], 78, "did you mean `url`?"),
@@ -47,18 +45,18 @@ fn exit_codes_tell_usage_and_configuration_from_failure() {
     ] {
         let (ended, stdout, stderr) = eye(config, arguments);
         assert_eq!(ended, Some(code), "{arguments:?}: {stderr}");
-        let said = if code == 0 { stdout } else { stderr };
-        assert!(said.contains(says), "{arguments:?}: {said}");
+        let output = if code == 0 { stdout } else { stderr };
+        assert!(output.contains(expected), "{arguments:?}: {output}");
     }
 }
 
 #[test]
-fn a_stdout_that_takes_nothing_is_a_failure() {
+fn full_stdout_is_a_failure() {
     for argument in ["check", "migrate"] {
         let folder = TempDir::new().unwrap();
         fs::write(folder.path().join("eye.toml"), SQLITE).unwrap();
         let full = fs::File::options().write(true).open("/dev/full").unwrap();
-        let output = Command::new(PROGRAM).arg(argument).current_dir(folder.path()).stdout(full).output().unwrap();
+        let output = command(folder.path(), &[argument]).stdout(full).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{argument}: {stderr}");
         assert!(stderr.contains("cannot write to stdout") && !stderr.contains("panicked"), "{argument}: {stderr}");
@@ -66,22 +64,22 @@ fn a_stdout_that_takes_nothing_is_a_failure() {
 }
 
 #[test]
-fn a_busy_port_is_a_failure_that_says_what_to_do_and_leaves_no_database() {
+fn busy_port_is_a_failure_and_creates_no_database() {
     let busy = TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = busy.local_addr().unwrap().to_string();
     let folder = TempDir::new().unwrap();
     let (ended, _, stderr) = eye_in(folder.path(), Some(&SQLITE.replace("127.0.0.1:0", &listen)), &[]);
     assert_eq!(ended, Some(1), "{stderr}");
-    let says = format!("server.listen: cannot listen on `{listen}`");
-    assert!(stderr.contains(&says) && stderr.contains("Stop the program that uses the port"), "{stderr}");
-    assert!(!folder.path().join("eye-data").exists(), "the port is tried first");
+    let expected = format!("server.listen: cannot listen on `{listen}`");
+    assert!(stderr.contains(&expected) && stderr.contains("Stop the program that uses the port"), "{stderr}");
+    assert!(!folder.path().join("eye-data").exists(), "the port is bound first");
 }
 
 #[test]
-fn a_place_where_sqlite_cannot_be_is_a_failure_that_names_it() {
+fn unusable_sqlite_path_is_a_failure_with_the_path() {
     for arguments in [&["run"][..], &["migrate"]] {
         let folder = TempDir::new().unwrap();
-        // In the way of the folder: this stops even root, whom no rights stop.
+        // A file instead of the folder stops even root, who needs no permissions.
         fs::write(folder.path().join("eye-data"), "a file").unwrap();
         let (ended, _, stderr) = eye_in(folder.path(), Some(SQLITE), arguments);
         assert_eq!(ended, Some(1), "{stderr}");
@@ -101,7 +99,7 @@ fn a_place_where_sqlite_cannot_be_is_a_failure_that_names_it() {
 }
 
 #[test]
-fn what_sqlite_stores_is_for_its_owner_alone() {
+fn sqlite_files_are_private_to_their_owner() {
     let folder = TempDir::new().unwrap();
     assert_eq!(eye_in(folder.path(), Some(SQLITE), &["migrate"]).0, Some(0));
     let mode = |path| fs::metadata(folder.path().join(path)).unwrap().permissions().mode() & 0o777;
@@ -109,7 +107,7 @@ fn what_sqlite_stores_is_for_its_owner_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn migrate_makes_the_table_and_says_so_as_often_as_it_is_asked() {
+async fn migrate_can_be_repeated() {
     for kind in ALL {
         let store = Store::new(kind);
         for _ in 0..2 {
@@ -119,18 +117,18 @@ async fn migrate_makes_the_table_and_says_so_as_often_as_it_is_asked() {
         }
         let eye = start(&store, "");
         eye.wait_ready().await;
-        assert_eq!(post(&eye, &event(Uuid::new_v4(), "good")).await.0, 201, "{kind:?}");
+        assert_eq!(post(&eye, &new_event("good")).await.0, 201, "{kind:?}");
         assert!(!eye.logs().contains("Applying"), "{kind:?}: {}", eye.logs());
     }
 }
 
-/// A port that nobody listens on.
+/// Returns a port without a listener.
 fn closed_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 #[test]
-fn migrate_fails_with_the_place_but_no_password_when_the_database_is_away() {
+fn failed_migrate_shows_the_address_but_no_password() {
     for scheme in ["postgres", "mysql"] {
         let port = closed_port();
         let url = format!("{scheme}://eye:{PASSWORD}@127.0.0.1:{port}/eye");
@@ -138,45 +136,38 @@ fn migrate_fails_with_the_place_but_no_password_when_the_database_is_away() {
             format!("sources.web.type = \"http\"\nsinks.store.type = \"{scheme}\"\nsinks.store.url = \"{url}\"\n");
         let (ended, stdout, stderr) = eye(Some(&config), &["migrate"]);
         assert_eq!((ended, &*stdout), (Some(1), ""), "{stderr}");
-        let place = format!("127.0.0.1:{port}");
-        assert!(stderr.contains("sinks.store: not migrated") && stderr.contains(&place), "{stderr}");
+        let address = format!("127.0.0.1:{port}");
+        assert!(stderr.contains("sinks.store: not migrated") && stderr.contains(&address), "{stderr}");
         assert!(!stderr.contains(PASSWORD), "{stderr}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_password_is_in_no_log_and_no_answer() {
+async fn password_is_in_no_log_and_no_answer() {
     for kind in SERVERS {
         let store = Store::new(kind);
-        let hush = "hush-hush%40hush";
-        let wrong = store.url.replace(PASSWORD, hush);
-        let place = store.url.rsplit_once('@').unwrap().1;
-        let away = store.url.replace(place, &format!("127.0.0.1:{}/eye", closed_port()));
-        for (url, ready) in [(&wrong, false), (&away, false), (&store.url, true)] {
-            // A shell in between, because the harness passes no RUST_LOG on.
+        let wrong = store.url.replace(PASSWORD, "hush-hush%40hush");
+        let address = store.url.rsplit_once('@').unwrap().1;
+        let unavailable = store.url.replace(address, &format!("127.0.0.1:{}/eye", closed_port()));
+        for (url, ready) in [(&wrong, false), (&unavailable, false), (&store.url, true)] {
+            // The harness removes RUST_LOG, so a shell script sets it.
             let folder = TempDir::new().unwrap();
-            let program = folder.path().join("eye");
-            fs::write(&program, format!("#!/bin/sh\nRUST_LOG=trace exec '{PROGRAM}' \"$@\"\n")).unwrap();
-            fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+            let script = folder.path().join("eye");
+            let line = format!("#!/bin/sh\nRUST_LOG=trace exec '{}' \"$@\"\n", program().display());
+            fs::write(&script, line).unwrap();
+            fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
             let text = config(&store, "").replace(&store.url, url);
-            let mut eye = eye_harness::Eye::start(&program, &text);
+            let mut eye = Eye::start(&script, &text);
             let expected = if ready { "ready" } else { "unavailable" };
-            eventually("the state is known", HANG, async || {
-                readyz(&eye).await.1["components"]
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .any(|component| component["name"] == "sinks.store" && component["state"] == expected)
-            })
-            .await;
-            let mut said = readyz(&eye).await.1.to_string();
-            said += &eye.post(event(Uuid::new_v4(), "good")).await.1.to_string();
-            said += &eye.get("/api/event/").await.1.to_string();
+            until_sink_is(&eye, expected).await;
+            let mut output = readyz(&eye).await.1.to_string();
+            output += &eye.post(new_event("good")).await.1.to_string();
+            output += &eye.get("/api/event/").await.1.to_string();
             block_in_place(|| eye.terminate(HANG));
-            said += &eye.logs();
-            assert!(ready || said.contains("\"DEBUG\""), "not even RUST_LOG shows more: {said}");
+            output += &eye.logs();
+            assert!(ready || output.contains("\"DEBUG\""), "RUST_LOG has no effect: {output}");
             for secret in [PASSWORD, "hush"] {
-                assert!(!said.contains(secret), "{kind:?}: {said}");
+                assert!(!output.contains(secret), "{kind:?}: {output}");
             }
         }
     }

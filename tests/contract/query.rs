@@ -1,24 +1,25 @@
-//! Query parameters end to end: filters, bounds, paging, links, further keys, and what a wrong one is told.
+//! Query parameters: filters, bounds, paging, links, more keys, and errors.
 
 use eye_harness::Eye;
 use reqwest::header::HOST;
 use serde_json::{Value, json};
 
-use crate::api::{PROGRAM, Page, event, get, named, page, page_at, post, send, store};
+use crate::api::{Page, event, get, named, page, page_at, post, send, store};
+use crate::support::program;
 
 on_every_database! {
     filters_are_exact
     filters_combine
     bounds_are_inclusive_by_both_names
-    limits_and_offsets
-    results_have_five_keys_and_those_asked_for
+    limit_and_offset_select_the_page
+    results_have_five_keys_and_included_ones
     wrong_parameters_are_named
-    what_old_clients_send_is_let_pass
+    parameters_of_old_clients_are_accepted
     links_are_absolute_and_keep_the_parameters
-    large_pages_are_whole
+    large_pages_are_complete
 }
 
-/// What loose comparisons take for the same, or for a pattern.
+/// Texts that a collation or a pattern could confuse.
 const LOOKALIKES: [&str; 18] = [
     "abc",
     "ABC",
@@ -126,13 +127,13 @@ async fn bounds_are_inclusive_by_both_names(eye: &Eye) {
             assert_eq!(found, instants[expected.clone()], "{names:?}: {after} to {before}");
         }
     }
-    // As curl and browsers send them, where `+` is a space.
+    // Encoded as by curl and browsers, where `+` is a space.
     for query in ["timestamp_after=2021-01-02T01:00:00+01:00", "timestamp_after=2021-01-02%2000:00"] {
         assert_eq!(get(eye, query).await.json::<Page>().count, 3, "{query}");
     }
 }
 
-async fn limits_and_offsets(eye: &Eye) {
+async fn limit_and_offset_select_the_page(eye: &Eye) {
     let names: Vec<String> = (0..1001).map(|number| format!("{number:04}")).collect();
     let events = names.iter().map(|name| {
         let timestamp = format!("\"2021-01-01T00:00:00.00{name}Z\"");
@@ -140,7 +141,7 @@ async fn limits_and_offsets(eye: &Eye) {
     });
     store(eye, &events.collect::<Vec<_>>()).await;
     let newest_first: Vec<&str> = names.iter().rev().map(String::as_str).collect();
-    // Parameters, the page, and which of `next` and `previous` there are.
+    // Parameters, the page, and the presence of `next` and `previous`.
     let table = [
         ("", 0..100, true, false),
         ("limit=1", 0..1, true, false),
@@ -164,7 +165,7 @@ async fn limits_and_offsets(eye: &Eye) {
     }
 }
 
-async fn results_have_five_keys_and_those_asked_for(eye: &Eye) {
+async fn results_have_five_keys_and_included_ones(eye: &Eye) {
     let empty = r#"{"count":0,"next":null,"previous":null,"results":[]}"#;
     assert_eq!(get(eye, "").await.text, empty);
     let id = "67e55044-10b1-426f-9247-bb680e5fe0c8";
@@ -239,7 +240,7 @@ async fn wrong_parameters_are_named(eye: &Eye) {
     assert!([414, 431].contains(&too_long.status), "{too_long:?}");
 }
 
-async fn what_old_clients_send_is_let_pass(eye: &Eye) {
+async fn parameters_of_old_clients_are_accepted(eye: &Eye) {
     store(eye, &[named("a")]).await;
     for query in ["format=json", "format=json&name=a", "name=b&name=a", "name=&session_id", "&&"] {
         let answer = get(eye, query).await;
@@ -252,7 +253,7 @@ async fn links_are_absolute_and_keep_the_parameters(eye: &Eye) {
     let encoded = "a+b%2Bc%26d%3De%2F%C3%A9%F0%9F%91%81";
     store(eye, &vec![event(&[("name", &json!(awkward).to_string())]); 3]).await;
 
-    // Sorted, encoded, and the parameters that were not sent stay away.
+    // Links have the sent parameters, sorted and encoded.
     let base = eye.url("/api/event/");
     let query = [("timestamp_before", "2021-01-02 00:00"), ("offset", "1"), ("name", awkward), ("limit", "1")];
     let found = page(eye, &query).await;
@@ -260,7 +261,7 @@ async fn links_are_absolute_and_keep_the_parameters(eye: &Eye) {
     assert_eq!(found.next.unwrap(), format!("{base}?limit=1&name={encoded}&offset=2&{rest}"));
     assert_eq!(found.previous.unwrap(), format!("{base}?limit=1&name={encoded}&{rest}"));
 
-    // A cursor stands among them, and is enough to go on.
+    // A cursor takes its sorted position among them.
     let first = page(eye, &[("name", awkward), ("include", "id"), ("limit", "2"), ("category", "c")]).await;
     let next = first.next.unwrap();
     assert!(next.starts_with(&format!("{base}?category=c&cursor=")), "{next}");
@@ -269,21 +270,20 @@ async fn links_are_absolute_and_keep_the_parameters(eye: &Eye) {
     assert_eq!((second.count, second.results.len(), second.next), (3, 1, None));
     assert!(second.results[0].id.is_some());
     let back = page_at(eye.client(), &second.previous.unwrap()).await;
-    let ids = |page: Vec<crate::api::Stored>| page.into_iter().map(|event| event.id).collect::<Vec<_>>();
+    let ids = |page: Vec<crate::api::PageEvent>| page.into_iter().map(|event| event.id).collect::<Vec<_>>();
     assert_eq!((ids(back.results), back.previous), (ids(first.results), None));
 
-    // The host is the one that the caller named, the path the one that it used; nobody else is believed.
+    // Links use host and path of the request, and no untrusted header.
     let request = eye.client().get(eye.url("/api/event?limit=1&offset=0")).header(HOST, "eye.example.com:8080");
     let request = request.header("x-forwarded-host", "evil.example").header("x-forwarded-proto", "https");
     let found: Page = send(request).await.json();
     assert_eq!(found.next.unwrap(), "http://eye.example.com:8080/api/event?limit=1&offset=1");
 }
 
-/// Only behind a proxy that sets them.
 #[tokio::test]
-async fn forwarded_headers_are_believed_when_the_operator_says_so() {
+async fn trusted_proxy_headers_determine_the_links() {
     let config = include_str!("../../config/sqlite.toml");
-    let eye = Eye::start(PROGRAM, &format!("{config}\n[server]\nlisten = \"127.0.0.1:0\"\ntrust_proxy = true\n"));
+    let eye = Eye::start(program(), &format!("{config}\n[server]\nlisten = \"127.0.0.1:0\"\ntrust_proxy = true\n"));
     eye.wait_ready().await;
     store(&eye, &["a", "b"].map(named)).await;
     let request = eye.client().get(eye.url("/api/event/?limit=1&offset=0"));
@@ -291,8 +291,8 @@ async fn forwarded_headers_are_believed_when_the_operator_says_so() {
     assert_eq!(send(request).await.json::<Page>().next.unwrap(), "https://eye.example.com/api/event/?limit=1&offset=1");
 }
 
-async fn large_pages_are_whole(eye: &Eye) {
-    // 8 MB on one page: far more than is held in one piece.
+async fn large_pages_are_complete(eye: &Eye) {
+    // A page of 8 MB consists of many chunks.
     let data = |number: usize| format!("\"{number:04} {}\"", "é".repeat(4000));
     for start in (0..1000).step_by(250) {
         let events = (start..start + 250).map(|number| {
@@ -306,7 +306,7 @@ async fn large_pages_are_whole(eye: &Eye) {
     for (event, number) in found.results.iter().zip((0..1000).rev()) {
         assert_eq!(event.data.get(), data(number));
     }
-    // And where the first piece ends.
+    // Pages around the end of the first chunk.
     for limit in 6..12 {
         let found = page(eye, &[("limit", &limit.to_string())]).await;
         assert_eq!(found.results.len(), limit);

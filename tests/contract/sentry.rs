@@ -1,4 +1,4 @@
-//! What the built program reports to Sentry, and what it logs.
+//! Reports to Sentry, and the absence of event data and secrets in reports and logs.
 
 use std::fs;
 use std::net::TcpListener;
@@ -8,12 +8,12 @@ use std::time::Duration;
 use eye_harness::{Eye, SentryServer, event_text, eventually};
 use serde_json::{Value, json};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_eye");
+use crate::support::program;
 
 const SQLITE: &str = "[sinks.store]\ntype = \"sqlite\"\nurl = \"sqlite://eye.db\"\n";
 
-/// More than any shutdown here takes, and less than a wait for a Sentry server that hangs.
-const AT_ONCE: Duration = Duration::from_secs(6);
+/// A deadline longer than every shutdown here, and shorter than a wait for a hanging Sentry server.
+const PROMPT: Duration = Duration::from_secs(6);
 
 fn config(listen: &str, sink: &str, dsn: &str) -> String {
     format!(
@@ -22,7 +22,7 @@ fn config(listen: &str, sink: &str, dsn: &str) -> String {
     )
 }
 
-/// One that the gate takes, but for `timestamp`.
+/// Returns an event that is valid except for its missing `timestamp`.
 fn without_timestamp() -> Value {
     json!({"session_id": "confidential", "category": "confidential", "name": "confidential", "data": "confidential"})
 }
@@ -34,15 +34,15 @@ fn whole() -> Value {
 }
 
 #[tokio::test]
-async fn refused_events_are_reported_by_kind_and_never_shown() {
+async fn refused_events_are_reported_by_kind_without_data() {
     let server = SentryServer::start();
-    let mut eye = Eye::start(PROGRAM, &config("127.0.0.1:0", SQLITE, &server.dsn()));
+    let mut eye = Eye::start(program(), &config("127.0.0.1:0", SQLITE, &server.dsn()));
     eye.wait_ready().await;
     assert_eq!(eye.post(whole()).await.0, 201);
     assert_eq!(eye.post(json!([whole(), without_timestamp(), without_timestamp()])).await.0, 200);
     assert_eq!(eye.post(without_timestamp()).await.0, 400);
     assert_eq!(eye.post("{\"confidential\"").await.0, 400);
-    assert_eq!(eye.terminate(AT_ONCE), Some(0));
+    assert_eq!(eye.terminate(PROMPT), Some(0));
 
     let mut reported: Vec<_> = server
         .events()
@@ -55,7 +55,7 @@ async fn refused_events_are_reported_by_kind_and_never_shown() {
         })
         .collect();
     reported.sort();
-    // What was refused after a first report was counted, and reported at the end.
+    // Refusals after the first report are counted and reported at the end.
     let expected =
         [("refused: body: Bad Request", 1), ("refused: timestamp: missing", 1), ("refused: timestamp: missing", 2)];
     assert_eq!(reported, expected.map(|(text, count)| (text.to_owned(), count)));
@@ -70,19 +70,19 @@ async fn refused_events_are_reported_by_kind_and_never_shown() {
 }
 
 #[tokio::test]
-async fn a_sentry_server_that_hangs_delays_neither_answers_nor_the_end() {
+async fn hanging_sentry_server_delays_nothing() {
     let server = SentryServer::start_hanging();
-    let mut eye = Eye::start(PROGRAM, &config("127.0.0.1:0", SQLITE, &server.dsn()));
+    let mut eye = Eye::start(program(), &config("127.0.0.1:0", SQLITE, &server.dsn()));
     eye.wait_ready().await;
     for _ in 0..50 {
         assert_eq!(eye.post(without_timestamp()).await.0, 400);
         assert_eq!(eye.post(whole()).await.0, 201);
     }
-    assert_eq!(eye.terminate(AT_ONCE), Some(0));
+    assert_eq!(eye.terminate(PROMPT), Some(0));
 }
 
 #[test]
-fn a_failed_start_is_reported_and_no_output_holds_a_secret() {
+fn failed_start_is_reported_without_secrets() {
     let server = SentryServer::start();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let sink = "[sinks.store]\ntype = \"postgres\"\nurl = \"postgres://eye:hushhush@127.0.0.1:1/eye\"\n";
@@ -100,16 +100,16 @@ fn a_failed_start_is_reported_and_no_output_holds_a_secret() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_away_is_logged_without_its_password() {
+async fn unavailable_database_is_logged_without_its_password() {
     let sink = "[sinks.store]\ntype = \"postgres\"\nurl = \"postgres://eye:hushhush@127.0.0.1:1/eye\"\n";
-    let mut eye = Eye::start(PROGRAM, &config("127.0.0.1:0", sink, ""));
+    let mut eye = Eye::start(program(), &config("127.0.0.1:0", sink, ""));
     eventually("the outage is logged", Duration::from_secs(30), async || eye.logs().contains("unavailable")).await;
-    eye.terminate(AT_ONCE);
+    eye.terminate(PROMPT);
     assert!(!eye.logs().contains("hushhush"), "{}", eye.logs());
 }
 
 #[test]
-fn errors_in_the_configuration_hold_no_secret() {
+fn configuration_errors_show_no_secret() {
     let sink = "[sinks.store]\ntype = \"postgres\"\nurl = \"postgre://eye:hushhush@127.0.0.1:1/eye\"\n";
     let (code, output) = run("check", &config("127.0.0.1:0", sink, "sentry.example/hushhush"));
     assert_eq!(code, Some(78), "{output}");
@@ -118,20 +118,20 @@ fn errors_in_the_configuration_hold_no_secret() {
 }
 
 #[test]
-fn a_stderr_that_is_closed_does_not_change_the_exit_code() {
-    let mut program = Command::new(PROGRAM);
+fn closed_stderr_does_not_change_the_exit_code() {
+    let mut program = Command::new(program());
     program.args(["check", "--config", "/nonexistent/eye.toml"]).stderr(Stdio::piped());
     let mut child = program.spawn().unwrap();
     drop(child.stderr.take());
     assert_eq!(child.wait().unwrap().code(), Some(78));
 }
 
-/// Exit code and all output, of which there is as much as possible.
+/// Runs a command with all log messages and returns exit code and output.
 fn run(command: &str, config: &str) -> (Option<i32>, String) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("eye.toml");
     fs::write(&file, config).unwrap();
-    let mut program = Command::new(PROGRAM);
+    let mut program = Command::new(program());
     program.arg(command).arg("--config").arg(&file).current_dir(folder.path()).env("RUST_LOG", "trace");
     let output = program.output().unwrap();
     let text = [output.stdout, output.stderr].concat();

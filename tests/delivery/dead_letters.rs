@@ -1,31 +1,30 @@
-//! `eye dead-letters` beside the running program, and without it.
+//! `eye dead-letters`: list, show, replay and delete dead letters, with and without a running program.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use crate::support::store::{ALL, Kind, Store};
-use crate::support::{HANG, PROGRAM, config, event, start_ready};
 use eye_harness::{Eye, eventually};
 use serde_json::{Value, json};
 use tokio::task::block_in_place;
 use uuid::Uuid;
 
-const DISK: &str = "transport.type = \"disk\"\ntransport.path = \"queue\"";
+use crate::support::stand_in::answering;
+use crate::support::store::{ALL, Kind, Store};
+use crate::support::{self, DISK, HANG, config, event, new_event, program, start_with_table};
 
-/// How it ended, what it printed, and what it logged.
-struct Done {
+/// The result of a command.
+struct CommandResult {
     code: Option<i32>,
     stdout: String,
     stderr: String,
 }
 
-impl Done {
+impl CommandResult {
     fn of(output: Output) -> Self {
         let [stdout, stderr] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
         Self { code: output.status.code(), stdout, stderr }
@@ -38,29 +37,26 @@ impl Done {
     }
 
     #[track_caller]
-    fn failed(self, says: &[&str]) -> String {
+    fn failed(self, expected: &[&str]) -> String {
         assert_eq!(self.code, Some(1), "{}", self.stderr);
-        assert!(says.iter().all(|text| self.stderr.contains(text)), "{says:?}: {}", self.stderr);
+        assert!(expected.iter().all(|text| self.stderr.contains(text)), "{expected:?}: {}", self.stderr);
         self.stdout
     }
 }
 
 fn command(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(PROGRAM);
-    command.arg("dead-letters").args(arguments).args(["--config", "eye.toml"]).current_dir(folder);
-    command.env_remove("EYE_CONFIG").env_remove("RUST_LOG").stdin(Stdio::null());
-    command
+    support::command(folder, &[&["dead-letters", "--config", "eye.toml"], arguments].concat())
 }
 
-fn dead_letters(folder: &Path, arguments: &[&str]) -> Done {
-    Done::of(block_in_place(|| command(folder, arguments).output().unwrap()))
+fn dead_letters(folder: &Path, arguments: &[&str]) -> CommandResult {
+    CommandResult::of(block_in_place(|| command(folder, arguments).output().unwrap()))
 }
 
 fn list(eye: &Eye) -> Vec<Value> {
     dead_letters(eye.folder(), &["list"]).succeeded()
 }
 
-fn replay(eye: &Eye, which: &[&str]) -> Done {
+fn replay(eye: &Eye, which: &[&str]) -> CommandResult {
     dead_letters(eye.folder(), &[&["replay", "--url", &eye.url("/")], which].concat())
 }
 
@@ -74,10 +70,9 @@ async fn until_listed(eye: &Eye, count: usize) -> Vec<Value> {
     letters
 }
 
-/// The program with a dead letter of each of these events, which the database refuses until it is told otherwise.
-async fn with_refused(store: &Store, events: &[Value]) -> Eye {
-    let eye = start_ready(store, DISK).await;
-    eventually("the table is there", HANG, async || eye.get("/api/event/").await.0 == 200).await;
+/// Starts the program with a dead letter of each event. The database refuses them until it accepts them again.
+async fn start_with_dead_letters(store: &Store, events: &[Value]) -> Eye {
+    let eye = start_with_table(store, DISK).await;
     store.refuse().await;
     assert_eq!(eye.post(json!(events)).await.0, 201);
     until_listed(&eye, events.len()).await;
@@ -85,7 +80,7 @@ async fn with_refused(store: &Store, events: &[Value]) -> Eye {
 }
 
 fn refused() -> Value {
-    event(Uuid::new_v4(), "refused")
+    new_event("refused")
 }
 
 fn letter_file(eye: &Eye, number: usize) -> PathBuf {
@@ -93,11 +88,10 @@ fn letter_file(eye: &Eye, number: usize) -> PathBuf {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_event_is_seen_and_once_the_reason_is_gone_it_is_stored_once() {
+async fn replayed_dead_letter_is_stored_once() {
     for kind in ALL {
         let store = Store::new(kind);
-        let eye = start_ready(&store, DISK).await;
-        eventually("the table is there", HANG, async || eye.get("/api/event/").await.0 == 200).await;
+        let eye = start_with_table(&store, DISK).await;
         store.refuse().await;
         let (good, bad) = (Uuid::new_v4(), Uuid::new_v4());
         let mut sent = event(bad, "refused").to_string();
@@ -108,8 +102,8 @@ async fn a_refused_event_is_seen_and_once_the_reason_is_gone_it_is_stored_once()
         assert!(eye.logs().contains("`eye dead-letters list` shows them"), "{}", eye.logs());
         let letter = &letters[0];
         assert_eq!((&letter["id"], &letter["refused_by"]), (&json!("transport/1.store"), &json!("sinks.store")));
-        let recognised = ["session_id", "category", "name", "timestamp"].map(|field| &letter[field]);
-        assert_eq!(recognised, ["s", "test", "refused", "2021-01-01T09:15:27.243860Z"], "{kind:?}");
+        let fields = ["session_id", "category", "name", "timestamp"].map(|field| &letter[field]);
+        assert_eq!(fields, ["s", "test", "refused", "2021-01-01T09:15:27.243860Z"], "{kind:?}");
         assert!(letter["reason"].as_str().unwrap().contains("no"), "{letter}");
         let shown = dead_letters(eye.folder(), &["show", "transport/1.store"]);
         assert!(shown.stdout.contains(r#""data":{"z":12345678901234567890,"a":[1.10,"é\n"]}"#), "{}", shown.stdout);
@@ -119,15 +113,15 @@ async fn a_refused_event_is_seen_and_once_the_reason_is_gone_it_is_stored_once()
             ["id", "time", "refused_by", "reason"].map(|field| &letter[field])
         });
 
-        // Too early: it is taken, refused again, and comes back as another one.
+        // A replay before the cause is removed makes a new dead letter.
         replay(&eye, &["--all"]).succeeded();
-        eventually("another one", HANG, async || {
+        eventually("a new dead letter", HANG, async || {
             let letters = list(&eye);
             letters.len() == 1 && letters[0]["id"] == "transport/2.store"
         })
         .await;
 
-        store.refuse_no_more().await;
+        store.accept_again().await;
         replay(&eye, &["transport/2.store"]).succeeded();
         assert_eq!(list(&eye), [] as [Value; 0]);
         let ids = async || {
@@ -137,7 +131,7 @@ async fn a_refused_event_is_seen_and_once_the_reason_is_gone_it_is_stored_once()
         };
         let mut both = [good, bad];
         both.sort();
-        eventually("both are stored once", HANG, async || ids().await == both).await;
+        eventually("both events are stored once", HANG, async || ids().await == both).await;
         replay(&eye, &["transport/2.store"]).failed(&["no such dead letter", "transport/2.store"]);
         replay(&eye, &["--all"]).succeeded();
         assert_eq!(ids().await, both, "{kind:?}");
@@ -145,44 +139,44 @@ async fn a_refused_event_is_seen_and_once_the_reason_is_gone_it_is_stored_once()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_replayed_before_a_crash_is_not_stored_twice() {
+async fn replay_after_a_crash_stores_no_event_twice() {
     let store = Store::new(Kind::Sqlite);
-    let eye = with_refused(&store, &[refused()]).await;
-    store.refuse_no_more().await;
+    let eye = start_with_dead_letters(&store, &[refused()]).await;
+    store.accept_again().await;
     let letter = fs::read(letter_file(&eye, 0)).unwrap();
     for _ in 0..2 {
-        // As when the command is killed after it has sent it.
+        // A kill after the send leaves the dead letter.
         fs::write(letter_file(&eye, 0), &letter).unwrap();
         replay(&eye, &["--all"]).succeeded();
     }
-    // What comes later is stored later: there is nothing left to wait for.
+    // The program stores events in their order.
     let last = Uuid::new_v4();
     assert_eq!(eye.post(event(last, "last")).await.0, 201);
-    eventually("all is stored", HANG, async || store.ids().await.contains(&last)).await;
+    eventually("the last event is stored", HANG, async || store.has(last).await).await;
     assert_eq!(store.ids().await.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_may_replay_at_once() {
+async fn concurrent_replays_store_each_event_once() {
     let store = Store::new(Kind::Sqlite);
     let events: Vec<Value> = (0..20).map(|_| refused()).collect();
-    let eye = with_refused(&store, &events).await;
-    store.refuse_no_more().await;
+    let eye = start_with_dead_letters(&store, &events).await;
+    store.accept_again().await;
     let both = thread::scope(|scope| [(); 2].map(|()| scope.spawn(|| replay(&eye, &["--all"]))).map(|it| it.join()));
     both.into_iter().for_each(|done| drop(done.unwrap().succeeded()));
     assert_eq!(list(&eye), [] as [Value; 0]);
     let last = Uuid::new_v4();
     assert_eq!(eye.post(event(last, "last")).await.0, 201);
-    eventually("all is stored", HANG, async || store.ids().await.contains(&last)).await;
+    eventually("the last event is stored", HANG, async || store.has(last).await).await;
     assert_eq!(store.ids().await.len(), 21);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_are_those_that_were_there_at_the_start() {
+async fn all_excludes_letters_newer_than_the_command() {
     let store = Store::new(Kind::Sqlite);
-    let eye = with_refused(&store, &[refused()]).await;
+    let eye = start_with_dead_letters(&store, &[refused()]).await;
     let later = letter_file(&eye, 7);
-    fs::write(&later, "damaged, so that its time is the file's").unwrap();
+    fs::write(&later, "damaged: its time is that of the file").unwrap();
     let file = fs::File::options().write(true).open(&later).unwrap();
     file.set_modified(SystemTime::now() + Duration::from_secs(3600)).unwrap();
     for command in [&["replay", "--all", "--url", &eye.url("")][..], &["delete", "--all"]] {
@@ -196,9 +190,9 @@ async fn all_are_those_that_were_there_at_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ids_that_are_not_there_are_named_and_the_others_are_done() {
+async fn unknown_ids_are_named_and_others_processed() {
     let store = Store::new(Kind::Sqlite);
-    let eye = with_refused(&store, &[refused(), refused(), refused()]).await;
+    let eye = start_with_dead_letters(&store, &[refused(), refused(), refused()]).await;
     let wrong = ["transport/9.store", "0.store", "transport/../0.store", "transport/", "sources.web/1.store", ""];
     let ids = [&wrong[..3], &["transport/1.store"], &wrong[3..]].concat();
     let shown = dead_letters(eye.folder(), &[&["show"], &ids[..]].concat()).failed(&wrong);
@@ -214,9 +208,9 @@ async fn ids_that_are_not_there_are_named_and_the_others_are_done() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_program_all_but_replay_works() {
+async fn all_commands_but_replay_work_without_the_program() {
     let store = Store::new(Kind::Sqlite);
-    let mut eye = with_refused(&store, &[refused(), refused()]).await;
+    let mut eye = start_with_dead_letters(&store, &[refused(), refused()]).await;
     block_in_place(|| eye.kill());
     assert_eq!(list(&eye).len(), 2);
     replay(&eye, &["--all"]).failed(&["no answer from http://127.0.0.1:", "HTTP source", "--url"]);
@@ -231,12 +225,12 @@ async fn without_the_program_all_but_replay_works() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_program_does_not_take_stays_and_the_reason_is_told() {
+async fn rejected_replay_keeps_the_letter_and_names_the_reason() {
     let store = Store::new(Kind::Sqlite);
     let mut large = refused();
     large["data"] = json!("x".repeat(2000));
-    let mut eye = with_refused(&store, &[large, refused()]).await;
-    store.refuse_no_more().await;
+    let mut eye = start_with_dead_letters(&store, &[large, refused()]).await;
+    store.accept_again().await;
     block_in_place(|| eye.terminate(HANG));
     fs::write(eye.folder().join("eye.toml"), config(&store, &format!("{DISK}\nsources.web.max_event_bytes = 1000")))
         .unwrap();
@@ -250,46 +244,10 @@ async fn what_the_program_does_not_take_stays_and_the_reason_is_told() {
     assert_eq!(shown[0]["payload_text"], "damaged");
 }
 
-/// Answers each request with the next of these, the last one again and again; the number of requests so far.
-fn stand_in(answers: Vec<&'static str>) -> (String, mpsc::Receiver<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let (sender, requests) = mpsc::channel();
-    thread::spawn(move || {
-        for number in 0.. {
-            let (stream, _) = listener.accept().unwrap();
-            if sender.send(()).is_err() {
-                return;
-            }
-            answer(stream, answers[number.min(answers.len() - 1)]);
-        }
-    });
-    (url, requests)
-}
-
-fn answer(mut stream: TcpStream, answer: &str) {
-    let mut lines = BufReader::new(stream.try_clone().unwrap());
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        lines.read_line(&mut line).unwrap();
-        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-            length = value.trim().parse().unwrap();
-        }
-        if line == "\r\n" {
-            break;
-        }
-    }
-    lines.read_exact(&mut vec![0; length]).unwrap();
-    let (head, body) = answer.split_once('|').unwrap();
-    let length = body.len();
-    write!(stream, "HTTP/1.1 {head}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
-}
-
 const BUSY: &str = "503 Service Unavailable\r\nRetry-After: 0|{\"success\": false, \"detail\": \"no room\"}";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_program_without_room_is_asked_again_but_not_for_ever() {
+async fn replay_retries_503_a_bounded_number_of_times() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("eye.toml"), config(&Store::new(Kind::Sqlite), DISK)).unwrap();
     let letters = folder.path().join("queue/dead-letters");
@@ -298,36 +256,36 @@ async fn a_program_without_room_is_asked_again_but_not_for_ever() {
     let replay_at = |url: &str| dead_letters(folder.path(), &["replay", "--all", "--url", url]);
 
     names.iter().for_each(|name| fs::write(name, "any").unwrap());
-    let (url, requests) = stand_in(vec![BUSY, BUSY, "201 Created|{\"success\": true}"]);
+    let (url, requests) = answering(vec![BUSY, BUSY, "201 Created|{\"success\": true}"]);
     replay_at(&url).succeeded();
-    assert_eq!(requests.try_iter().count(), 4, "two of them in vain");
+    assert_eq!(requests.try_iter().count(), 4, "two of them failed");
     assert!(names.iter().all(|name| !name.exists()));
 
     names.iter().for_each(|name| fs::write(name, "any").unwrap());
-    let (url, requests) = stand_in(vec![BUSY]);
+    let (url, requests) = answering(vec![BUSY]);
     replay_at(&url).failed(&["transport/1.store", "no room", "again later"]);
-    assert_eq!(requests.try_iter().count(), 5, "and the second one was not tried");
+    assert_eq!(requests.try_iter().count(), 5, "the second letter was not sent");
 
-    for (somebody_else, told) in [
+    for (foreign_answer, expected) in [
         ("201 Created|hello", "hello"),
         ("200 OK|{\"success\": false, \"accepted\": 1}", "accepted"),
         ("200 OK|{\"success\": true}", "200"),
         ("405 Method Not Allowed|{}", "HTTP source"),
         ("502 Bad Gateway|", "502"),
     ] {
-        let (url, _requests) = stand_in(vec![somebody_else]);
-        replay_at(&url).failed(&["transport/1.store", told]);
-        assert!(names.iter().all(|name| name.exists()), "{somebody_else}");
+        let (url, _requests) = answering(vec![foreign_answer]);
+        replay_at(&url).failed(&["transport/1.store", expected]);
+        assert!(names.iter().all(|name| name.exists()), "{foreign_answer}");
     }
 
-    // What answers a redirected POST was asked with GET, and knows nothing of the event.
-    let (url, _requests) = stand_in(vec!["302 Found\r\nLocation: /elsewhere|", "201 Created|{\"success\": true}"]);
+    // The target of a redirected POST gets a GET without the event.
+    let (url, _requests) = answering(vec!["302 Found\r\nLocation: /elsewhere|", "201 Created|{\"success\": true}"]);
     replay_at(&url).failed(&["transport/1.store", "302"]);
     assert!(names[0].exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_list_ends_quietly_when_nobody_reads_on() {
+async fn list_ends_quietly_when_stdout_is_closed() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("eye.toml"), config(&Store::new(Kind::Sqlite), DISK)).unwrap();
     let letters = folder.path().join("queue/dead-letters");
@@ -344,16 +302,16 @@ async fn the_list_ends_quietly_when_nobody_reads_on() {
     let mut stdout = BufReader::new(list.stdout.take().unwrap());
     stdout.read_line(&mut first).unwrap();
     drop(stdout);
-    let done = Done::of(list.wait_with_output().unwrap());
+    let done = CommandResult::of(list.wait_with_output().unwrap());
     assert_eq!((done.code, &*done.stderr), (Some(0), ""));
 
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
-    let done = Done::of(command(folder.path(), &["list"]).stdout(full).output().unwrap());
+    let done = CommandResult::of(command(folder.path(), &["list"]).stdout(full).output().unwrap());
     done.failed(&["cannot write to stdout"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_nothing_keeps_them_there_are_none_and_it_is_said() {
+async fn list_without_a_store_is_empty_with_an_explanation() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::new(Kind::Sqlite);
     fs::write(folder.path().join("eye.toml"), config(&store, "")).unwrap();
@@ -365,20 +323,19 @@ async fn where_nothing_keeps_them_there_are_none_and_it_is_said() {
     fs::write(folder.path().join("eye.toml"), config(&store, DISK)).unwrap();
     let path = folder.path().join("queue");
     dead_letters(folder.path(), &["list"]).failed(&[path.to_str().unwrap(), "No such file"]);
-    assert!(!path.exists(), "it makes nothing");
+    assert!(!path.exists(), "the command creates nothing");
     fs::write(folder.path().join("eye.toml"), "nonsense").unwrap();
     assert_eq!(dead_letters(folder.path(), &["list"]).code, Some(78));
 }
 
-/// The command lines that the help shows are those that there are.
 #[test]
-fn help() {
+fn help_matches_the_snapshot() {
     let mut help = String::new();
     for command in [&[][..], &["list"], &["show"], &["replay"], &["delete"]] {
-        let output = Command::new(PROGRAM).arg("dead-letters").args(command).arg("--help").output().unwrap();
+        let output = Command::new(program()).arg("dead-letters").args(command).arg("--help").output().unwrap();
         assert_eq!(output.status.code(), Some(0));
         help += std::str::from_utf8(&output.stdout).unwrap();
         help += "\n";
     }
-    insta::assert_snapshot!(help);
+    insta::assert_snapshot!("help", help);
 }

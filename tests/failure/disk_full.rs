@@ -1,21 +1,22 @@
-//! The disk gets full under load, again and again: The Eye says so, and goes on by itself once there is room. What it
-//! has acknowledged is stored, once. `EYE_TEST_ROUNDS` says how often.
+//! Disks that become full under load: the program answers 503, continues by itself after space is freed, and stores every
+//! acknowledged event once. `EYE_TEST_ROUNDS` sets the number of rounds.
 
 use std::fs;
 use std::path::Path;
 
-use crate::support::load::Load;
-use crate::support::small_disk::SmallDisk;
-use crate::support::store::{Kind, Store};
-use crate::support::{audit, rounds};
 use eye_harness::Eye;
 use tokio::task::block_in_place;
 
-/// Answers of 503 after which the disk counts as full.
+use crate::support::load::ClientLoad;
+use crate::support::small_disk::SmallDisk;
+use crate::support::store::{Kind, Store};
+use crate::support::{audit, print_result, rounds, start_ready};
+
+/// The number of 503 answers after which the disk counts as full.
 const REFUSED: usize = 20;
 
-/// A full disk can be started on.
-fn start_again(eye: &mut Eye, load: &Load, meanwhile: impl FnOnce()) {
+/// Kills the program and starts it on the full disk.
+fn restart(eye: &mut Eye, load: &ClientLoad, meanwhile: impl FnOnce()) {
     block_in_place(|| {
         eye.kill();
         meanwhile();
@@ -25,7 +26,7 @@ fn start_again(eye: &mut Eye, load: &Load, meanwhile: impl FnOnce()) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_that_fills_its_disk_drains_and_takes_again() {
+async fn queue_on_full_disk_drains_and_accepts_again() {
     let Some(disk) = block_in_place(|| SmallDisk::mount(16)) else { return };
     let store = Store::new(Kind::Sqlite);
     let queue = disk.path().join("queue");
@@ -33,44 +34,44 @@ async fn a_queue_that_fills_its_disk_drains_and_takes_again() {
         "transport = {{ type = \"disk\", path = \"{}\", min_free_bytes = 0, max_bytes = 67108864 }}",
         queue.display()
     );
-    let mut eye = crate::support::start_ready(&store, &settings).await;
-    let load = Load::start_with(&eye, 20_000);
+    let mut eye = start_ready(&store, &settings).await;
+    let load = ClientLoad::start_with(&eye, 20_000);
     for round in 0..rounds(3) {
-        // By itself, while the database is away.
+        // The queue fills the disk while the database is locked.
         let lock = store.lock().await;
         load.answered(503, REFUSED).await;
         lock.release().await;
         load.progress(20).await;
-        // By others, at once.
+        // Another program fills the disk at once.
         block_in_place(|| disk.fill());
         load.answered(503, REFUSED).await;
         if round % 2 == 1 {
-            start_again(&mut eye, &load, || {});
+            restart(&mut eye, &load, || {});
             load.answered(503, REFUSED).await;
         }
         disk.free();
         load.progress(20).await;
     }
-    let balance = load.settle(&eye, &store).await;
-    balance.assert_true();
-    audit("the queue's disk was full", &eye).await;
-    balance.report("The disk is full", "Disk → Sqlite", rounds(3));
+    let report = load.drain(&eye, &store).await;
+    report.assert_consistent();
+    audit("the disk of the queue was full", &eye).await;
+    print_result("The disk is full | Disk → Sqlite", rounds(3), &report);
     assert!(!eye.logs().contains("\"ERROR\""), "{}", eye.logs());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sqlite_on_a_full_disk_refuses_and_takes_again() {
+async fn sqlite_on_full_disk_accepts_again() {
     let Some(disk) = block_in_place(|| SmallDisk::mount(128)) else { return };
     let store = Store::sqlite_at(Path::new(&disk.path().join("eye.db")));
-    let mut eye = crate::support::start_ready(&store, "writer.retry_for_ms = 500").await;
-    let load = Load::start(&eye);
+    let mut eye = start_ready(&store, "writer.retry_for_ms = 500").await;
+    let load = ClientLoad::start(&eye);
     for round in 0..rounds(3) {
         load.progress(20).await;
         block_in_place(|| disk.fill());
         load.answered(503, REFUSED).await;
         if round % 2 == 1 {
-            // There is no room for these either: SQLite makes them at the start, and a crash may take them along.
-            start_again(&mut eye, &load, || {
+            // A crash may lose these files. SQLite has no space to create them at the start.
+            restart(&mut eye, &load, || {
                 for shared_memory in ["eye.db-shm", "eye.db-inbox-shm"] {
                     fs::remove_file(disk.path().join(shared_memory)).unwrap();
                 }
@@ -81,8 +82,8 @@ async fn sqlite_on_a_full_disk_refuses_and_takes_again() {
         disk.free();
     }
     load.progress(20).await;
-    let balance = load.settle(&eye, &store).await;
-    balance.assert_true();
+    let report = load.drain(&eye, &store).await;
+    report.assert_consistent();
     audit("the disk was full", &eye).await;
-    balance.report("The disk is full", "Memory → Sqlite", rounds(3));
+    print_result("The disk is full | Memory → Sqlite", rounds(3), &report);
 }

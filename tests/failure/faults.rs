@@ -1,10 +1,7 @@
-//! The built program and real databases that refuse, hang, die and come back.
+//! Databases that refuse events, hang, end and become available again.
 
 use std::time::{Duration, Instant};
 
-use crate::support::load::Load;
-use crate::support::store::{ALL, Kind, SERVERS, Store};
-use crate::support::{HANG, audit, event, post, readyz, start, start_ready};
 use eye_harness::{Eye, eventually};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -12,40 +9,44 @@ use serde_json::{Value, json};
 use tokio::task::block_in_place;
 use uuid::Uuid;
 
+use crate::support::load::ClientLoad;
+use crate::support::store::{ALL, Kind, SERVERS, Store};
+use crate::support::{HANG, audit, event, new_event, post, readyz, sink_state, start, start_ready};
+
 #[tokio::test(flavor = "multi_thread")]
-async fn who_sent_what_the_database_refuses_is_told_its_reason() {
+async fn refused_event_gets_the_reason_of_the_database() {
     for kind in ALL {
         let store = Store::new(kind);
         let eye = start_ready(&store, "").await;
         store.refuse().await;
-        let refused = event(Uuid::new_v4(), "refused");
-        let (status, answer) = eye.post(json!([event(Uuid::new_v4(), "good"), refused])).await;
+        let refused = new_event("refused");
+        let (status, answer) = eye.post(json!([new_event("good"), refused])).await;
         assert_eq!(status, 200, "{kind:?}: {answer}");
         let reason = answer["rejected"][0]["errors"]["non_field_errors"][0].as_str().unwrap();
         assert!(reason.contains("no such name") || reason.contains("no_such_name"), "{kind:?}: {reason}");
         let (status, answer) = eye.post(refused).await;
         assert_eq!(status, 422, "{kind:?}: {answer}");
         assert!(answer["detail"].as_str().unwrap().starts_with("Refused by the store"), "{kind:?}: {answer}");
-        assert_eq!(readyz(&eye).await.0, 200, "{kind:?}: a refusal is no outage");
+        assert_eq!(readyz(&eye).await.0, 200, "{kind:?}: a refusal is not an outage");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_clients_in_one_batch_only_the_one_with_the_refused_event_is_told() {
+async fn refused_event_affects_no_other_client_of_its_batch() {
     for kind in ALL {
         let store = Store::new(kind);
         let eye = start_ready(&store, "").await;
         store.refuse().await;
-        // While the database is locked, the first batch waits for it and the events of all clients gather.
+        // While the database is locked, the first batch waits, and the events of all clients form the second one.
         let lock = store.lock().await;
         let names = (0..50).map(|number| if number == 25 { "refused" } else { "good" });
         let posts = futures_util::future::join_all(names.map(|name| {
-            let (client, url, body) = (eye.client().clone(), eye.url("/api/event/"), event(Uuid::new_v4(), name));
+            let (client, url, body) = (eye.client().clone(), eye.url("/api/event/"), new_event(name));
             async move { (name, client.post(url).json(&body).send().await.unwrap().status().as_u16()) }
         }));
         let release = async {
-            let taken = async || eye.get("/audit").await.1["sources"]["web"]["received"] == 50;
-            eventually("all are taken", Duration::from_secs(20), taken).await;
+            let received = async || eye.get("/audit").await.1["sources"]["web"]["received"] == 50;
+            eventually("all events are received", Duration::from_secs(20), received).await;
             lock.release().await;
         };
         let (answers, ()) = tokio::join!(posts, release);
@@ -57,30 +58,30 @@ async fn of_many_clients_in_one_batch_only_the_one_with_the_refused_event_is_tol
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_are_cut_under_load_go_unnoticed() {
+async fn cut_connections_cause_no_error_answers() {
     for kind in SERVERS {
         let store = Store::new(kind);
         let eye = start_ready(&store, "").await;
-        let load = Load::start(&eye);
+        let load = ClientLoad::start(&eye);
         for _ in 0..20 {
             load.progress(10).await;
             store.cut_connections().await;
-            // 503 when the connection dies under the query.
+            // A query whose connection is cut gets 503.
             let status = eye.get("/api/event/?limit=1").await.0;
             assert!(matches!(status, 200 | 503), "{kind:?}: {status}");
         }
-        assert_eq!(load.unavailable(), 0, "{kind:?}: the writer tries again before its clients have to");
+        assert_eq!(load.unavailable(), 0, "{kind:?}: the writer retries before its clients have to");
         load.finish(&store).await;
         audit(&format!("cut, {kind:?}"), &eye).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_hangs_is_503_in_time_and_then_consistent() {
+async fn hanging_database_answers_503_within_the_timeout() {
     for kind in SERVERS {
         let store = Store::own(kind);
         let eye = start_ready(&store, "sources.web.receipt_timeout_ms = 500\nquery.timeout_ms = 500").await;
-        let load = Load::start(&eye);
+        let load = ClientLoad::start(&eye);
         load.progress(50).await;
         block_in_place(|| store.server().pause());
         load.answered(503, 12).await;
@@ -99,14 +100,14 @@ async fn a_database_that_hangs_is_503_in_time_and_then_consistent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sqlite_locked_by_another_process_is_waited_for_then_503_then_works() {
+async fn locked_sqlite_answers_503_after_its_retries() {
     let store = Store::new(Kind::Sqlite);
     let eye = start_ready(&store, "writer.retry_for_ms = 500").await;
-    let load = Load::start(&eye);
+    let load = ClientLoad::start(&eye);
     load.progress(20).await;
     let lock = store.lock().await;
     load.answered(503, 6).await;
-    assert_eq!(eye.get("/api/event/?limit=1").await.0, 200, "who writes does not keep others from reading");
+    assert_eq!(eye.get("/api/event/?limit=1").await.0, 200, "a writer does not block readers");
     lock.release().await;
     load.progress(20).await;
     eventually("ready", HANG, async || readyz(&eye).await.0 == 200).await;
@@ -115,15 +116,14 @@ async fn sqlite_locked_by_another_process_is_waited_for_then_503_then_works() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_is_away_at_start_is_used_once_it_is_there() {
+async fn database_unavailable_at_startup_is_used_later() {
     for kind in SERVERS {
         let store = Store::own(kind);
         block_in_place(|| store.server().kill());
         let eye = start(&store, "");
         eventually("not ready, with the reason", HANG, async || {
             let (status, answer) = readyz(&eye).await;
-            let mut components = answer["components"].as_array().unwrap().iter();
-            let sink = components.find(|component| component["name"] == "sinks.store").unwrap();
+            let sink = sink_state(&answer);
             assert_eq!(status, 503, "{kind:?}: {answer}");
             sink["state"] == "unavailable" && sink["reason"].as_str().unwrap().contains("127.0.0.1")
         })
@@ -137,15 +137,15 @@ async fn a_database_that_is_away_at_start_is_used_once_it_is_there() {
         eye.wait_ready().await;
         assert_eq!(post(&eye, &wanted).await.0, 201, "{kind:?}");
         assert_eq!(eye.get("/api/event/").await.1["count"], 1, "{kind:?}");
-        eventually("one log line for each change", HANG, async || {
-            logged_of(&eye, "sinks.store") == ["unavailable, trying again", "ready"]
+        eventually("the log has one line for each change", HANG, async || {
+            log_messages(&eye, "sinks.store") == ["unavailable, trying again", "ready"]
         })
         .await;
     }
 }
 
-/// The messages of a component's log lines.
-fn logged_of(eye: &Eye, component: &str) -> Vec<String> {
+/// Returns the messages of a component's log lines.
+fn log_messages(eye: &Eye, component: &str) -> Vec<String> {
     let lines = eye.logs();
     let fields = lines.lines().filter_map(|line| Some(serde_json::from_str::<Value>(line).ok()?["fields"].take()));
     let own = fields.filter(|fields| fields["component"] == component);
@@ -153,7 +153,7 @@ fn logged_of(eye: &Eye, component: &str) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn programs_that_start_at_once_on_an_empty_database_all_become_ready() {
+async fn concurrent_starts_on_an_empty_database_succeed() {
     for kind in ALL {
         let store = Store::new(kind);
         let eyes = std::thread::scope(|scope| {
@@ -162,7 +162,7 @@ async fn programs_that_start_at_once_on_an_empty_database_all_become_ready() {
         });
         for eye in &eyes {
             eye.wait_ready().await;
-            assert_eq!(post(eye, &event(Uuid::new_v4(), "good")).await.0, 201, "{kind:?}");
+            assert_eq!(post(eye, &new_event("good")).await.0, 201, "{kind:?}");
             assert!(!eye.logs().contains("\"ERROR\""), "{kind:?}: {}", eye.logs());
         }
         assert_eq!(store.ids().await.len(), eyes.len(), "{kind:?}");
@@ -170,14 +170,14 @@ async fn programs_that_start_at_once_on_an_empty_database_all_become_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_transport_is_503_within_its_wait() {
+async fn full_transport_answers_503_after_its_wait() {
     let store = Store::new(Kind::Postgres);
-    // Each of the events takes more than 256 bytes.
+    // Each event uses more than 256 bytes.
     let eye = start_ready(&store, "transport.max_bytes = 2000\ntransport.max_wait_ms = 200").await;
     let lock = store.lock().await;
     let mut posts: FuturesUnordered<_> = (0..20)
         .map(|_| {
-            let request = eye.client().post(eye.url("/api/event/")).json(&event(Uuid::new_v4(), "good"));
+            let request = eye.client().post(eye.url("/api/event/")).json(&new_event("good"));
             async {
                 let asked = Instant::now();
                 (request.send().await.unwrap(), asked.elapsed())
@@ -195,12 +195,12 @@ async fn a_full_transport_is_503_within_its_wait() {
     while let Some((answer, _)) = posts.next().await {
         stored += usize::from(answer.status() == 201);
     }
-    assert!(stored > 0, "there was room for some");
+    assert!(stored > 0, "the transport accepted some events");
     assert_eq!(store.ids().await.len(), stored);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn memory_stays_bounded_while_producers_flood_a_database_that_hangs() {
+async fn flood_of_a_hanging_database_uses_bounded_memory() {
     const EVENT_BYTES: usize = 100_000;
     const MIB: usize = 1 << 20;
     let store = Store::new(Kind::Postgres);
@@ -209,17 +209,17 @@ async fn memory_stays_bounded_while_producers_flood_a_database_that_hangs() {
     let eye = start_ready(&store, bounds).await;
     let before = eye.peak_bytes();
     let lock = store.lock().await;
-    let mut large = event(Uuid::new_v4(), "large");
+    let mut large = new_event("large");
     large["data"] = json!("x".repeat(EVENT_BYTES));
     let body = json!(vec![large; 20]).to_string();
     let url = eye.url("/api/event/");
-    // In all 12 times what may be held at once.
+    // The clients send 12 times the bytes of both bounds.
     let clients = (0..32).map(|_| {
         let (client, url, body) = (eye.client().clone(), url.clone(), body.clone());
         async move {
             for _ in 0..6 {
                 let request = client.post(&url).header("Content-Type", "application/json").body(body.clone());
-                // Answers before the body is read may end the connection while it is sent.
+                // An early answer may end the connection while the body is sent.
                 if let Ok(answer) = request.send().await {
                     assert_eq!(answer.status(), 503);
                 }
@@ -229,21 +229,21 @@ async fn memory_stays_bounded_while_producers_flood_a_database_that_hangs() {
     futures_util::future::join_all(clients).await;
     let grown = (eye.peak_bytes() - before) / MIB;
     lock.release().await;
-    // Both bounds, events between the two, buffers of connections, a batch on its way, and what the allocator keeps.
+    // Both bounds, events between the two, buffers of connections, a batch in flight, and the memory of the allocator.
     assert!(grown < 160, "{grown} MiB");
-    eventually("it works again", HANG, async || post(&eye, &event(Uuid::new_v4(), "good")).await.0 == 201).await;
+    eventually("an event is accepted", HANG, async || post(&eye, &new_event("good")).await.0 == 201).await;
 }
 
-/// However many rows a step of the query asks for, and however large they turn out to be.
+/// A query reads several rows per step, whose sizes it does not know before.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_of_large_events_takes_memory_for_its_bytes_only() {
+async fn page_of_large_events_uses_bounded_memory() {
     const MIB: usize = 1 << 20;
     for kind in ALL {
         let store = Store::new(kind);
         let mut eye = start_ready(&store, "").await;
         for _ in 0..25 {
             let large = || {
-                let mut large = event(Uuid::new_v4(), "large");
+                let mut large = new_event("large");
                 large["data"] = json!("x".repeat(MIB - 1000));
                 large
             };
@@ -258,7 +258,7 @@ async fn a_page_of_large_events_takes_memory_for_its_bytes_only() {
         let bytes = answer.bytes().await.unwrap().len();
         assert!((14 * MIB..18 * MIB).contains(&bytes), "{kind:?}: {bytes} bytes");
         let grown = (eye.peak_bytes() - before) / MIB;
-        // The page, its body, and what is read ahead.
+        // The page, its body, and the rows read ahead.
         assert!(grown < 80, "{kind:?}: {grown} MiB");
     }
 }

@@ -1,25 +1,27 @@
-//! The power fails under load: what was acknowledged is stored, once. The disk is a file system that loses what was not
-//! synced, or has a part of it; `EYE_TEST_ROUNDS` says how often.
+//! Power cuts under load: every acknowledged event is stored once. The disk is a file system that loses all or some of the
+//! unsynced data. `EYE_TEST_ROUNDS` sets the number of power cuts.
 
-use crate::support::load::{Balance, Load};
-use crate::support::store::{Kind, Store};
-use crate::support::{HANG, audit, config, program, rounds};
 use eye_harness::Eye;
+use eye_oracle::Reconciliation;
 use eye_power_loss::Disk;
 use fastrand::Rng;
 use tokio::task::block_in_place;
 
-/// Who has custody of what is acknowledged, on the disk that loses its power.
+use crate::support::load::ClientLoad;
+use crate::support::store::{Kind, Store};
+use crate::support::{HANG, audit, config, print_result, program, rounds};
+
+/// The holder of acknowledged events on the disk that loses its power.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Custody {
-    /// The queue. The database lies elsewhere, and is locked when the power fails under load.
+    /// The queue. The database is on another disk, and locked during a power cut under load.
     Queue,
     /// SQLite, behind the memory transport.
     Sqlite,
 }
 
-/// What is left of the events after so many power cuts. `None` where there is no such disk.
-async fn cut_power(custody: Custody, cuts: usize, environment: &[&str], seed: u64) -> Option<Balance> {
+/// Compares ledger and database after this many power cuts. Returns `None` if no disk can be mounted.
+async fn cut_power(custody: Custody, cuts: usize, environment: &[&str], seed: u64) -> Option<Reconciliation> {
     println!("{custody:?}, {cuts} cuts, seed {seed}");
     let mut rng = Rng::with_seed(seed);
     let mut disk = block_in_place(|| Disk::mount(seed))?;
@@ -33,7 +35,7 @@ async fn cut_power(custody: Custody, cuts: usize, environment: &[&str], seed: u6
     let config = config(&store, &settings);
     let mut eye = block_in_place(|| Eye::start_with_environment(program(), environment, &config));
     eye.wait_ready().await;
-    let load = Load::start(&eye);
+    let load = ClientLoad::start(&eye);
     for _ in 0..cuts {
         load.progress(rng.usize(0..60)).await;
         let stops_before = rng.u8(0..4) == 0;
@@ -44,7 +46,7 @@ async fn cut_power(custody: Custody, cuts: usize, environment: &[&str], seed: u6
         load.progress(rng.usize(0..60)).await;
         block_in_place(|| {
             if stops_before {
-                assert_eq!(eye.terminate(HANG), Some(0), "to stop is not to sync");
+                assert_eq!(eye.terminate(HANG), Some(0), "a clean stop syncs nothing");
                 disk.cut_power();
             } else {
                 disk.cut_power();
@@ -61,51 +63,51 @@ async fn cut_power(custody: Custody, cuts: usize, environment: &[&str], seed: u6
         load.retarget(&eye);
     }
     eye.wait_ready().await;
-    let balance = load.settle(&eye, &store).await;
+    let report = load.drain(&eye, &store).await;
     let is_healthy = environment.is_empty();
     if is_healthy {
         audit("the power has failed", &eye).await;
     }
     for damage in ["damaged on the disk", "lost or damaged"] {
-        assert!(!is_healthy || !eye.logs().contains(damage), "a power cut is no damage: {}", eye.logs());
+        assert!(!is_healthy || !eye.logs().contains(damage), "a power cut is not damage: {}", eye.logs());
     }
-    Some(balance)
+    Some(report)
 }
 
-async fn loses_nothing(custody: Custody) {
+async fn assert_no_loss(custody: Custody) {
     let (seed, cuts) = (fastrand::u64(..), rounds(5));
-    if let Some(balance) = cut_power(custody, cuts, &[], seed).await {
-        balance.assert_true();
-        let place = match custody {
+    if let Some(report) = cut_power(custody, cuts, &[], seed).await {
+        report.assert_consistent();
+        let path = match custody {
             Custody::Queue => "Disk → Sqlite",
             Custody::Sqlite => "Memory → Sqlite",
         };
-        balance.report("The power fails", place, cuts);
+        print_result(&format!("The power fails | {path}"), cuts, &report);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_power_cut_costs_nothing_that_is_in_the_queue() {
-    loses_nothing(Custody::Queue).await;
+async fn power_cut_costs_no_event_in_the_queue() {
+    assert_no_loss(Custody::Queue).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_power_cut_costs_nothing_that_is_in_sqlite() {
-    loses_nothing(Custody::Sqlite).await;
+async fn power_cut_costs_no_event_in_sqlite() {
+    assert_no_loss(Custody::Sqlite).await;
 }
 
-/// The same tests find what they are for.
+/// Checks that these tests find deliberate faults.
 #[cfg(feature = "mutants")]
 mod mutants {
     use super::*;
 
-    /// Some faults show only when the power fails at the right moment.
+    /// The number of seeds, since some faults show only at certain moments.
     const TRIES: u64 = 10;
 
-    async fn is_found(mutant: &str, custody: Custody, shows: impl Fn(&Balance) -> bool) {
+    async fn assert_found(mutant: &str, custody: Custody, is_visible: impl Fn(&Reconciliation) -> bool) {
         for seed in 0..TRIES {
-            let Some(balance) = cut_power(custody, 1, &[&format!("EYE_MUTANT={mutant}")], seed).await else { return };
-            if shows(&balance) {
+            let Some(report) = cut_power(custody, 1, &[&format!("EYE_MUTANT={mutant}")], seed).await else { return };
+            if is_visible(&report) {
                 return;
             }
         }
@@ -113,27 +115,27 @@ mod mutants {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_queue_that_does_not_sync_is_found() {
-        is_found("no-sync", Custody::Queue, |balance| balance.lost > 0).await;
+    async fn queue_without_sync_is_found() {
+        assert_found("no-sync", Custody::Queue, |report| report.lost > 0).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_queue_that_acknowledges_before_it_syncs_is_found() {
-        is_found("ack-before-sync", Custody::Queue, |balance| balance.lost > 0).await;
+    async fn queue_with_ack_before_sync_is_found() {
+        assert_found("ack-before-sync", Custody::Queue, |report| report.lost > 0).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_table_without_unique_key_is_found() {
-        is_found("no-unique-key", Custody::Queue, |balance| balance.twice > 0).await;
+    async fn table_without_unique_key_is_found() {
+        assert_found("no-unique-key", Custody::Queue, |report| report.duplicated > 0).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn sqlite_without_synchronous_is_found() {
-        is_found("sqlite-no-sync", Custody::Sqlite, |balance| balance.lost > 0).await;
+        assert_found("sqlite-no-sync", Custody::Sqlite, |report| report.lost > 0).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_writer_that_acknowledges_before_it_writes_is_found() {
-        is_found("ack-before-write", Custody::Sqlite, |balance| balance.lost > 0).await;
+    async fn writer_with_ack_before_write_is_found() {
+        assert_found("ack-before-write", Custody::Sqlite, |report| report.lost > 0).await;
     }
 }

@@ -1,5 +1,7 @@
-//! The built program and real servers, of which one is killed, cut off, slow or away: what producers were told is true
-//! of the database, as an oracle in a process of its own says. `docs/reliability.md` explains it.
+//! Trials under the oracle's load: the program or a server is killed, cut off, slow or unavailable.
+//!
+//! After each fault, [`trial::Trial::check`] compares the answers to producers with the database. `docs/reliability.md`
+//! explains the trials.
 mod trial;
 
 mod clients;

@@ -1,4 +1,4 @@
-//! Clients that send a part of a request, or all of it, and leave.
+//! Clients that send a part of a request or all of it and disconnect before the answer.
 
 use eye_harness::{Eye, eventually};
 
@@ -7,35 +7,35 @@ use crate::support::HANG;
 use crate::support::store::{ALL, Kind, Store};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn they_leave_nothing_behind() {
+async fn disconnected_clients_leak_nothing() {
     let clients = rounds() * 100;
     for kind in ALL {
         let setup = Setup {
             change_load: |load| {
-                load.leavers = 16;
+                load.disconnecting = 16;
                 load.max_pause_ms = 5;
             },
             ..Setup::default()
         };
         let store = Store::new(kind);
-        let mut trial = Trial::start_with("Clients leave in mid-request", Transport::Memory, store, setup).await;
+        let mut trial = Trial::start_with("Clients disconnect in mid-request", Transport::Memory, store, setup).await;
         trial.load().await;
-        trial.until("some have left", |counts| counts.left >= 200).await;
+        trial.until("200 requests were cut off", |counts| counts.disconnects >= 200).await;
         trial.check().await;
         let (files, memory) = (open_files(&trial.eye), memory_bytes(&trial.eye));
-        let left = trial.oracle.counts().await.left;
+        let disconnects = trial.oracle.counts().await.disconnects;
         trial.load().await;
-        while trial.oracle.counts().await.left < left + clients {
-            let before = trial.oracle.counts().await.left;
-            trial.until("more have left", |counts| counts.left > before).await;
+        while trial.oracle.counts().await.disconnects < disconnects + clients {
+            let before = trial.oracle.counts().await.disconnects;
+            trial.until("more requests were cut off", |counts| counts.disconnects > before).await;
         }
         trial.check().await;
         eventually("no transaction is left open", HANG, async || transactions(&trial.store).await == ["0"]).await;
-        // Connections of the sink, and of the clients that stay, come and go.
+        // The number of connections of the sink and of other clients varies.
         eventually("no file is left open", HANG, async || open_files(&trial.eye) <= files + 16).await;
         let grown = memory_bytes(&trial.eye).saturating_sub(memory);
-        assert!(grown < 32 << 20, "{kind:?}: {grown} bytes more after {clients} clients");
-        trial.report(left + clients);
+        assert!(grown < 32 << 20, "{kind:?}: {grown} bytes more after {clients} disconnects");
+        trial.report(disconnects + clients);
     }
 }
 
@@ -49,10 +49,10 @@ fn memory_bytes(eye: &Eye) -> usize {
     line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
 }
 
-/// How many transactions are open and do nothing.
+/// Counts the idle open transactions.
 async fn transactions(store: &Store) -> Vec<String> {
     let sql = match store.kind {
-        // It has none that another process could see, but a lock that nobody else could take.
+        // Transactions of SQLite are not visible from outside. A leaked one would prevent this lock.
         Kind::Sqlite => {
             store.lock().await.release().await;
             "SELECT '0'"

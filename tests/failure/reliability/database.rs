@@ -1,4 +1,4 @@
-//! The database is killed, hangs, is slow, or loses its connections in the middle of a commit.
+//! The database is killed, hangs, is slow, or loses its connection during a commit.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use super::trial::{Setup, Transport, Trial, rounds};
 use crate::support::HANG;
 use crate::support::store::{Kind, SERVERS, Store};
 
-/// So that producers are told soon, and try again.
+/// A setting that makes the program answer 503 soon, so that producers retry.
 const SHORT_RETRIES: &str = "writer.retry_for_ms = 500";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_killed() {
+async fn killed_database_costs_no_event() {
     let rounds = rounds().div_ceil(2);
     for (transport, kind) in Transport::all_with(SERVERS) {
         let store = Store::own(kind);
@@ -23,12 +23,12 @@ async fn it_is_killed() {
         for _ in 0..rounds {
             trial.load().await;
             trial.acked(50).await;
-            trial.a_moment(Duration::from_millis(300)).await;
+            trial.random_pause(Duration::from_millis(300)).await;
             block_in_place(|| trial.store.server().kill());
             if transport == Transport::Memory {
                 trial.answered("503", 10).await;
             }
-            trial.a_moment(Duration::from_secs(1)).await;
+            trial.random_pause(Duration::from_secs(1)).await;
             block_in_place(|| trial.store.server().restart());
             trial.check().await;
         }
@@ -36,9 +36,9 @@ async fn it_is_killed() {
     }
 }
 
-/// All at once: they wait most of the time.
+/// Runs all combinations concurrently, since they wait most of the time.
 #[tokio::test(flavor = "multi_thread")]
-async fn it_hangs() {
+async fn hanging_database_costs_no_event() {
     let stopped = Duration::from_secs(60) * u32::try_from(rounds()).unwrap() / 36;
     let rows = Transport::all_with(SERVERS);
     join_all(rows.map(|(transport, kind)| hang(transport, kind, stopped))).await;
@@ -57,12 +57,13 @@ async fn hang(transport: Transport, kind: Kind, stopped: Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn its_connection_is_cut_between_a_commit_and_the_answer() {
+async fn connection_cut_during_a_commit_costs_no_event() {
     let rounds = rounds() * 3;
     for (transport, kind) in Transport::all_with(SERVERS) {
         let store = Store::new(kind);
         let proxy = store.proxy().await;
-        let setup = Setup { through: Some(proxy.url()), change_load: |load| load.repeat_every = 0, ..Setup::default() };
+        let setup =
+            Setup { proxy_url: Some(proxy.url()), change_load: |load| load.repeat_every = 0, ..Setup::default() };
         let mut trial = Trial::start_with("The connection is cut in a commit", transport, store, setup).await;
         trial.load().await;
         for round in 0..rounds {
@@ -70,9 +71,9 @@ async fn its_connection_is_cut_between_a_commit_and_the_answer() {
             proxy.cut_commit(if round % 2 == 0 { Cut::Sent } else { Cut::Answered }).await;
         }
         trial.check().await;
-        // The writer tries again before the clients have to.
+        // The writer retries before the clients have to.
         assert_eq!(trial.oracle.counts().await.answers.get("503"), None);
-        // No client sends an event twice: what the sink had already is what was committed without its knowledge.
+        // No client repeats an event, so each duplicate comes from a commit whose answer was lost.
         let duplicates = trial.eye.get("/audit").await.1["sinks"]["store"]["duplicates"].as_u64().unwrap();
         assert!(duplicates >= rounds as u64 / 2, "{duplicates}");
         trial.report(rounds);
@@ -80,19 +81,19 @@ async fn its_connection_is_cut_between_a_commit_and_the_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn its_commits_are_slow() {
+async fn slow_commits_cost_no_event() {
     let slowest = Duration::from_secs(10) * u32::try_from(rounds()).unwrap() / 36;
     let rows = Transport::all_with(SERVERS);
-    let slow = join_all(rows.map(|(transport, kind)| slow(transport, kind, slowest)));
-    tokio::join!(slow, join_all(Transport::ALL.map(|transport| locked(transport, slowest))));
+    let slow = join_all(rows.map(|(transport, kind)| delay_commits(transport, kind, slowest)));
+    tokio::join!(slow, join_all(Transport::ALL.map(|transport| lock_sqlite(transport, slowest))));
 }
 
-/// From 100 ms to `slowest` a commit.
-async fn slow(transport: Transport, kind: Kind, slowest: Duration) {
+/// Delays commits through a proxy, from 100 ms up to `slowest`.
+async fn delay_commits(transport: Transport, kind: Kind, slowest: Duration) {
     let store = Store::new(kind);
     let proxy = store.proxy().await;
     let what = format!("A commit takes 0.1 to {:.1} s", slowest.as_secs_f32());
-    let setup = Setup { through: Some(proxy.url()), ..Setup::default() };
+    let setup = Setup { proxy_url: Some(proxy.url()), ..Setup::default() };
     let mut trial = Trial::start_with(&what, transport, store, setup).await;
     trial.load().await;
     let before = proxy.commits();
@@ -109,8 +110,8 @@ async fn slow(transport: Transport, kind: Kind, slowest: Duration) {
     trial.report(usize::try_from(proxy.commits() - before).unwrap());
 }
 
-/// The same for SQLite, which another process keeps locked.
-async fn locked(transport: Transport, slowest: Duration) {
+/// Delays commits of SQLite by locks, from 100 ms up to `slowest`.
+async fn lock_sqlite(transport: Transport, slowest: Duration) {
     let what = format!("A commit takes 0.1 to {:.1} s", slowest.as_secs_f32());
     let mut trial = Trial::start(&what, transport, Store::new(Kind::Sqlite), "").await;
     trial.load().await;

@@ -1,4 +1,4 @@
-//! The Eye is killed at random moments.
+//! The program is killed at random moments.
 
 use std::time::Duration;
 
@@ -11,27 +11,27 @@ async fn killed_under_load(transport: Transport) {
         for _ in 0..rounds() {
             trial.load().await;
             trial.acked(20).await;
-            trial.a_moment(Duration::from_millis(300)).await;
-            trial.kill().await;
+            trial.random_pause(Duration::from_millis(300)).await;
+            trial.kill_and_restart().await;
             trial.check().await;
         }
-        // A kill is nothing that anything has to be mended after.
+        // No kill needs a repair.
         assert!(!trial.eye.logs().contains("\"ERROR\""), "{}", trial.eye.logs());
         trial.report(rounds());
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_the_queue_in_memory() {
+async fn kill_with_memory_transport_costs_no_event() {
     killed_under_load(Transport::Memory).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_the_queue_on_the_disk() {
+async fn kill_with_disk_transport_costs_no_event() {
     killed_under_load(Transport::Disk).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_the_queue_in_a_stream() {
+async fn kill_with_jetstream_transport_costs_no_event() {
     killed_under_load(Transport::JetStream).await;
 }

@@ -1,16 +1,16 @@
-//! Publishers to a stream, from which The Eye takes events: an event is acknowledged once the stream has it.
+//! Publishers to a stream that the NATS source reads. An event is acknowledged when the stream has it.
 
 use std::time::Duration;
 
 use async_nats::jetstream::{self, stream};
 use eye_harness::NatsServer;
-use eye_oracle::Load;
+use eye_oracle::LoadProfile;
 use tokio::task::block_in_place;
 
 use super::trial::{Setup, Transport, Trial, rounds};
 use crate::support::store::{ALL, Kind, Store};
 
-/// A server with a stream, which has `change` made to its usual settings.
+/// Starts a server with a stream, whose usual settings `change` modifies.
 async fn server(change: impl FnOnce(&mut stream::Config)) -> (NatsServer, stream::Stream) {
     let server = block_in_place(NatsServer::start);
     let client = async_nats::connect(server.url()).await.unwrap();
@@ -21,13 +21,13 @@ async fn server(change: impl FnOnce(&mut stream::Config)) -> (NatsServer, stream
     (server, stream)
 }
 
-/// Clients that publish to the stream.
+/// Starts a trial whose clients publish to the stream.
 async fn start(
     what: &str,
     transport: Transport,
     store: Store,
     server: &NatsServer,
-    change_load: fn(&mut Load),
+    change_load: fn(&mut LoadProfile),
 ) -> Trial {
     let source = format!(
         "sources.bus = {{ type = \"nats\", url = \"{}\", mode = \"jetstream\", stream = \"EVENTS\", subjects = [], \
@@ -40,15 +40,15 @@ async fn start(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_eye_is_killed() {
+async fn killed_program_costs_no_message() {
     for kind in ALL {
         let (server, _) = server(|_| {}).await;
         let mut trial = start("The Eye is killed", Transport::Memory, Store::new(kind), &server, |_| {}).await;
         for _ in 0..rounds() {
             trial.load().await;
             trial.acked(50).await;
-            trial.a_moment(Duration::from_millis(300)).await;
-            trial.kill().await;
+            trial.random_pause(Duration::from_millis(300)).await;
+            trial.kill_and_restart().await;
             trial.check().await;
         }
         trial.report(rounds());
@@ -56,16 +56,16 @@ async fn the_eye_is_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_server_of_the_source_is_killed() {
+async fn killed_source_server_costs_no_message() {
     for transport in [Transport::Memory, Transport::Disk] {
         let (mut server, _) = server(|_| {}).await;
         let mut trial = start("nats-server is killed", transport, Store::new(Kind::Postgres), &server, |_| {}).await;
         for _ in 0..rounds() {
             trial.load().await;
             trial.acked(50).await;
-            trial.a_moment(Duration::from_millis(300)).await;
+            trial.random_pause(Duration::from_millis(300)).await;
             block_in_place(|| server.kill());
-            trial.a_moment(Duration::from_secs(1)).await;
+            trial.random_pause(Duration::from_secs(1)).await;
             block_in_place(|| server.restart());
             trial.check().await;
         }
@@ -74,24 +74,24 @@ async fn the_server_of_the_source_is_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_server_of_the_transport_is_killed() {
+async fn killed_transport_server_costs_no_event() {
     let store = Store::new(Kind::Postgres);
     let mut trial = Trial::start("nats-server is killed", Transport::JetStream, store, "").await;
     for _ in 0..rounds() {
         trial.load().await;
         trial.acked(50).await;
-        trial.a_moment(Duration::from_millis(300)).await;
+        trial.random_pause(Duration::from_millis(300)).await;
         block_in_place(|| trial.nats.as_mut().unwrap().kill());
-        trial.a_moment(Duration::from_secs(1)).await;
+        trial.random_pause(Duration::from_secs(1)).await;
         block_in_place(|| trial.nats.as_mut().unwrap().restart());
         trial.check().await;
     }
     trial.report(rounds());
 }
 
-/// What finds no place in the stream is refused to the publisher, who tries again.
+/// A full stream rejects messages, and their publishers retry.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_stream_is_full() {
+async fn full_stream_costs_no_message() {
     const MESSAGES: i64 = 300;
     let (server, mut stream) = server(|config| {
         config.max_messages = MESSAGES;
@@ -105,7 +105,7 @@ async fn the_stream_is_full() {
         trial.load().await;
         trial.acked(50).await;
         block_in_place(|| trial.store.server().pause());
-        // Publishers are refused.
+        // The stream rejects messages.
         trial.answered("none", 20).await;
         assert_eq!(stream.info().await.unwrap().state.messages, MESSAGES as u64);
         block_in_place(|| trial.store.server().resume());
@@ -114,12 +114,12 @@ async fn the_stream_is_full() {
     trial.report(rounds());
 }
 
-/// The server takes the same message twice, because it has forgotten the first.
+/// After the window, the server accepts the same message a second time.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_duplicate_window_has_expired() {
+async fn expired_duplicate_window_stores_events_once() {
     let (server, mut stream) = server(|config| config.duplicate_window = Duration::from_millis(100)).await;
     let store = Store::new(Kind::MariaDb);
-    let seldom = |load: &mut Load| (load.singles, load.arrays, load.max_pause_ms) = (20, 0, 400);
+    let seldom = |load: &mut LoadProfile| (load.singles, load.arrays, load.max_pause_ms) = (20, 0, 400);
     let mut trial = start("The duplicate window expired", Transport::Memory, store, &server, seldom).await;
     trial.load().await;
     let mut twice = 0;

@@ -1,6 +1,6 @@
 //! Clients that send one request or message at a time and wait for its acknowledgement.
 //!
-//! They do as little as possible, because they share the machine with what they measure. [`LoadClient`] is the client
+//! They do as little as possible, because they share the machine with the measured program. [`LoadClient`] is the client
 //! of a load; [`HttpConnection`] is a single connection that the queries use, too.
 
 use anyhow::{Context, Result, bail, ensure};

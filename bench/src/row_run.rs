@@ -1,6 +1,6 @@
 //! One run of a row: starts The Eye, loads it, and measures it.
 //!
-//! [`run_row`] is the entry. Afterwards it checks in the database that every acknowledged event is stored once.
+//! [`run_row`] is the entry. At the end it compares the database with the acknowledged events.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use crate::settings::{MeasurementWindow, RunSettings};
 /// Measures one run of `row` into this database, which may hold events already. Leaves the ratios to the caller.
 ///
 /// # Errors
-/// When The Eye, a server or the load fails. Lost events are no error; they are counted.
+/// Fails if The Eye, a server or the load fails. Lost events are no error; they are counted.
 pub(crate) async fn run_row(
     row: &BenchRow,
     database: &BenchDatabase<'_>,
@@ -227,7 +227,7 @@ impl StoredCount {
 /// Polls `remaining` every 20 ms until it is 0.
 ///
 /// # Errors
-/// When the number has not changed for a minute.
+/// Fails if the number has not changed for a minute.
 async fn wait_for_none(subject: &str, mut remaining: impl AsyncFnMut() -> Result<u64>) -> Result<()> {
     let mut last = (Instant::now(), u64::MAX);
     loop {

@@ -24,8 +24,15 @@ pub struct KeyFault {
     /// The key, relative to the checked value, at whose value the fault is reported: `path`, `tls.cert` or
     /// `subjects[2]`. Empty for the checked value itself.
     pub key: String,
-    /// The cause and the way out, without secrets.
+    /// The cause and the way out, without the key and without secrets.
     pub message: String,
+}
+
+/// A fault of the checked value itself.
+impl From<String> for KeyFault {
+    fn from(message: String) -> Self {
+        Self { key: String::new(), message }
+    }
 }
 
 /// A fault of a document.

@@ -65,6 +65,13 @@ mod tests {
         }
     }
 
+    #[test]
+    fn suggestion_lists_all_where_none_is_near() {
+        assert_eq!(suggestion("lsten", &["listen", "url"], "known keys"), "did you mean `listen`?");
+        assert_eq!(suggestion("x", &["listen", "url"], "known keys"), "known keys: listen, url");
+        assert_eq!(suggestion("x", &[], "known keys"), "there are no known keys");
+    }
+
     /// Parameters of a query as callers mistake them.
     #[test]
     fn query_parameters_are_suggested() {

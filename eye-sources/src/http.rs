@@ -16,10 +16,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use bytes::Bytes;
 use eye_core::budget::{ByteBudget, Reservation};
-use eye_core::context::SourceContext;
+
 use eye_core::error::BuildError;
 use eye_core::refusals::Refusal;
-use eye_core::source::{Source, SourceConfig};
+use eye_core::source::{Source, SourceConfig, SourceContext};
 use http_body_util::BodyExt;
 use serde::Deserialize;
 use tokio::time::timeout;
@@ -35,7 +35,7 @@ const CAPACITY_WAIT: Duration = Duration::from_secs(1);
 /// The refusal of a body for want of capacity: otherwise the operator would not hear of it.
 const NO_CAPACITY: Refusal = Refusal { part: "body", problem: "no capacity (max_pending_bytes)" };
 
-/// What operators write below `[sources.NAME]` with `type = "http"`.
+/// The settings that operators write below `[sources.NAME]` with `type = "http"`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct HttpConfig {

@@ -10,7 +10,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use eye_core::accounts::{Accounts, Books};
+use eye_core::accounting::{Accounting, Ledger};
 use serde::Serialize;
 
 use crate::metrics;
@@ -29,21 +29,21 @@ struct Audit {
     balanced: bool,
     imbalances: Vec<String>,
     #[serde(flatten)]
-    books: Books,
+    books: Ledger,
 }
 
 /// `GET /audit` and `GET /metrics`.
-pub(crate) fn router(accounts: Accounts) -> Router {
+pub(crate) fn router(accounts: Accounting) -> Router {
     Router::new().route("/audit", get(audit)).route("/metrics", get(show_metrics)).with_state(accounts)
 }
 
-async fn audit(State(accounts): State<Accounts>) -> Response {
+async fn audit(State(accounts): State<Accounting>) -> Response {
     let books = accounts.books();
     let imbalances = books.imbalances();
     json_response(StatusCode::OK, &Audit { balanced: imbalances.is_empty(), imbalances, books })
 }
 
-async fn show_metrics(State(accounts): State<Accounts>) -> Response {
+async fn show_metrics(State(accounts): State<Accounting>) -> Response {
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::text(&accounts.books())).into_response()
 }
 
@@ -69,7 +69,7 @@ pub(crate) fn run(url: Option<&str>, server: &ServerConfig) -> anyhow::Result<()
     }
 }
 
-fn ask(running: &Running) -> anyhow::Result<Books> {
+fn ask(running: &Running) -> anyhow::Result<Ledger> {
     let url = running.url("/audit");
     let mut answer = running.agent().get(&url).call().with_context(|| {
         format!("{url} does not answer: start The Eye with this configuration, or say with --url where it listens")
@@ -82,7 +82,7 @@ fn ask(running: &Running) -> anyhow::Result<Books> {
 }
 
 /// What books say that balance.
-fn balanced(books: &Books) -> &'static str {
+fn balanced(books: &Ledger) -> &'static str {
     match books.transport.shared {
         true => "Balanced: every event that this program has taken or had at hand is accounted for.",
         false => "Balanced: every event is accounted for.",
@@ -90,7 +90,7 @@ fn balanced(books: &Books) -> &'static str {
 }
 
 /// The books for people.
-fn tables(books: &Books) -> String {
+fn tables(books: &Ledger) -> String {
     let mut text = String::new();
     let sources = books.sources.iter().map(|(name, book)| {
         (name.as_str(), vec![book.received, book.accepted, book.rejected, book.failed, book.waiting])
@@ -116,7 +116,7 @@ fn tables(books: &Books) -> String {
         let _ = writeln!(text, "{missing} events for {name} were lost to damage on the disk; the log says where.\n");
     }
     for (name, sink) in books.sinks.iter().filter(|_| books.transport.shared) {
-        let _ = match sink.custody.in_stream {
+        let _ = match sink.custody.shared_backlog {
             Some(messages) => {
                 writeln!(text, "The stream holds {messages} messages for {name}, whichever program gets them.\n")
             }
@@ -149,7 +149,7 @@ fn table(text: &mut String, head: &[&str], rows: Vec<(&str, Vec<u64>)>) {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use eye_core::accounts::{SinkBook, TransportBook};
+    use eye_core::accounts::{SinkCounts, TransportTraits};
 
     use super::*;
 
@@ -179,17 +179,17 @@ name: missing       4
 
     #[test]
     fn what_a_shared_transport_holds_is_told_and_not_claimed_to_be_accounted_for() {
-        let mut sink = SinkBook::default();
-        sink.custody.in_stream = Some(10_000);
-        let mut books = Books {
+        let mut sink = SinkCounts::default();
+        sink.custody.shared_backlog = Some(10_000);
+        let mut books = Ledger {
             sources: Default::default(),
-            transport: TransportBook { durable: true, shared: true },
+            transport: TransportTraits { durable: true, shared: true },
             sinks: [("store".to_owned(), sink)].into(),
         };
         let holds = "The stream holds 10000 messages for store, whichever program gets them.\n";
         assert!(tables(&books).ends_with(holds), "{}", tables(&books));
         assert!(balanced(&books).contains("this program"), "{}", balanced(&books));
-        books.sinks.values_mut().for_each(|sink| sink.custody.in_stream = None);
+        books.sinks.values_mut().for_each(|sink| sink.custody.shared_backlog = None);
         assert!(tables(&books).contains("is not known now"), "{}", tables(&books));
     }
 }

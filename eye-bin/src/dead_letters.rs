@@ -6,9 +6,9 @@ use std::borrow::Cow;
 use std::io::{self, ErrorKind};
 
 use anyhow::{Context, bail};
-use eye_core::config::PipelineConfig;
-use eye_core::dead_letter::{DeadLetter, DeadLetters};
+use eye_core::dead_letter::{DeadLetter, DeadLetterStore};
 use eye_core::json::{JsonText, Scanner};
+use eye_core::pipeline_config::PipelineConfig;
 use eye_core::timestamp::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
@@ -56,7 +56,7 @@ fn quietly(result: anyhow::Result<()>) -> anyhow::Result<()> {
 struct Keeper {
     /// Its key in the configuration.
     key: String,
-    letters: Box<dyn DeadLetters>,
+    letters: Box<dyn DeadLetterStore>,
 }
 
 impl Keeper {

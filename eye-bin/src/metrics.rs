@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use eye_core::accounts::{Books, SinkBook, SourceBook};
+use eye_core::accounts::{Ledger, SinkCounts, SourceCounts};
 
 /// Of the text format.
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -10,7 +10,7 @@ pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8"
 /// Name, type, help, and where the value is.
 type Metric<B> = (&'static str, &'static str, &'static str, fn(&B) -> u64);
 
-const OF_SOURCES: [Metric<SourceBook>; 5] = [
+const OF_SOURCES: [Metric<SourceCounts>; 5] = [
     ("eye_source_events_received_total", "counter", "Events that could be read.", |book| book.received),
     ("eye_source_events_accepted_total", "counter", "Events that were acknowledged.", |book| book.accepted),
     ("eye_source_events_rejected_total", "counter", "Events that were refused for good.", |book| book.rejected),
@@ -18,7 +18,7 @@ const OF_SOURCES: [Metric<SourceBook>; 5] = [
     ("eye_source_events_waiting", "gauge", "Events whose outcome is not known yet.", |book| book.waiting),
 ];
 
-const OF_SINKS: [Metric<SinkBook>; 10] = [
+const OF_SINKS: [Metric<SinkCounts>; 10] = [
     ("eye_sink_events_taken_total", "counter", "Events that the transport took for it.", |book| book.custody.taken),
     ("eye_sink_events_delivered_total", "counter", "Events that it has.", |book| book.delivered),
     ("eye_sink_events_rejected_total", "counter", "Events that it refused for good.", |book| book.rejected),
@@ -35,7 +35,7 @@ const REFUSALS: &str = "eye_source_refusals_total";
 const IN_STREAM: &str = "eye_sink_messages_in_stream";
 
 /// All of it, as a scraper takes it.
-pub(crate) fn text(books: &Books) -> String {
+pub(crate) fn text(books: &Ledger) -> String {
     let mut text = String::new();
     for (metric, kind, help, value) in OF_SOURCES {
         head(&mut text, metric, kind, help);
@@ -59,7 +59,8 @@ pub(crate) fn text(books: &Books) -> String {
     // Known of a shared transport alone, and not always.
     if books.transport.shared {
         head(&mut text, IN_STREAM, "gauge", "Messages that the stream holds for it, for any program.");
-        for (name, messages) in books.sinks.iter().filter_map(|(name, book)| Some((name, book.custody.in_stream?))) {
+        for (name, messages) in books.sinks.iter().filter_map(|(name, book)| Some((name, book.custody.shared_backlog?)))
+        {
             let _ = writeln!(text, "{IN_STREAM}{{sink=\"{}\"}} {messages}", escaped(name));
         }
     }
@@ -76,18 +77,18 @@ fn escaped(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use eye_core::accounts::TransportBook;
+    use eye_core::accounts::TransportTraits;
 
     use super::*;
 
     #[test]
     fn each_metric_has_its_head_and_a_line_for_each_component() {
         let refusals = [("name: \"\\\n".to_owned(), 2)].into();
-        let source = SourceBook { received: 5, accepted: 3, rejected: 2, refusals, ..SourceBook::default() };
-        let sink = SinkBook { delivered: 3, ..SinkBook::default() };
+        let source = SourceCounts { received: 5, accepted: 3, rejected: 2, refusals, ..SourceCounts::default() };
+        let sink = SinkCounts { delivered: 3, ..SinkCounts::default() };
         let sources = [("web".to_owned(), source)].into();
         let sinks = [("a".to_owned(), sink), ("b".to_owned(), sink)].into();
-        let text = text(&Books { sources, transport: Default::default(), sinks });
+        let text = text(&Ledger { sources, transport: Default::default(), sinks });
         let refused = r#"eye_source_refusals_total{source="web",reason="name: \"\\\n"} 2"#;
         let delivered = "# HELP eye_sink_events_delivered_total Events that it has.\n\
                          # TYPE eye_sink_events_delivered_total counter\n\
@@ -100,11 +101,11 @@ mod tests {
 
     #[test]
     fn what_a_shared_transport_holds_is_there_where_it_is_known() {
-        let mut known = SinkBook::default();
-        known.custody.in_stream = Some(7);
-        let sinks = [("a".to_owned(), known), ("b".to_owned(), SinkBook::default())].into();
-        let transport = TransportBook { durable: true, shared: true };
-        let text = text(&Books { sources: Default::default(), transport, sinks });
+        let mut known = SinkCounts::default();
+        known.custody.shared_backlog = Some(7);
+        let sinks = [("a".to_owned(), known), ("b".to_owned(), SinkCounts::default())].into();
+        let transport = TransportTraits { durable: true, shared: true };
+        let text = text(&Ledger { sources: Default::default(), transport, sinks });
         let lines: Vec<&str> = text.lines().filter(|line| line.starts_with(IN_STREAM)).collect();
         assert_eq!(lines, ["eye_sink_messages_in_stream{sink=\"a\"} 7"]);
     }

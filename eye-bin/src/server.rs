@@ -326,12 +326,13 @@ struct Component {
 
 async fn readyz(State(board): State<HealthBoard>) -> Response {
     let components = board.components();
-    let ready = components.iter().all(|component| component.may_be_away || component.state == health::State::Ready);
+    let ready =
+        components.iter().all(|component| component.optional || component.state == health::ComponentState::Ready);
     let component = |health::Component { name, state, .. }| {
         let (state, reason) = match state {
-            health::State::Starting => ("starting", None),
-            health::State::Ready => ("ready", None),
-            health::State::Unavailable { reason } => ("unavailable", Some(reason)),
+            health::ComponentState::Starting => ("starting", None),
+            health::ComponentState::Ready => ("ready", None),
+            health::ComponentState::Unavailable { reason } => ("unavailable", Some(reason)),
         };
         Component { name, state, reason }
     };

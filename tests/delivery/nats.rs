@@ -284,7 +284,7 @@ async fn invalid_message_does_not_delay_others() {
     let dead_letters = jetstream::new(client).get_stream("EVENTS_dead_letters").await.unwrap();
     assert_eq!(dead_letters.cached_info().state.messages, 10);
     let logs = eye.logs();
-    assert!(logs.contains("kept in the stream's `_dead_letters`") && !logs.contains("confidential"), "{logs}");
+    assert!(logs.contains("stored in the stream's `_dead_letters`") && !logs.contains("confidential"), "{logs}");
 }
 
 #[tokio::test]

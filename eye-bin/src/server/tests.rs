@@ -446,10 +446,10 @@ async fn readyz_shows_each_component() {
 }
 
 #[tokio::test]
-async fn a_component_that_may_be_away_makes_nothing_unready() {
+async fn a_optional_component_makes_nothing_unready() {
     let board = HealthBoard::default();
     let app = app(Vec::new(), Some(query()), Router::new(), board.clone()).unwrap();
-    let (sink, transport) = (board.component_that_may_be_away("sinks.store"), board.component("transport"));
+    let (sink, transport) = (board.optional_component("sinks.store"), board.component("transport"));
     transport.ready();
     sink.unavailable("no route");
     let (status, _, body) = ask(&app, "GET", "/readyz").await;

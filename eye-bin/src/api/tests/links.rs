@@ -1,6 +1,6 @@
 //! Links, byte for byte.
 
-use eye_core::store::EventKey;
+use eye_core::event::EventKey;
 
 use super::*;
 

@@ -16,7 +16,7 @@
 
 use std::collections::HashMap;
 
-use eye_config::{ConfigErrors, Document, KeyFault, Position, Section, did_you_mean, suggestion};
+use eye_config::{ConfigErrors, Document, Position, Section, did_you_mean, suggestion};
 use serde::de::DeserializeOwned;
 
 use crate::filter::SinkFilter;

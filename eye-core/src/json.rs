@@ -181,6 +181,13 @@ impl<'a> Scanner<'a> {
         self.copied.clear();
     }
 
+    /// Adds a text to the copies. Returns its range.
+    pub fn copy(&mut self, text: &str) -> Range<usize> {
+        let start = self.copied.len();
+        self.copied.push_str(text);
+        start..self.copied.len()
+    }
+
     /// Copies parts of the copies once more, in the given order.
     pub fn join(&mut self, parts: [Range<usize>; 4]) -> &str {
         let start = self.copied.len();

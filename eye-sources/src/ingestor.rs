@@ -62,7 +62,8 @@ impl Ingestor {
     /// Returns the context for events that are received now from `origin`.
     pub(crate) fn parse_context(&self, origin: Arc<Origin>) -> ParseContext {
         let limits = EventLimits { max_event_bytes: self.max_event_bytes as usize };
-        ParseContext { received_at: Timestamp::now(), origin, limits }
+        let received_at = Timestamp::now();
+        ParseContext { received_at, default_timestamp: received_at, origin, limits }
     }
 
     /// Publishes the events of a body and waits for their receipt. `reservation`, the capacity that the body took from

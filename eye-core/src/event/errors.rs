@@ -137,10 +137,14 @@ pub(super) enum FieldError {
     TooDeep,
     #[error("{0}")]
     InvalidTimestamp(#[from] InvalidTimestamp),
-    #[error("Expected a string such as \"2021-01-01T09:15:27.243860Z\", but got {0}.")]
+    #[error("Expected a string such as \"2021-01-01T09:15:27.243860Z\" or a number since 1970, but got {0}.")]
     TimestampOfKind(JsonKind),
     #[error("Must be a valid UUID.")]
     InvalidId,
+    #[error("This UUID is the value of an id that was never set. Send a random one, or leave the field out.")]
+    UnsetId,
+    #[error("This field is required beside an id that is no UUIDv7: otherwise the event would be stored again when it is sent again.")]
+    TimestampForId,
     #[error("{0}")]
     Problem(#[from] ValueProblem),
     #[error("Invalid data. Expected an object, but got {0}.")]
@@ -158,11 +162,14 @@ impl FieldError {
             Self::Required => "missing",
             Self::Null => "null",
             Self::Blank => "blank",
-            Self::NotAString | Self::TimestampOfKind(_) => "not a string",
+            Self::NotAString => "not a string",
+            Self::TimestampOfKind(_) => "not a timestamp",
             Self::TooLong => "too long",
             Self::TooDeep => "nested too deep",
             Self::InvalidTimestamp(_) => "not a timestamp",
             Self::InvalidId => "not a UUID",
+            Self::UnsetId => "UUID that was never set",
+            Self::TimestampForId => "missing beside an id",
             Self::Problem(ValueProblem::NullCharacter) => "null character",
             Self::Problem(ValueProblem::LoneSurrogate) => "lone surrogate",
             Self::Problem(ValueProblem::NumberTooLarge) => "number too large",

@@ -3,10 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use uuid::Uuid;
+use uuid::{Uuid, Variant, Version};
 
 use crate::json::{JsonKind, JsonText, ScannedValue, Scanner, SyntaxError};
-use crate::timestamp::Timestamp;
+use crate::timestamp::{InvalidTimestamp, Timestamp};
 
 use super::errors::{Field, FieldError};
 use super::{Event, EventErrors, EventId, EventLimits, MAX_DATA_LEVELS, MAX_TEXT_CHARS, Origin};
@@ -16,6 +16,9 @@ use super::{Event, EventErrors, EventId, EventLimits, MAX_DATA_LEVELS, MAX_TEXT_
 pub struct ParseContext {
     /// The time of receipt.
     pub received_at: Timestamp,
+    /// The time of events that have neither a `timestamp` nor an `id` that tells it. The same whenever the same message
+    /// is delivered again.
+    pub default_timestamp: Timestamp,
     /// The sender.
     pub origin: Arc<Origin>,
     /// The limits that operators set.
@@ -70,8 +73,9 @@ struct Draft {
     session_id: Result<Range<usize>, FieldError>,
     category: Result<Range<usize>, FieldError>,
     name: Result<Range<usize>, FieldError>,
+    /// Empty if absent.
     data: Result<Range<usize>, FieldError>,
-    timestamp: Result<Timestamp, FieldError>,
+    timestamp: Result<Option<Timestamp>, FieldError>,
     id: Result<Option<EventId>, FieldError>,
     problems: EventErrors,
 }
@@ -82,7 +86,7 @@ struct Fields {
     category: Range<usize>,
     name: Range<usize>,
     data: Range<usize>,
-    timestamp: Timestamp,
+    timestamp: Option<Timestamp>,
     id: Option<EventId>,
 }
 
@@ -93,8 +97,8 @@ impl Draft {
             session_id: required(),
             category: required(),
             name: required(),
-            data: required(),
-            timestamp: Err(FieldError::Required),
+            data: Ok(0..0),
+            timestamp: Ok(None),
             id: Ok(None),
             problems: EventErrors::none(),
         }
@@ -135,7 +139,7 @@ impl Draft {
             Field::SessionId => self.session_id = text(scanner, &value),
             Field::Category => self.category = text(scanner, &value),
             Field::Name => self.name = text(scanner, &value),
-            Field::Timestamp => self.timestamp = timestamp(scanner, &value),
+            Field::Timestamp => self.timestamp = timestamp(scanner, &value).map(Some),
             Field::Id => self.id = id(scanner, &value),
             Field::Data if value.levels > MAX_DATA_LEVELS => self.data = Err(FieldError::TooDeep),
             Field::Data if value.kind == JsonKind::Null => self.data = Err(FieldError::Null),
@@ -153,6 +157,10 @@ impl Draft {
         let name = self.name.map_err(|error| check(Field::Name, error));
         let data = self.data.map_err(|error| check(Field::Data, error));
         let timestamp = self.timestamp.map_err(|error| check(Field::Timestamp, error));
+        let timestamp = timestamp.and_then(|timestamp| {
+            let of_id = self.id.as_ref().ok().copied().flatten().filter(|_| timestamp.is_none());
+            of_id.map_or(Ok(timestamp), |id| time_of(id).map(Some).map_err(|error| check(Field::Timestamp, error)))
+        });
         let id = self.id.map_err(|error| check(Field::Id, error));
         match (session_id, category, name, data, timestamp, id) {
             (Ok(session_id), Ok(category), Ok(name), Ok(data), Ok(timestamp), Ok(id)) if errors.is_empty() => {
@@ -165,12 +173,14 @@ impl Draft {
 
 impl Fields {
     fn into_event(self, scanner: &mut Scanner<'_>, context: &ParseContext, new_id: impl FnOnce() -> EventId) -> Event {
-        let parts = [self.session_id, self.category, self.name, self.data];
+        let data = if self.data.is_empty() { scanner.copy("{}") } else { self.data };
+        let parts = [self.session_id, self.category, self.name, data];
         let ends = Event::ends(parts.each_ref().map(ExactSizeIterator::len));
         let text = scanner.join(parts).into();
+        let timestamp = self.timestamp.unwrap_or(context.default_timestamp);
         let id = self.id.unwrap_or_else(new_id);
         let (received_at, origin) = (context.received_at, context.origin.clone());
-        Event { id, timestamp: self.timestamp, received_at, text, ends, origin }
+        Event { id, timestamp, received_at, text, ends, origin }
     }
 }
 
@@ -194,11 +204,10 @@ fn text(scanner: &mut Scanner<'_>, value: &ScannedValue) -> Result<Range<usize>,
 }
 
 fn timestamp(scanner: &mut Scanner<'_>, value: &ScannedValue) -> Result<Timestamp, FieldError> {
+    let content = scanner.content(value);
     match value.kind {
-        JsonKind::String => {
-            let content = scanner.content(value);
-            Ok(Timestamp::parse(&scanner.copied()[content])?)
-        }
+        JsonKind::String => Ok(Timestamp::parse(&scanner.copied()[content])?),
+        JsonKind::Number => Ok(Timestamp::parse_number(&scanner.copied()[content])?),
         JsonKind::Null => Err(FieldError::Null),
         kind => Err(FieldError::TimestampOfKind(kind)),
     }
@@ -208,9 +217,21 @@ fn id(scanner: &mut Scanner<'_>, value: &ScannedValue) -> Result<Option<EventId>
     match value.kind {
         JsonKind::String => {
             let content = scanner.content(value);
-            Uuid::try_parse(&scanner.copied()[content]).map(Some).map_err(|_| FieldError::InvalidId)
+            let id = Uuid::try_parse(&scanner.copied()[content]).map_err(|_| FieldError::InvalidId)?;
+            if id.is_nil() || id.is_max() { Err(FieldError::UnsetId) } else { Ok(Some(id)) }
         }
         JsonKind::Null => Ok(None),
         _ => Err(FieldError::InvalidId),
     }
+}
+
+/// Returns the time that a UUIDv7 tells. Another id needs a timestamp beside it: the time of receipt would make the same
+/// event, sent again, another one.
+fn time_of(id: EventId) -> Result<Timestamp, FieldError> {
+    if id.get_version() != Some(Version::SortRand) || id.get_variant() != Variant::RFC4122 {
+        return Err(FieldError::TimestampForId);
+    }
+    let millis = id.as_u128() >> 80;
+    let micros = i64::try_from(millis * 1000).ok().and_then(Timestamp::from_micros);
+    micros.ok_or(FieldError::InvalidTimestamp(InvalidTimestamp::Year))
 }

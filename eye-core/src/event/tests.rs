@@ -16,7 +16,7 @@ fn parse(json: impl AsRef<[u8]>) -> Result<Event, EventErrors> {
 
 fn context() -> ParseContext {
     let origin = Arc::new(Origin::new("web", None));
-    ParseContext { received_at: RECEIVED_AT, origin, limits: EventLimits::default() }
+    ParseContext { received_at: RECEIVED_AT, default_timestamp: RECEIVED_AT, origin, limits: EventLimits::default() }
 }
 
 /// An event in which each member given replaces the usual one.
@@ -385,6 +385,7 @@ proptest! {
     fn a_valid_event_comes_through_unchanged(sent in strategy::sent_events()) {
         let context = ParseContext {
             received_at: strategy::RECEIVED_AT,
+            default_timestamp: strategy::RECEIVED_AT,
             origin: crate::testkit::origin().clone(),
             limits: EventLimits::default(),
         };

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::running;
+use crate::running_program;
 use crate::telemetry::LogFormat;
 
 /// Exit code for a configuration that cannot be used, as in BSD's `sysexits.h`.
@@ -53,7 +53,7 @@ pub enum Command {
     /// Ask the running program what became of every event; exit with 1 when it does not add up
     Audit {
         /// Where the program runs, such as http://127.0.0.1:8000 [default: where `[server] listen` says]
-        #[arg(long, value_name = "URL", value_parser = running::parse_url)]
+        #[arg(long, value_name = "URL", value_parser = running_program::parse_url)]
         url: Option<String>,
     },
     /// See, send again or delete the events that were refused after they had been acknowledged
@@ -87,7 +87,7 @@ pub enum DeadLettersCommand {
         #[command(flatten)]
         which: Which,
         /// Where the program runs, such as http://127.0.0.1:8000 [default: where `[server] listen` says]
-        #[arg(long, value_name = "URL", value_parser = running::parse_url)]
+        #[arg(long, value_name = "URL", value_parser = running_program::parse_url)]
         url: Option<String>,
     },
     /// Remove them for good

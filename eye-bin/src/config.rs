@@ -8,12 +8,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use eye_api::events::QueryConfig;
 use eye_core::config::{ConfigErrors, Document, PipelineConfig};
 use eye_core::registry::Registry;
 use eye_core::writer::WriterConfig;
+use eye_http::config::ServerConfig;
 
-use crate::api::QueryConfig;
-use crate::server::ServerConfig;
 use crate::telemetry::SentryConfig;
 
 /// Everything that operators can set.

@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use self::replay::Replay;
 use crate::cli::{DeadLettersCommand, Which};
 use crate::config::Config;
-use crate::running::Running;
+use crate::running_program::RunningProgram;
 use crate::say;
 
 /// Does what the command says.
@@ -29,7 +29,7 @@ pub(crate) async fn run(config: Config, command: DeadLettersCommand) -> anyhow::
         DeadLettersCommand::List => quietly(keepers.list().await),
         DeadLettersCommand::Show { ids } => quietly(keepers.show(&ids).await),
         DeadLettersCommand::Replay { which, url } => {
-            let replay = Replay::new(Running::new(url.as_deref(), &config.server)?);
+            let replay = Replay::new(RunningProgram::new(url.as_deref(), &config.server)?);
             let mut tally = Tally::default();
             let done = keepers.each(&which, &mut tally, async |keeper, letter| replay.one(keeper, letter).await).await;
             tally.report("replayed", done)

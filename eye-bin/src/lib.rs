@@ -1,14 +1,11 @@
 //! The program, as a library: what `main.rs` runs, and what a program with plug-ins of its own runs.
 
-pub mod api;
 mod audit;
 pub mod cli;
 pub mod config;
 mod dead_letters;
-mod metrics;
 mod run;
-mod running;
-pub mod server;
+mod running_program;
 pub mod telemetry;
 
 use std::io::{self, Write};

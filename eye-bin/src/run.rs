@@ -5,14 +5,17 @@ use std::process;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
+use axum::http::Method;
+use axum::routing::any_service;
+use eye_api::events::QueryConfig;
+use eye_api::{audit, events, health, index, metrics};
 use eye_core::health::HealthBoard;
 use eye_core::pipeline::Pipeline;
+use eye_http::mount::{Mount, Mounts, Scope};
+use eye_http::server::Server;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::api;
-use crate::audit;
 use crate::config::Config;
-use crate::server::{self, Server};
 use crate::telemetry;
 
 /// The part of the shutdown's time that slow clients may use up; the rest is the writers'.
@@ -39,12 +42,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let board = HealthBoard::default();
     let pipeline = Pipeline::build(config.pipeline, config.writer, &board).await?;
 
-    let ingest = pipeline.routes();
-    let allow = server::event_methods(!ingest.is_empty(), true);
-    let query = pipeline.query_sink();
-    let query = query.map(|sink| api::router(sink, &config.query, config.server.trust_proxy, allow));
-    let books = audit::router(pipeline.accounts().clone());
-    let app = server::app(ingest, query, books, board)?;
+    let mounts = mounts(&pipeline, &config.query, config.server.trust_proxy, board)?;
+    let app = mounts.router("Events are at /api/event/.");
 
     let address = server.local_addr();
     let mut pipeline = pipeline.start();
@@ -83,6 +82,32 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     }
     tracing::info!(uptime_s = started.elapsed().as_secs(), "stopped");
     Ok(())
+}
+
+/// Registers the endpoints of the sources and of the API.
+fn mounts(pipeline: &Pipeline, query: &QueryConfig, trust_proxy: bool, board: HealthBoard) -> anyhow::Result<Mounts> {
+    let mounts = Mounts::default();
+    for router in pipeline.routes() {
+        mounts.add(Mount {
+            owner: "sources".to_owned(),
+            path: "/api/event/".to_owned(),
+            methods: vec![Method::POST],
+            scope: Scope::Write,
+            router: any_service(router),
+        })?;
+    }
+    if let Some(sink) = pipeline.query_sink() {
+        mounts.add(events::mount(sink, query, trust_proxy))?;
+    }
+    for mount in
+        [audit::mount(pipeline.accounts().clone()), metrics::mount(pipeline.accounts().clone()), index::mount()]
+    {
+        mounts.add(mount)?;
+    }
+    for mount in health::mounts(board) {
+        mounts.add(mount)?;
+    }
+    Ok(mounts)
 }
 
 /// Brings every sink's schema up to date.

@@ -2,11 +2,11 @@
 
 use std::fmt::Debug;
 
-use eye::api::QueryConfig;
-use eye::server::ServerConfig;
 use eye::telemetry::SentryConfig;
+use eye_api::events::QueryConfig;
 use eye_core::config::field_names;
 use eye_core::writer::WriterConfig;
+use eye_http::config::ServerConfig;
 use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
 use eye_sources::http::HttpConfig;
 use eye_sources::nats::NatsConfig;

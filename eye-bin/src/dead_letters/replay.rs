@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use ureq::http::header::{CONTENT_TYPE, RETRY_AFTER};
 
 use super::Keeper;
-use crate::running::Running;
+use crate::running_program::RunningProgram;
 
 /// How often one is sent while the program has no room, before replaying ends.
 const TRIES: u32 = 5;
@@ -28,7 +28,7 @@ const NEEDS_A_SOURCE: &str = "replaying needs the program to run with an HTTP so
                               --url says where it is";
 
 /// Sends dead letters to the running program.
-pub(super) struct Replay(Arc<Running>);
+pub(super) struct Replay(Arc<RunningProgram>);
 
 /// What the program said.
 struct Answer {
@@ -38,8 +38,8 @@ struct Answer {
 }
 
 impl Replay {
-    pub(super) fn new(running: Running) -> Self {
-        Self(Arc::new(running))
+    pub(super) fn new(program: RunningProgram) -> Self {
+        Self(Arc::new(program))
     }
 
     /// Sends a dead letter, and removes it once all of it was taken; false when the program refuses it, so that it stays.
@@ -75,9 +75,9 @@ impl Replay {
 
     async fn post(&self, payload: Arc<[u8]>) -> anyhow::Result<Answer> {
         let url = self.0.url("/api/event/");
-        let running = self.0.clone();
+        let program = self.0.clone();
         let sent = spawn_blocking(move || {
-            let request = running.agent().post(running.url("/api/event/")).header(CONTENT_TYPE, "application/json");
+            let request = program.agent().post(program.url("/api/event/")).header(CONTENT_TYPE, "application/json");
             let mut response = request.send(&*payload)?;
             let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
             let body = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).lossy_utf8(true).read_to_string();

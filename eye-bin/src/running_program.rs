@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use anyhow::bail;
+use eye_http::config::ServerConfig;
 use ureq::Agent;
-
-use crate::server::ServerConfig;
 
 /// How long reaching the program may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -15,12 +14,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Where the running program answers.
 #[derive(Debug)]
-pub(crate) struct Running {
+pub(crate) struct RunningProgram {
     base: String,
     agent: Agent,
 }
 
-impl Running {
+impl RunningProgram {
     /// At `url` (`--url`), else where `server` says that it listens.
     ///
     /// # Errors
@@ -97,15 +96,15 @@ mod tests {
 
     #[test]
     fn an_option_goes_before_the_configuration() {
-        let running = Running::new(Some("https://eye.example/there/"), &ServerConfig::default()).unwrap();
+        let running = RunningProgram::new(Some("https://eye.example/there/"), &ServerConfig::default()).unwrap();
         assert_eq!(running.url("/audit"), "https://eye.example/there/audit");
-        let running = Running::new(None, &ServerConfig::default()).unwrap();
+        let running = RunningProgram::new(None, &ServerConfig::default()).unwrap();
         assert_eq!(running.url("/audit"), "http://127.0.0.1:8000/audit");
     }
 
     #[test]
     fn a_url_with_a_password_is_refused_without_repeating_it() {
-        let error = Running::new(Some("http://u:hush@h"), &ServerConfig::default()).unwrap_err().to_string();
+        let error = RunningProgram::new(Some("http://u:hush@h"), &ServerConfig::default()).unwrap_err().to_string();
         assert!(error.contains("--url") && !error.contains("hush"), "{error}");
     }
 }

@@ -61,7 +61,7 @@ async fn cursor_links_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn filters_survive_in_links_as_django_encodes_them() {
+async fn filters_in_links_are_encoded_as_by_django() {
     let name = "a b+c&d=e/ä~_.-*'%👁\"";
     let events = (0..2).map(|n| Event::from(EventFields { id: EventId::from_u128(n), name, ..fields() }));
     let api = api(MemorySink::with(events));
@@ -76,10 +76,10 @@ async fn filters_survive_in_links_as_django_encodes_them() {
 }
 
 #[tokio::test]
-async fn links_start_as_the_client_sees_the_server() {
+async fn links_start_with_the_url_the_client_used() {
     let sink = MemorySink::with((0..2).map(event));
     let direct = api(sink.clone());
-    let proxied = router(sink, &QueryConfig::default(), true, ALLOWED);
+    let proxied = app(sink, &QueryConfig::default(), true);
     let host = ("host", "eye.example:8000");
     type Headers<'a> = &'a [(&'a str, &'a str)];
     let cases: [(&Router, &str, Headers<'_>, &str); 16] = [

@@ -19,7 +19,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Asks the program at `url`, else the one that listens as configured, and prints its report. Blocks.
 ///
 /// # Errors
-/// When no program answers, or its report does not balance.
+/// Fails if no program answers, or its report does not balance.
 pub(crate) fn run(url: Option<&str>, server: &ServerConfig) -> anyhow::Result<()> {
     let program = RunningProgram::new(url, server)?;
     let started = Instant::now();
@@ -29,18 +29,18 @@ pub(crate) fn run(url: Option<&str>, server: &ServerConfig) -> anyhow::Result<()
             thread::sleep(PAUSE);
             continue;
         }
-        crate::say(&tables(&report))?;
+        crate::print_line(&tables(&report))?;
         if !report.balanced {
             bail!("the ledger of {} does not balance: {}", program.url("/"), report.imbalances.join("; "));
         }
-        return crate::say(balanced(&report));
+        return crate::print_line(balanced(&report));
     }
 }
 
 fn ask(program: &RunningProgram) -> anyhow::Result<AuditReport> {
     let url = program.url("/audit");
     let mut answer = program.agent().get(&url).call().with_context(|| {
-        format!("{url} does not answer: start The Eye with this configuration, or say with --url where it listens")
+        format!("{url} does not answer: start The Eye with this configuration, or name its address by --url")
     })?;
     let (status, body) = (answer.status(), answer.body_mut().read_to_string());
     let report = body.ok().filter(|_| status == 200).and_then(|body| serde_json::from_str(&body).ok());

@@ -16,7 +16,7 @@ use eye_transports::memory::MemoryConfig;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-/// What `[transport]` is called here where its `type` is `disk` or `jetstream`.
+/// Names for the two further `[transport]` tables of the file, of type `disk` and `jetstream`.
 const DISK: &str = "transport_on_disk";
 const JETSTREAM: &str = "transport_over_jetstream";
 

@@ -8,7 +8,7 @@ use serde_json::json;
 /// Returns `body` as JSON.
 ///
 /// # Panics
-/// When `body` cannot be written as JSON, such as a map whose keys are not strings.
+/// Panics if `body` cannot be written as JSON, such as a map whose keys are not strings.
 pub fn json(status: StatusCode, body: &impl Serialize) -> Response {
     let body = serde_json::to_string(body).expect("answers are structs and maps with string keys");
     (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()

@@ -194,9 +194,10 @@ fn answering(answers: Vec<(u16, String)>) -> String {
 fn books(delivered: u64) -> String {
     let source = json!({"received": 10, "accepted": 10, "rejected": 0, "failed": 0, "waiting": 0, "refusals": {}});
     let sink = json!({"taken": 10, "at_start": 0, "pending": 0, "missing": 0, "delivered": delivered, "duplicates": 0, "rejected": 0,
-        "failed": 0, "retried": 0, "in_flight": 0});
+        "filtered": 0, "failed": 0, "retried": 0, "in_flight": 0});
     let transport = json!({"durable": true, "shared": false});
-    let imbalance = format!("sinks.store: 10 taken, but {delivered} delivered + 0 rejected + 0 missing + 0 pending");
+    let imbalance =
+        format!("sinks.store: 10 taken, but {delivered} delivered + 0 rejected + 0 filtered + 0 missing + 0 pending");
     let imbalances: Vec<String> = (delivered != 10).then_some(imbalance).into_iter().collect();
     json!({"balanced": delivered == 10, "imbalances": imbalances, "sources": {"web": source}, "transport": transport,
         "sinks": {"store": sink}})
@@ -207,7 +208,7 @@ fn books(delivered: u64) -> String {
 fn an_event_that_is_lost_is_found() {
     let (ended, stdout, stderr) = audit(&answering(vec![(200, books(9))]));
     assert_eq!(ended, Some(1), "{stdout}{stderr}");
-    let equation = "sinks.store: 10 taken, but 9 delivered + 0 rejected + 0 missing + 0 pending";
+    let equation = "sinks.store: 10 taken, but 9 delivered + 0 rejected + 0 filtered + 0 missing + 0 pending";
     assert!(stderr.contains("does not balance") && stderr.contains(equation), "{stderr}");
     assert!(stdout.contains("SINKS") && !stdout.contains("Balanced"), "{stdout}");
 }

@@ -1,6 +1,6 @@
 //! `GET /audit`: the event accounting as JSON.
 //!
-//! [`AuditReport`] is the wire format. It is apart from the ledger of `eye-core`, which may change without it.
+//! [`AuditReport`] is the wire format. The ledger of `eye-core` may change without it.
 
 use std::collections::BTreeMap;
 
@@ -8,13 +8,14 @@ use axum::extract::State;
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
 use axum::routing::any;
-use eye_core::accounts::{Accounts, Books, SinkBook, SourceBook};
+use eye_core::accounting::{Accounting, Ledger, SinkLedger};
+use eye_core::counters::SourceCounts;
 use eye_http::mount::{Mount, Scope};
 use eye_http::response;
 use serde::{Deserialize, Serialize};
 
 /// Returns the mount of `/audit`.
-pub fn mount(accounting: Accounts) -> Mount {
+pub fn mount(accounting: Accounting) -> Mount {
     Mount {
         owner: "audit".to_owned(),
         path: "/audit".to_owned(),
@@ -24,8 +25,8 @@ pub fn mount(accounting: Accounts) -> Mount {
     }
 }
 
-async fn audit(State(accounting): State<Accounts>) -> Response {
-    response::json(StatusCode::OK, &AuditReport::from(accounting.books()))
+async fn audit(State(accounting): State<Accounting>) -> Response {
+    response::json(StatusCode::OK, &AuditReport::from(accounting.ledger()))
 }
 
 /// The accounting of one program since its start.
@@ -88,6 +89,8 @@ pub struct SinkReport {
     pub duplicates: u64,
     /// Refused for good.
     pub rejected: u64,
+    /// Left out by the sink's filter.
+    pub filtered: u64,
     /// Negatively acknowledged.
     pub failed: u64,
     /// Writes, not events, that were retried.
@@ -96,41 +99,41 @@ pub struct SinkReport {
     pub in_flight: u64,
 }
 
-impl From<Books> for AuditReport {
-    fn from(books: Books) -> Self {
-        let imbalances = books.imbalances();
+impl From<Ledger> for AuditReport {
+    fn from(ledger: Ledger) -> Self {
+        let imbalances = ledger.imbalances();
         Self {
             balanced: imbalances.is_empty(),
             imbalances,
-            sources: books.sources.into_iter().map(|(name, book)| (name, book.into())).collect(),
-            transport: TransportReport { durable: books.transport.durable, shared: books.transport.shared },
-            sinks: books.sinks.into_iter().map(|(name, book)| (name, book.into())).collect(),
+            sources: ledger.sources.into_iter().map(|(name, counts)| (name, counts.into())).collect(),
+            transport: TransportReport { durable: ledger.durable, shared: ledger.shared },
+            sinks: ledger.sinks.into_iter().map(|(name, sink)| (name, sink.into())).collect(),
         }
     }
 }
 
-impl From<SourceBook> for SourceReport {
-    fn from(book: SourceBook) -> Self {
-        let SourceBook { received, accepted, rejected, failed, waiting, refusals } = book;
+impl From<SourceCounts> for SourceReport {
+    fn from(counts: SourceCounts) -> Self {
+        let SourceCounts { received, accepted, rejected, failed, waiting, refusals } = counts;
         Self { received, accepted, rejected, failed, waiting, refusals }
     }
 }
 
-impl From<SinkBook> for SinkReport {
-    fn from(book: SinkBook) -> Self {
-        let SinkBook { custody, delivered, duplicates, rejected, failed, retried, in_flight } = book;
+impl From<SinkLedger> for SinkReport {
+    fn from(SinkLedger { custody, counts }: SinkLedger) -> Self {
         Self {
             taken: custody.taken,
             at_start: custody.at_start,
             pending: custody.pending,
             missing: custody.missing,
-            in_stream: custody.in_stream,
-            delivered,
-            duplicates,
-            rejected,
-            failed,
-            retried,
-            in_flight,
+            in_stream: custody.shared_backlog,
+            delivered: counts.delivered,
+            duplicates: counts.duplicates,
+            rejected: counts.rejected,
+            filtered: counts.filtered,
+            failed: counts.failed,
+            retried: counts.retried,
+            in_flight: counts.in_flight,
         }
     }
 }

@@ -18,14 +18,14 @@ use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, VARY};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
+use eye_core::budget::{ByteBudget, Reservation};
 use eye_core::config::at_least_one;
 use eye_core::event::Event;
-use eye_core::sink::Sink;
-use eye_core::store::{EventPage, EventQuery, MAX_PAGE_BYTES, StoreError};
+use eye_core::store::{EventPage, EventQuery, EventStore, MAX_PAGE_BYTES, StoreError};
 use eye_http::mount::{Mount, Scope};
 use eye_http::response;
 use serde::Deserialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use self::body::{CHUNK_BYTES, page_body};
@@ -56,19 +56,19 @@ impl Default for QueryConfig {
 const MAX_WAIT: Duration = Duration::from_millis(500);
 
 /// Bytes of pages that clients have not read yet. A slow client holds its page for as long as its connection.
-const MAX_UNSENT_BYTES: usize = 8 * MAX_PAGE_BYTES;
+const MAX_UNSENT_BYTES: u32 = 8 * MAX_PAGE_BYTES as u32;
 
 /// Seconds after which a client should try again after a 503.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("2");
 
-/// Returns the mount of `GET /api/event/`, answered from the store of `sink`.
+/// Returns the mount of `GET /api/event/`, answered by `store`.
 ///
 /// With `trust_proxy`, links begin as `X-Forwarded-Proto` and `X-Forwarded-Host` say.
-pub fn mount(sink: Arc<dyn Sink>, config: &QueryConfig, trust_proxy: bool) -> Mount {
+pub fn mount(store: Arc<dyn EventStore>, config: &QueryConfig, trust_proxy: bool) -> Mount {
     let queries = EventQueries {
-        sink,
+        store,
         permits: Semaphore::new(config.max_concurrent.into()),
-        unsent: Arc::new(Semaphore::new(MAX_UNSENT_BYTES)),
+        unsent: ByteBudget::new(MAX_UNSENT_BYTES),
         timeout: Duration::from_millis(config.timeout_ms),
         trust_proxy,
     };
@@ -83,10 +83,9 @@ pub fn mount(sink: Arc<dyn Sink>, config: &QueryConfig, trust_proxy: bool) -> Mo
 
 /// State that all queries share.
 struct EventQueries {
-    sink: Arc<dyn Sink>,
+    store: Arc<dyn EventStore>,
     permits: Semaphore,
-    /// One permit a byte of [`MAX_UNSENT_BYTES`].
-    unsent: Arc<Semaphore>,
+    unsent: ByteBudget,
     timeout: Duration,
     trust_proxy: bool,
 }
@@ -102,36 +101,31 @@ async fn answer(State(queries): State<Arc<EventQueries>>, uri: Uri, headers: Hea
 impl EventQueries {
     async fn page(&self, uri: &Uri, headers: &HeaderMap) -> Result<Response, QueryError> {
         let params = Params::parse(uri.query().unwrap_or_default())?;
-        let (page, permit) = self.ask_store(params.query.clone()).await?;
+        let (page, unsent) = self.ask_store(params.query.clone()).await?;
         let links = PageLinks::new(&base_url(uri, headers, self.trust_proxy), &params, &page);
-        Ok(page_body(page, &links, params.include, permit).into_response())
+        Ok(page_body(page, &links, params.include, unsent).into_response())
     }
 
-    /// Asks within the bounds, and returns the page with a permit for its bytes. A query that takes too long is dropped,
+    /// Asks within the bounds, and returns the page with a reservation of its bytes. A query that takes too long is dropped,
     /// which stores allow.
-    async fn ask_store(&self, query: EventQuery) -> Result<(EventPage, OwnedSemaphorePermit), QueryError> {
-        let Some(store) = self.sink.store() else {
-            return Err(StoreError::Failed { reason: "the sink has no store".into() }.into());
-        };
+    async fn ask_store(&self, query: EventQuery) -> Result<(EventPage, Reservation), QueryError> {
         let Ok(Ok(_permit)) = timeout(MAX_WAIT, self.permits.acquire()).await else {
             return Err(QueryError::Busy);
         };
-        let page = match timeout(self.timeout, store.query(query)).await {
+        let page = match timeout(self.timeout, self.store.page(query)).await {
             Ok(answer) => answer?,
             Err(_) => return Err(QueryError::TooSlow),
         };
-        match timeout(MAX_WAIT, self.unsent.clone().acquire_many_owned(unsent_bytes(&page))).await {
-            Ok(permit) => Ok((page, permit.expect("the semaphore is never closed"))),
-            Err(_) => Err(QueryError::Busy),
-        }
+        let unsent = self.unsent.reserve_within(unsent_bytes(&page), MAX_WAIT).await.ok_or(QueryError::Busy)?;
+        Ok((page, unsent))
     }
 }
 
 /// Returns the bytes that a page reserves. A page of one chunk reserves none: it fits the buffers of its connection, and
 /// must not wait for large pages that nobody reads.
-fn unsent_bytes(page: &EventPage) -> u32 {
+fn unsent_bytes(page: &EventPage) -> usize {
     let bytes: usize = page.events.iter().map(Event::size_bytes).sum();
-    if bytes <= CHUNK_BYTES { 0 } else { bytes.min(MAX_UNSENT_BYTES) as u32 }
+    if bytes <= CHUNK_BYTES { 0 } else { bytes }
 }
 
 /// A query without a page.

@@ -1,12 +1,10 @@
 //! `GET /livez` and `GET /readyz`: the health of the process and of its components.
 
-use std::sync::Arc;
-
 use axum::extract::State;
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
 use axum::routing::{MethodRouter, any};
-use eye_core::health::{self, HealthBoard};
+use eye_core::health::{Component, ComponentState, HealthBoard};
 use eye_http::mount::{Mount, Scope};
 use eye_http::response;
 use serde::Serialize;
@@ -25,32 +23,35 @@ fn mount(path: &str, router: MethodRouter) -> Mount {
 }
 
 #[derive(Serialize)]
-struct Readiness {
+struct Readiness<'a> {
     status: &'static str,
-    components: Vec<ComponentReadiness>,
+    components: Vec<ComponentReadiness<'a>>,
 }
 
 #[derive(Serialize)]
-struct ComponentReadiness {
-    name: Arc<str>,
+struct ComponentReadiness<'a> {
+    name: &'a str,
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
+    reason: Option<&'a str>,
 }
 
-/// Answers 503 while a component is not ready that the program needs to take events.
+impl<'a> ComponentReadiness<'a> {
+    fn of(component: &'a Component) -> Self {
+        let (state, reason) = match &component.state {
+            ComponentState::Starting => ("starting", None),
+            ComponentState::Ready => ("ready", None),
+            ComponentState::Unavailable { reason } => ("unavailable", Some(reason.as_str())),
+        };
+        Self { name: &component.name, state, reason }
+    }
+}
+
+/// Answers 503 while a component that is not optional is not ready.
 async fn readyz(State(board): State<HealthBoard>) -> Response {
     let components = board.components();
-    let ready = components.iter().all(|component| component.may_be_away || component.state == health::State::Ready);
-    let component = |health::Component { name, state, .. }| {
-        let (state, reason) = match state {
-            health::State::Starting => ("starting", None),
-            health::State::Ready => ("ready", None),
-            health::State::Unavailable { reason } => ("unavailable", Some(reason)),
-        };
-        ComponentReadiness { name, state, reason }
-    };
-    let components = components.into_iter().map(component).collect();
+    let ready = components.iter().all(|component| component.optional || component.state == ComponentState::Ready);
+    let components = components.iter().map(ComponentReadiness::of).collect();
     let (code, status) = match ready {
         true => (StatusCode::OK, "ok"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
@@ -105,7 +106,7 @@ mod tests {
     async fn unavailable_optional_component_leaves_200() {
         let board = HealthBoard::default();
         let app = app(&board);
-        let (sink, transport) = (board.component_that_may_be_away("sinks.store"), board.component("transport"));
+        let (sink, transport) = (board.optional_component("sinks.store"), board.component("transport"));
         transport.ready();
         sink.unavailable("no route");
         let (status, body) = get(&app, "/readyz").await;

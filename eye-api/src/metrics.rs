@@ -10,7 +10,8 @@ use axum::extract::State;
 use axum::http::{Method, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
-use eye_core::accounts::{Accounts, Books, SinkBook, SourceBook};
+use eye_core::accounting::{Accounting, Ledger, SinkLedger};
+use eye_core::counters::SourceCounts;
 use eye_http::mount::{Mount, Scope};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::prometheus_text::{self, CONTENT_TYPE};
@@ -19,7 +20,7 @@ use prometheus_client::metrics::MetricType::{self, Counter, Gauge};
 use prometheus_client::registry::Registry;
 
 /// Returns the mount of `/metrics`.
-pub fn mount(accounting: Accounts) -> Mount {
+pub fn mount(accounting: Accounting) -> Mount {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(LedgerCollector(accounting)));
     Mount {
@@ -44,7 +45,7 @@ fn encode_text(registry: &Registry) -> String {
 /// Name, type, help, and the value. The encoder adds `_total` to the name of a counter.
 type Metric<C> = (&'static str, MetricType, &'static str, fn(&C) -> u64);
 
-const OF_SOURCES: [Metric<SourceBook>; 5] = [
+const OF_SOURCES: [Metric<SourceCounts>; 5] = [
     ("eye_source_events_received", Counter, "Events that could be read.", |source| source.received),
     ("eye_source_events_accepted", Counter, "Events that were acknowledged.", |source| source.accepted),
     ("eye_source_events_rejected", Counter, "Events that were refused for good.", |source| source.rejected),
@@ -52,21 +53,22 @@ const OF_SOURCES: [Metric<SourceBook>; 5] = [
     ("eye_source_events_waiting", Gauge, "Events whose outcome is not known yet.", |source| source.waiting),
 ];
 
-const OF_SINKS: [Metric<SinkBook>; 10] = [
+const OF_SINKS: [Metric<SinkLedger>; 11] = [
     ("eye_sink_events_taken", Counter, "Events that the transport took for it.", |sink| sink.custody.taken),
-    ("eye_sink_events_delivered", Counter, "Events that it has.", |sink| sink.delivered),
-    ("eye_sink_events_rejected", Counter, "Events that it refused for good.", |sink| sink.rejected),
-    ("eye_sink_events_failed", Counter, "Events that were handed back.", |sink| sink.failed),
+    ("eye_sink_events_delivered", Counter, "Events that it has.", |sink| sink.counts.delivered),
+    ("eye_sink_events_rejected", Counter, "Events that it refused for good.", |sink| sink.counts.rejected),
+    ("eye_sink_events_filtered", Counter, "Events that its filter left out.", |sink| sink.counts.filtered),
+    ("eye_sink_events_failed", Counter, "Events that were handed back.", |sink| sink.counts.failed),
     ("eye_sink_events_missing", Counter, "Events lost to damage on the disk.", |sink| sink.custody.missing),
-    ("eye_sink_events_duplicate", Counter, "Events that it had already.", |sink| sink.duplicates),
-    ("eye_sink_write_retries", Counter, "Writes that were tried again.", |sink| sink.retried),
+    ("eye_sink_events_duplicate", Counter, "Events that it had already.", |sink| sink.counts.duplicates),
+    ("eye_sink_write_retries", Counter, "Writes that were tried again.", |sink| sink.counts.retried),
     ("eye_sink_events_pending", Gauge, "Events that the transport holds for it.", |sink| sink.custody.pending),
     ("eye_sink_events_at_start", Gauge, "Events that were pending at the start.", |sink| sink.custody.at_start),
-    ("eye_sink_events_in_flight", Gauge, "Events that are being written.", |sink| sink.in_flight),
+    ("eye_sink_events_in_flight", Gauge, "Events that are being written.", |sink| sink.counts.in_flight),
 ];
 
 /// A collector that reads the ledger at each scrape.
-struct LedgerCollector(Accounts);
+struct LedgerCollector(Accounting);
 
 impl fmt::Debug for LedgerCollector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -76,11 +78,11 @@ impl fmt::Debug for LedgerCollector {
 
 impl Collector for LedgerCollector {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        encode(&self.0.books(), encoder)
+        encode(&self.0.ledger(), encoder)
     }
 }
 
-fn encode(ledger: &Books, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+fn encode(ledger: &Ledger, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
     encode_components(&mut encoder, &OF_SOURCES, "source", &ledger.sources)?;
     let help = "What was wrong with events and bodies that were refused.";
     let mut refusals = encoder.encode_descriptor("eye_source_refusals", help, None, Counter)?;
@@ -92,11 +94,11 @@ fn encode(ledger: &Books, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
     }
     encode_components(&mut encoder, &OF_SINKS, "sink", &ledger.sinks)?;
     // Only a shared transport has a backlog of messages, and it does not always know how many.
-    if ledger.transport.shared {
+    if ledger.shared {
         let help = "Messages that the stream holds for it, for any program.";
         let mut backlog = encoder.encode_descriptor("eye_sink_messages_in_stream", help, None, Gauge)?;
         for (name, sink) in &ledger.sinks {
-            if let Some(messages) = sink.custody.in_stream {
+            if let Some(messages) = sink.custody.shared_backlog {
                 encode_value(&mut backlog, Gauge, [("sink", name.as_str())], messages)?;
             }
         }
@@ -135,12 +137,12 @@ fn encode_value<const N: usize>(
 
 #[cfg(test)]
 mod tests {
-    use eye_core::accounts::TransportBook;
+    use eye_core::counters::SinkCounts;
 
     use super::*;
 
     #[derive(Debug)]
-    struct Fixed(Books);
+    struct Fixed(Ledger);
 
     impl Collector for Fixed {
         fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -148,7 +150,7 @@ mod tests {
         }
     }
 
-    fn text(ledger: Books) -> String {
+    fn text(ledger: Ledger) -> String {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Fixed(ledger)));
         encode_text(&registry)
@@ -157,11 +159,12 @@ mod tests {
     #[test]
     fn each_metric_has_its_head_and_a_sample_a_component() {
         let refusals = [("name: \"\\\n".to_owned(), 2)].into();
-        let source = SourceBook { received: 5, accepted: 3, rejected: 2, refusals, ..SourceBook::default() };
-        let sink = SinkBook { delivered: 3, ..SinkBook::default() };
+        let source = SourceCounts { received: 5, accepted: 3, rejected: 2, refusals, ..SourceCounts::default() };
+        let counts = SinkCounts { delivered: 3, ..SinkCounts::default() };
+        let sink = SinkLedger { counts, ..SinkLedger::default() };
         let sources = [("web".to_owned(), source)].into();
         let sinks = [("a".to_owned(), sink), ("b".to_owned(), sink)].into();
-        let text = text(Books { sources, transport: Default::default(), sinks });
+        let text = text(Ledger { sources, sinks, ..Ledger::default() });
         let refused = r#"eye_source_refusals_total{source="web",reason="name: \"\\\n"} 2"#;
         let delivered = "# HELP eye_sink_events_delivered_total Events that it has.\n\
                          # TYPE eye_sink_events_delivered_total counter\n\
@@ -170,7 +173,7 @@ mod tests {
         for expected in ["eye_source_events_received_total{source=\"web\"} 5\n", refused, delivered, waiting] {
             assert!(text.contains(expected), "{text}");
         }
-        assert_eq!(text.lines().filter(|line| line.starts_with("# TYPE")).count(), 16);
+        assert_eq!(text.lines().filter(|line| line.starts_with("# TYPE")).count(), 17);
         assert!(
             text.lines().all(|line| line.starts_with("# HELP ") || line.starts_with("# TYPE ") || line.contains('{'))
         );
@@ -178,11 +181,10 @@ mod tests {
 
     #[test]
     fn shared_backlog_is_shown_where_it_is_known() {
-        let mut known = SinkBook::default();
-        known.custody.in_stream = Some(7);
-        let sinks = [("a".to_owned(), known), ("b".to_owned(), SinkBook::default())].into();
-        let transport = TransportBook { durable: true, shared: true };
-        let text = text(Books { sources: Default::default(), transport, sinks });
+        let mut known = SinkLedger::default();
+        known.custody.shared_backlog = Some(7);
+        let sinks = [("a".to_owned(), known), ("b".to_owned(), SinkLedger::default())].into();
+        let text = text(Ledger { shared: true, sinks, ..Ledger::default() });
         let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("eye_sink_messages_in_stream")).collect();
         assert_eq!(lines, ["eye_sink_messages_in_stream{sink=\"a\"} 7"]);
     }

@@ -65,11 +65,12 @@ fn tables(report: &AuditReport) -> String {
     });
     table(&mut text, &["SOURCES", "received", "accepted", "rejected", "failed", "waiting"], sources.collect());
     let sinks = report.sinks.iter().map(|(name, sink)| {
-        let balance = [sink.taken, sink.delivered, sink.rejected, sink.failed, sink.missing, sink.pending];
+        let balance =
+            [sink.taken, sink.delivered, sink.rejected, sink.filtered, sink.failed, sink.missing, sink.pending];
         let further = [sink.at_start, sink.duplicates, sink.retried, sink.in_flight];
         (name.as_str(), [&balance[..], &further].concat())
     });
-    let columns = ["SINKS", "taken", "delivered", "rejected", "failed", "missing", "pending"];
+    let columns = ["SINKS", "taken", "delivered", "rejected", "filtered", "failed", "missing", "pending"];
     let further = ["at start", "duplicates", "retried", "in flight"];
     table(&mut text, &[&columns[..], &further].concat(), sinks.collect());
     for (name, source) in &report.sources {
@@ -129,7 +130,7 @@ mod tests {
                 "refusals": {"name: missing": 4}}},
             "transport": {"durable": true, "shared": shared},
             "sinks": {"store": {"taken": 1230, "at_start": 5, "pending": 7, "missing": 3, "in_stream": in_stream,
-                "delivered": 1220, "duplicates": 20, "rejected": 0, "failed": 0, "retried": 2, "in_flight": 7}},
+                "delivered": 1220, "duplicates": 20, "rejected": 0, "filtered": 0, "failed": 0, "retried": 2, "in_flight": 7}},
         });
         serde_json::from_value(report).unwrap()
     }
@@ -140,8 +141,8 @@ mod tests {
 SOURCES  received  accepted  rejected  failed  waiting
 web          1234      1230         4       0        0
 
-SINKS  taken  delivered  rejected  failed  missing  pending  at start  duplicates  retried  in flight
-store   1230       1220         0       0        3        7         5          20        2          7
+SINKS  taken  delivered  rejected  filtered  failed  missing  pending  at start  duplicates  retried  in flight
+store   1230       1220         0         0       0        3        7         5          20        2          7
 
 REFUSED BY web  count
 name: missing       4

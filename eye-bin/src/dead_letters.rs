@@ -11,7 +11,7 @@ use std::iter;
 
 use anyhow::{Context, bail};
 use eye_core::config::PipelineConfig;
-use eye_core::dead_letter::{DeadLetter, DeadLetters};
+use eye_core::dead_letter::{DeadLetter, DeadLetterStore};
 use eye_core::json::{JsonText, Scanner};
 use eye_core::timestamp::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -60,7 +60,7 @@ fn ignore_closed_pipe(result: anyhow::Result<()>) -> anyhow::Result<()> {
 struct NamedStore {
     /// The component's key in the configuration.
     key: String,
-    letters: Box<dyn DeadLetters>,
+    letters: Box<dyn DeadLetterStore>,
 }
 
 impl NamedStore {

@@ -25,10 +25,13 @@ use std::fmt;
 use serde::de::DeserializeOwned;
 use toml::de::DeTable;
 
-use crate::registry::{BuildError, Configured, Plugin, Plugins, Registry};
+use crate::error::BuildError;
+use crate::filter::SinkFilter;
+use crate::registry::{ComponentKind, Configured, Plugin, Plugins, Registry};
 use crate::sink::Sink;
 use crate::source::Source;
 use crate::transport::Transport;
+use crate::writer::WriterOverrides;
 
 pub use made_up::field_names;
 pub use read::at_least_one;
@@ -43,9 +46,18 @@ pub struct PipelineConfig {
     /// `memory` unless another one is chosen.
     pub transport: Configured<dyn Transport>,
     /// At least one.
-    pub sinks: Vec<Configured<dyn Sink>>,
+    pub sinks: Vec<(Configured<dyn Sink>, SinkSettings)>,
     /// The [name](Configured::name) of the sink that answers queries; it is one of `sinks` and can.
     pub query_sink: Option<String>,
+}
+
+/// The pipeline's own settings of one sink, which do not reach its plug-in.
+#[derive(Clone, Debug, Default)]
+pub struct SinkSettings {
+    /// Overrides of `[writer]`.
+    pub writer: WriterOverrides,
+    /// The events that the sink gets.
+    pub filter: SinkFilter,
 }
 
 /// A configuration that is being read: first its [sections](Self::section) and [values](Self::value), then its
@@ -112,7 +124,7 @@ impl<'t> Document<'t> {
     pub fn into_pipeline(mut self, registry: &Registry) -> Result<PipelineConfig, ConfigErrors> {
         let misspelt = self.report_unknown_keys();
         let sources = self.components("sources", "source", &registry.sources, &misspelt);
-        self.report_second_listener(&sources);
+        self.report_second_claim(&sources);
         let transport = self.transport(&registry.transports);
         let sinks = self.components("sinks", "sink", &registry.sinks, &misspelt);
         let query_sink = self.query_sink(&sinks);
@@ -120,7 +132,10 @@ impl<'t> Document<'t> {
             Some(transport) if self.faults.is_empty() => Ok(PipelineConfig {
                 sources: sources.into_iter().filter_map(|component| component.configured).collect(),
                 transport,
-                sinks: sinks.into_iter().filter_map(|component| component.configured).collect(),
+                sinks: sinks
+                    .into_iter()
+                    .filter_map(|component| Some((component.configured?, SinkSettings::default())))
+                    .collect(),
                 query_sink,
             }),
             _ => Err(ConfigErrors::new(self.file, self.text, self.faults)),
@@ -140,7 +155,7 @@ impl<'t> Document<'t> {
     }
 
     /// The components below `[key.NAME]`, with faults or without.
-    fn components<C: ?Sized>(
+    fn components<C: ComponentKind + ?Sized>(
         &mut self,
         key: &'static str,
         word: &str,
@@ -167,22 +182,34 @@ impl<'t> Document<'t> {
         Vec::new()
     }
 
-    fn report_none<C: ?Sized>(&mut self, at: usize, key: &str, word: &str, plugins: &Plugins<C>) {
+    fn report_none<C: ComponentKind + ?Sized>(&mut self, at: usize, key: &str, word: &str, plugins: &Plugins<C>) {
         let types = plugins.type_names().join(", ");
         let message = format!("no {word}; add one as [{key}.NAME] with its `type`; known types: {types}");
         self.faults.push(Fault { at, key: key.to_owned(), message });
     }
 
-    fn report_second_listener<C: ?Sized>(&mut self, sources: &[Component<C>]) {
-        let mut serving = sources.iter().filter(|source| source.serves == Some(true));
-        let Some(first) = serving.next() else { return };
-        for Component { name, at, .. } in serving {
-            let message = format!("sources.{} takes events over HTTP already; the one listener serves one", first.name);
-            self.faults.push(Fault { at: *at, key: join("sources", name), message });
+    fn report_second_claim<C: ComponentKind + ?Sized>(&mut self, components: &[Component<C>]) {
+        let mut claimed: Vec<(String, &str)> = Vec::new();
+        for component in components {
+            let Some(configured) = &component.configured else { continue };
+            for claim in configured.claims() {
+                if let Some((_, first)) = claimed.iter().find(|(known, _)| *known == claim) {
+                    let message = format!("`{first}` has `{claim}` already; remove one of the two");
+                    self.faults.push(Fault { at: component.at, key: configured.key().to_owned(), message });
+                } else {
+                    claimed.push((claim, configured.key()));
+                }
+            }
         }
     }
 
-    fn component<C: ?Sized>(&mut self, kind: &str, word: &str, plugins: &Plugins<C>, entry: Entry) -> Component<C> {
+    fn component<C: ComponentKind + ?Sized>(
+        &mut self,
+        kind: &str,
+        word: &str,
+        plugins: &Plugins<C>,
+        entry: Entry,
+    ) -> Component<C> {
         let Entry { key: name, at, mut node } = entry;
         let key = join(kind, &name);
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
@@ -199,13 +226,13 @@ impl<'t> Document<'t> {
         Component {
             name,
             at,
-            serves: plugin.map(|plugin| plugin.serves),
+            serves: plugin.map(|plugin| plugin.answers_queries),
             configured: plugin.and_then(|plugin| self.configure(&key, plugin, node)),
         }
     }
 
     /// The plug-in that the table's `type` names; takes that key out.
-    fn plugin<'p, C: ?Sized>(
+    fn plugin<'p, C: ComponentKind + ?Sized>(
         &mut self,
         key: &str,
         word: &str,
@@ -247,7 +274,12 @@ impl<'t> Document<'t> {
         None
     }
 
-    fn configure<C: ?Sized>(&mut self, key: &str, plugin: &Plugin<C>, node: Node) -> Option<Configured<C>> {
+    fn configure<C: ComponentKind + ?Sized>(
+        &mut self,
+        key: &str,
+        plugin: &Plugin<C>,
+        node: Node,
+    ) -> Option<Configured<C>> {
         let mut section = Section { key, node, faults: &mut self.faults };
         (plugin.read)(&mut section).map(|config| Configured::new(key, config))
     }
@@ -314,7 +346,7 @@ fn unknown_type(word: &str, name: &str, types: &[&str]) -> String {
 }
 
 /// A component that was read, perhaps in vain.
-struct Component<C: ?Sized + 'static> {
+struct Component<C: ComponentKind + ?Sized> {
     name: String,
     at: usize,
     /// `None` when that is not known: no such plug-in.
@@ -335,15 +367,16 @@ impl Section<'_> {
         let config = read::read(self.key, &mut self.node, self.faults)?;
         let wrong = check(&config);
         let is_sound = wrong.is_empty();
-        for BuildError(message) in wrong {
-            self.faults.push(Fault { at: self.place_of(&message), key: self.key.to_owned(), message });
+        for error in wrong {
+            let (at, key) = (self.place_of(error.key()), join(self.key, error.key()));
+            self.faults.push(Fault { at, key, message: error.message().to_owned() });
         }
         is_sound.then_some(config)
     }
 
     /// Where the value of the key stands that the message begins with; the section, if it has none.
-    fn place_of(&self, message: &str) -> usize {
-        let key = message.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next();
+    fn place_of(&self, key: &str) -> usize {
+        let key = key.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next();
         let Value::Table(entries) = &self.node.value else { return self.node.at };
         entries.iter().find(|entry| Some(&*entry.key) == key).map_or(self.node.at, |entry| entry.node.at)
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::{Client, ClientError, ConnectError, ConnectOptions, Event, ServerAddr, ServerError};
-use eye_core::registry::BuildError;
+use eye_core::error::BuildError;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use tokio::sync::mpsc;
@@ -129,7 +129,7 @@ impl Login {
         ];
         if ways.iter().filter(|is_taken| **is_taken).count() > 1 {
             let ways = "in the URL, or `user` and `password`, or `token`, or `credentials_file`";
-            return Err(BuildError(format!("more than one way to log in: choose one of {ways}")));
+            return Err(BuildError::new(format!("more than one way to log in: choose one of {ways}")));
         }
         Ok(())
     }
@@ -187,7 +187,7 @@ impl Server {
             let content = read("credentials_file", &login.credentials_file).await?;
             options = options.credentials(&content).map_err(|_| {
                 let file = &login.credentials_file;
-                BuildError(format!("credentials_file: {file} does not hold a JWT and a key as `nsc` writes them"))
+                BuildError::at("credentials_file", format!("{file} does not hold a JWT and a key as `nsc` writes them"))
             })?;
         }
         if !login.ca_file.is_empty() {
@@ -247,7 +247,7 @@ async fn read(key: &str, file: &str) -> Result<String, BuildError> {
     let path = file.to_owned();
     let content = tokio::task::spawn_blocking(move || fs::read_to_string(path)).await;
     let content = content.expect("reading does not panic, and is not cancelled");
-    content.map_err(|error| BuildError(format!("{key}: cannot read {file}: {error}")))
+    content.map_err(|error| BuildError::at(key, format!("cannot read {file}: {error}")))
 }
 
 /// Tells `on_change` what happens to the connection, for as long as the client lives.

@@ -9,7 +9,7 @@ use async_nats::jetstream::stream::{Config, LastRawMessageErrorKind, RetentionPo
 use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{Client, Event, HeaderMap};
 use async_trait::async_trait;
-use eye_core::dead_letter::{DeadLetter, DeadLetterError, DeadLetters};
+use eye_core::dead_letter::{DeadLetter, DeadLetterError, DeadLetterStore, NewDeadLetter};
 use eye_core::timestamp::Timestamp;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
@@ -225,7 +225,11 @@ async fn connect(login: &Login) -> Result<Client, String> {
 }
 
 #[async_trait]
-impl DeadLetters for StreamDeadLetters {
+impl DeadLetterStore for StreamDeadLetters {
+    async fn put(&self, _letters: &[NewDeadLetter]) -> Result<(), DeadLetterError> {
+        Err(DeadLetterError("the stream's subscription writes its dead letters itself".to_owned()))
+    }
+
     async fn page(&self, after: Option<&str>) -> Result<Vec<DeadLetter>, DeadLetterError> {
         let after = after.map_or(Ok(0), |id| {
             id.parse::<u64>().map_err(|_| DeadLetterError(format!("{id:?} is no dead letter's id: they are numbers")))

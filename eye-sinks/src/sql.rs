@@ -386,15 +386,11 @@ impl<D: Driver> Sink for SqlSink<D> {
         };
         timeout(D::CLOSE_TIMEOUT, closing).await.unwrap_or(Ok(()))
     }
-
-    fn store(&self) -> Option<&dyn EventStore> {
-        Some(self)
-    }
 }
 
 #[async_trait]
 impl<D: Driver> EventStore for SqlSink<D> {
-    async fn query(&self, query: EventQuery) -> Result<EventPage, StoreError> {
+    async fn page(&self, query: EventQuery) -> Result<EventPage, StoreError> {
         self.read_pool.query(query).await
     }
 }

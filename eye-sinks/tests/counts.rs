@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use common::{build, event, matching, newest, open};
 use eye_core::event::{Event, EventFields};
 use eye_core::sink::{Sink, SinkConfig, WriteError};
-use eye_core::store::{EventFilter, EventKey, PageStart};
+use eye_core::store::{EventFilter, PageStart};
 use eye_core::timestamp::Timestamp;
 use eye_harness::{MariaDb, Postgres, Server};
 use eye_migration::{Migrator, MigratorTrait};

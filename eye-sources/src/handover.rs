@@ -5,9 +5,9 @@ use std::ops::Range;
 use std::time::Duration;
 
 use eye_core::ack::{Outcome, Rejection};
+use eye_core::error::BuildError;
 use eye_core::event::{Event, EventLimits};
 use eye_core::refusals::Refusal;
-use eye_core::registry::BuildError;
 use eye_core::source::Outlet;
 use tokio::time::timeout;
 
@@ -20,9 +20,12 @@ const UNLISTED: Refusal = Refusal { part: "event", problem: "refused beside more
 /// Whether a source has room for two bodies, as one that is decoded needs it.
 pub(crate) fn check_pending(max_pending_bytes: u32, max_body_bytes: u32) -> Option<BuildError> {
     (max_pending_bytes / 2 < max_body_bytes).then(|| {
-        BuildError(format!(
-            "max_pending_bytes is {max_pending_bytes}, but must be at least twice max_body_bytes, which is {max_body_bytes}"
-        ))
+        BuildError::at(
+            "max_pending_bytes",
+            format!(
+                "{max_pending_bytes} is too small: it must be at least twice max_body_bytes, which is {max_body_bytes}"
+            ),
+        )
     })
 }
 

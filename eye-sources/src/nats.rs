@@ -9,8 +9,8 @@ mod unread;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use eye_core::dead_letter::DeadLetters;
-use eye_core::registry::BuildError;
+use eye_core::dead_letter::DeadLetterStore;
+use eye_core::error::BuildError;
 use eye_core::source::{Outlet, Source, SourceConfig, SourceError};
 use eye_nats::connection::{Login, Secret, Server, ServerUrls};
 use eye_nats::consumer;
@@ -126,7 +126,7 @@ impl SourceConfig for NatsConfig {
 
     fn check(&self) -> Vec<BuildError> {
         let pending = check_pending(self.max_pending_bytes, self.max_body_bytes);
-        let mode = self.check_mode().into_iter().map(|message| BuildError(message.to_owned()));
+        let mode = self.check_mode().into_iter().map(|(key, message)| BuildError::at(key, message));
         pending
             .into_iter()
             .chain(mode)
@@ -140,7 +140,7 @@ impl SourceConfig for NatsConfig {
         Ok(Box::new(NatsSource { server, config: self }))
     }
 
-    fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
+    fn dead_letters(&self) -> Option<Box<dyn DeadLetterStore>> {
         match self.mode {
             Mode::Core => None,
             Mode::Jetstream => Some(Box::new(StreamDeadLetters::new(self.login(), &self.stream))),
@@ -161,24 +161,25 @@ impl NatsConfig {
     }
 
     /// What is for the other mode, or missing in this one.
-    fn check_mode(&self) -> Vec<&'static str> {
+    fn check_mode(&self) -> Vec<(&'static str, &'static str)> {
         let checks = match self.mode {
             Mode::Core => vec![
-                (self.subjects.is_empty(), "subjects is empty: name one at least, such as \"events.>\""),
-                (!self.stream.is_empty(), "stream is for mode `jetstream` only"),
+                (self.subjects.is_empty(), "subjects", "empty; name at least one, such as \"events.>\""),
+                (!self.stream.is_empty(), "stream", "only for mode `jetstream`"),
             ],
             Mode::Jetstream => vec![
-                (self.subjects.len() > 1, "subjects: mode `jetstream` takes one, or none for all"),
+                (self.subjects.len() > 1, "subjects", "mode `jetstream` takes one, or none for all"),
                 (
                     !self.queue_group.is_empty(),
-                    "queue_group is for mode `core` only; programs that name the same `durable` share the messages",
+                    "queue_group",
+                    "only for mode `core`; programs that name the same `durable` share the messages",
                 ),
-                (!is_name(&self.stream), "stream must be the name of a stream, without any of `.*>/\\ `"),
-                (!is_name(&self.durable), "durable must be a name without any of `.*>/\\ `"),
-                (self.max_in_flight >= consumer::MAX_ACK_PENDING, "max_in_flight must be below 10000"),
+                (!is_name(&self.stream), "stream", "must be the name of a stream, without any of `.*>/\\ `"),
+                (!is_name(&self.durable), "durable", "must be a name without any of `.*>/\\ `"),
+                (self.max_in_flight >= consumer::MAX_ACK_PENDING, "max_in_flight", "must be below 10000"),
             ],
         };
-        checks.into_iter().filter(|(is_wrong, _)| *is_wrong).map(|(_, message)| message).collect()
+        checks.into_iter().filter(|(is_wrong, ..)| *is_wrong).map(|(_, key, message)| (key, message)).collect()
     }
 }
 
@@ -191,7 +192,7 @@ fn check_subjects(subjects: &[String]) -> impl Iterator<Item = BuildError> {
     };
     let rule = "words separated by dots, where `*` is any word, and a last `>` any words";
     let wrong = subjects.iter().enumerate().filter(move |(_, subject)| !is_subject(subject));
-    wrong.map(move |(index, _)| BuildError(format!("subjects[{index}] is no subject: {rule}")))
+    wrong.map(move |(index, _)| BuildError::at(format!("subjects[{index}]"), format!("not a subject: {rule}")))
 }
 
 struct NatsSource {

@@ -20,10 +20,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use eye_core::ack::{Outcome, Receipt};
-use eye_core::dead_letter::DeadLetters;
+use eye_core::context::BuildContext;
+use eye_core::dead_letter::DeadLetterStore;
+use eye_core::error::BuildError;
 use eye_core::event::Event;
 use eye_core::health::Health;
-use eye_core::registry::BuildError;
 use eye_core::transport::{Custody, PublishError, Subscription, Transport, TransportConfig, TransportError};
 use serde::Deserialize;
 use tokio::sync::watch;
@@ -65,18 +66,22 @@ impl TransportConfig for DiskConfig {
     const TYPE: &'static str = "disk";
 
     fn check(&self) -> Vec<BuildError> {
-        let too_small = format!("max_bytes is {}, but must be at least {MIN_MAX_BYTES}", self.max_bytes);
-        let no_path = "path is empty, but must name a folder".to_owned();
-        let checks = [(self.max_bytes < MIN_MAX_BYTES, too_small), (self.path.as_os_str().is_empty(), no_path)];
-        checks.into_iter().filter(|(is_wrong, _)| *is_wrong).map(|(_, message)| BuildError(message)).collect()
+        let too_small = format!("{} is too small: it must be at least {MIN_MAX_BYTES}", self.max_bytes);
+        let no_path = "empty; it must name a folder".to_owned();
+        let checks = [
+            (self.max_bytes < MIN_MAX_BYTES, "max_bytes", too_small),
+            (self.path.as_os_str().is_empty(), "path", no_path),
+        ];
+        let wrong = checks.into_iter().filter(|(is_wrong, ..)| *is_wrong);
+        wrong.map(|(_, key, message)| BuildError::at(key, message)).collect()
     }
 
-    async fn build(self) -> Result<Box<dyn Transport>, BuildError> {
+    async fn build(self, _context: &BuildContext) -> Result<Box<dyn Transport>, BuildError> {
         let path = self.path.clone();
         let opened = spawn_blocking(move || DiskTransport::open(&self)).await.expect("it does not panic");
         let transport = opened.map_err(|error| {
             let path = path_from_root(&path);
-            BuildError(format!(
+            BuildError::new(format!(
                 "cannot open the queue {}: {error}; make it a folder that the user of The Eye may write to, or set `path`",
                 path.display()
             ))
@@ -84,7 +89,7 @@ impl TransportConfig for DiskConfig {
         Ok(Box::new(transport))
     }
 
-    fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
+    fn dead_letters(&self) -> Option<Box<dyn DeadLetterStore>> {
         Some(Box::new(DiskDeadLetters::new(&self.path)))
     }
 }
@@ -157,8 +162,8 @@ impl Transport for DiskTransport {
         self.queue.write().unwrap_or_else(PoisonError::into_inner).take();
     }
 
-    fn is_durable(&self) -> bool {
-        true
+    fn dead_letters(&self) -> Option<Arc<dyn DeadLetterStore>> {
+        Some(Arc::new(DiskDeadLetters::new(self.log.path())))
     }
 
     fn custody(&self, consumer: &str) -> Custody {

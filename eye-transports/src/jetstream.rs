@@ -17,10 +17,11 @@ use std::time::Duration;
 use async_nats::jetstream::ContextBuilder;
 use async_trait::async_trait;
 use eye_core::ack::{Ack, Outcome, Receipt};
-use eye_core::dead_letter::DeadLetters;
+use eye_core::context::BuildContext;
+use eye_core::dead_letter::DeadLetterStore;
+use eye_core::error::BuildError;
 use eye_core::event::Event;
 use eye_core::health::Health;
-use eye_core::registry::BuildError;
 use eye_core::transport::{Custody, PublishError, Subscription, Transport, TransportConfig, TransportError};
 use eye_nats::connection::{self, Login, Secret, Server, ServerUrls};
 use eye_nats::dead_letters::{Keeper, StreamDeadLetters};
@@ -100,21 +101,26 @@ impl TransportConfig for JetStreamConfig {
 
     fn check(&self) -> Vec<BuildError> {
         let (max_bytes, replicas) = (self.max_bytes, self.replicas);
-        let no_name = "stream must be the name of a stream, without any of `.*>/\\ `".to_owned();
+        let no_name = "must be the name of a stream, without any of `.*>/\\ `".to_owned();
         let checks = [
-            (!is_name(&self.stream), no_name),
-            (replicas > 5, format!("replicas is {replicas}, but must be at most 5")),
-            (max_bytes < MIN_MAX_BYTES, format!("max_bytes is {max_bytes}, but must be at least {MIN_MAX_BYTES}")),
-            (i64::try_from(max_bytes).is_err(), format!("max_bytes is {max_bytes}, more than a stream can hold")),
+            (!is_name(&self.stream), "stream", no_name),
+            (replicas > 5, "replicas", format!("{replicas} is too large: it must be at most 5")),
+            (
+                max_bytes < MIN_MAX_BYTES,
+                "max_bytes",
+                format!("{max_bytes} is too small: it must be at least {MIN_MAX_BYTES}"),
+            ),
+            (i64::try_from(max_bytes).is_err(), "max_bytes", format!("{max_bytes} is more than a stream can hold")),
         ];
-        let wrong = checks.into_iter().filter(|(is_wrong, _)| *is_wrong).map(|(_, message)| BuildError(message));
+        let wrong = checks.into_iter().filter(|(is_wrong, ..)| *is_wrong);
+        let wrong = wrong.map(|(_, key, message)| BuildError::at(key, message));
         wrong.chain(self.login().check().err()).collect()
     }
 
-    async fn build(self) -> Result<Box<dyn Transport>, BuildError> {
+    async fn build(self, _context: &BuildContext) -> Result<Box<dyn Transport>, BuildError> {
         let server = Server::new(&self.login()).await?;
         let name = server.name();
-        let (client, events) = server.connect().await.map_err(|error| BuildError(error.to_string()))?;
+        let (client, events) = server.connect().await.map_err(|error| BuildError::new(error.to_string()))?;
         let (is_connected, connection) = watch::channel(false);
         let session = Arc::new(Session::new(
             ContextBuilder::new().timeout(PUBLISH_TIMEOUT).build(client.clone()),
@@ -129,10 +135,16 @@ impl TransportConfig for JetStreamConfig {
             AbortOnDropHandle::new(tokio::spawn(session.clone().keep(connection))),
         ];
         let room = Arc::new(Semaphore::new(MAX_WAITING_BYTES));
-        Ok(Box::new(JetStreamTransport { session, queue: RwLock::new(Some(sender)), room, _tasks: tasks }))
+        Ok(Box::new(JetStreamTransport {
+            session,
+            queue: RwLock::new(Some(sender)),
+            room,
+            login: self.login(),
+            _tasks: tasks,
+        }))
     }
 
-    fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
+    fn dead_letters(&self) -> Option<Box<dyn DeadLetterStore>> {
         Some(Box::new(StreamDeadLetters::new(self.login(), &self.stream)))
     }
 }
@@ -156,6 +168,7 @@ struct JetStreamTransport {
     queue: RwLock<Option<mpsc::UnboundedSender<Request>>>,
     /// A permit a byte, given back when the receipt is settled.
     room: Arc<Semaphore>,
+    login: Login,
     _tasks: [AbortOnDropHandle<()>; 2],
 }
 
@@ -210,8 +223,8 @@ impl Transport for JetStreamTransport {
         self.queue.write().unwrap_or_else(PoisonError::into_inner).take();
     }
 
-    fn is_durable(&self) -> bool {
-        true
+    fn dead_letters(&self) -> Option<Arc<dyn DeadLetterStore>> {
+        Some(Arc::new(StreamDeadLetters::new(self.login.clone(), self.session.stream_name())))
     }
 
     fn is_shared(&self) -> bool {

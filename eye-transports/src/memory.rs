@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use eye_core::ack::{Ack, Outcome, Receipt};
-use eye_core::batch::BatchLimits;
+use eye_core::context::BuildContext;
+use eye_core::error::BuildError;
 use eye_core::event::Event;
-use eye_core::registry::BuildError;
+use eye_core::transport::BatchLimits;
 use eye_core::transport::{Custody, Delivery, PublishError, Subscription, Transport, TransportConfig, TransportError};
 use serde::Deserialize;
 use tokio::sync::{Semaphore, mpsc};
@@ -35,7 +36,7 @@ impl Default for MemoryConfig {
 impl TransportConfig for MemoryConfig {
     const TYPE: &'static str = "memory";
 
-    async fn build(self) -> Result<Box<dyn Transport>, BuildError> {
+    async fn build(self, _context: &BuildContext) -> Result<Box<dyn Transport>, BuildError> {
         Ok(Box::new(MemoryTransport::new(self)))
     }
 }
@@ -67,7 +68,7 @@ impl Queue {
     fn send(&self, events: Vec<Event>, ack: Ack) {
         let count = events.len() as u64;
         self.counts.taken.fetch_add(count, Relaxed);
-        if self.sender.send(Delivery { events, ack }).is_err() {
+        if self.sender.send(Delivery { events, ack, position: None }).is_err() {
             self.counts.settled.fetch_add(count, Relaxed);
         }
     }

@@ -11,7 +11,9 @@
 //!
 //! All numbers are little-endian.
 
-use eye_core::event::{Event, EventFields};
+use std::sync::Arc;
+
+use eye_core::event::{Event, EventFields, Origin};
 use eye_core::timestamp::Timestamp;
 use uuid::Uuid;
 
@@ -115,14 +117,15 @@ impl Record<'_> {
     pub(crate) fn events(&self) -> Option<Vec<Event>> {
         let mut rest = self.payload;
         let mut events = Vec::new();
+        let origin = Arc::new(Origin::new("", None));
         while !rest.is_empty() {
-            events.push(decode_event(&mut rest)?);
+            events.push(decode_event(&mut rest, &origin)?);
         }
         (events.len() == self.count as usize).then_some(events)
     }
 }
 
-fn decode_event(rest: &mut &[u8]) -> Option<Event> {
+fn decode_event(rest: &mut &[u8], origin: &Arc<Origin>) -> Option<Event> {
     let header = rest.split_off(..EVENT_HEADER_BYTES)?;
     let micros = |at: usize| Timestamp::from_micros(i64::from_le_bytes(header[at..at + 8].try_into().ok()?));
     let mut lengths =
@@ -136,6 +139,7 @@ fn decode_event(rest: &mut &[u8]) -> Option<Event> {
         category: text()?,
         name: text()?,
         data: text()?,
+        origin,
     }))
 }
 

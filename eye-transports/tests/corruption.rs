@@ -10,9 +10,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use eye_core::ack::{Outcome, Rejection};
-use eye_core::batch::BatchLimits;
 use eye_core::event::Event;
 use eye_core::testkit::events;
+use eye_core::transport::BatchLimits;
 use eye_core::transport::{Subscription, Transport, TransportConfig};
 use eye_transports::disk::DiskConfig;
 use tempfile::TempDir;

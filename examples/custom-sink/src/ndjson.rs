@@ -15,10 +15,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use eye_core::error::BuildError;
 use eye_core::event::Event;
-use eye_core::registry::BuildError;
+use eye_core::event::EventKey;
 use eye_core::sink::{Sink, SinkConfig, WriteError, Written};
-use eye_core::store::EventKey;
 use eye_core::timestamp::Timestamp;
 use serde::Deserialize;
 use tokio::task::spawn_blocking;
@@ -38,11 +38,11 @@ impl SinkConfig for NdjsonConfig {
         let name = folder.display().to_string();
         match spawn_blocking(move || create(&folder)).await {
             Ok(Ok(folder)) => Ok(Box::new(NdjsonSink { folder: folder.into() })),
-            Ok(Err(error)) => Err(BuildError(format!(
+            Ok(Err(error)) => Err(BuildError::new(format!(
                 "cannot use the folder {name}: {error}; make the folder above it, and both writable for the user that \
                  runs The Eye, or set `folder` to another one"
             ))),
-            Err(panic) => Err(BuildError(panic.to_string())),
+            Err(panic) => Err(BuildError::new(panic.to_string())),
         }
     }
 }

@@ -8,10 +8,10 @@ use std::io::Write;
 use std::{iter, vec};
 
 use axum::body::Body;
+use eye_core::budget::Reservation;
 use eye_core::event::Event;
 use eye_core::store::EventPage;
 use futures_util::stream;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::include::Include;
 use super::links::PageLinks;
@@ -19,10 +19,10 @@ use super::links::PageLinks;
 /// A chunk is sent once it has this many bytes.
 pub(super) const CHUNK_BYTES: usize = 64 * 1024;
 
-/// Returns the answer's body. A page of one chunk has a known length, a larger one is streamed. `permit` is released when
+/// Returns the answer's body. A page of one chunk has a known length, a larger one is streamed. `unsent` is released when
 /// the page is sent or the client has disconnected.
-pub(super) fn page_body(page: EventPage, links: &PageLinks, include: Include, permit: OwnedSemaphorePermit) -> Body {
-    let mut chunks = PageChunks::new(page, links, include, permit);
+pub(super) fn page_body(page: EventPage, links: &PageLinks, include: Include, unsent: Reservation) -> Body {
+    let mut chunks = PageChunks::new(page, links, include, unsent);
     let first = chunks.next().unwrap_or_default();
     if chunks.ended {
         Body::from(first)
@@ -37,11 +37,11 @@ struct PageChunks {
     events: vec::IntoIter<Event>,
     include: Include,
     ended: bool,
-    _permit: OwnedSemaphorePermit,
+    _unsent: Reservation,
 }
 
 impl PageChunks {
-    fn new(page: EventPage, links: &PageLinks, include: Include, permit: OwnedSemaphorePermit) -> Self {
+    fn new(page: EventPage, links: &PageLinks, include: Include, unsent: Reservation) -> Self {
         let mut chunk = Vec::with_capacity(CHUNK_BYTES + 4096);
         chunk.extend_from_slice(b"{\"count\":");
         write!(chunk, "{}", page.count).expect("a Vec takes everything");
@@ -54,7 +54,7 @@ impl PageChunks {
         }
         push_key(&mut chunk, "results");
         chunk.push(b'[');
-        Self { chunk, events: page.events.into_iter(), include, ended: false, _permit: permit }
+        Self { chunk, events: page.events.into_iter(), include, ended: false, _unsent: unsent }
     }
 
     fn push_event(&mut self, event: &Event) {

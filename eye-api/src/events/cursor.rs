@@ -6,7 +6,8 @@
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use eye_core::event::EventId;
-use eye_core::store::{EventKey, PageStart};
+use eye_core::event::EventKey;
+use eye_core::store::PageStart;
 use eye_core::timestamp::Timestamp;
 
 /// The direction from a cursor's event to its page.

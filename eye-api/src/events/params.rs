@@ -212,7 +212,7 @@ fn cursor(value: &str) -> Result<PageStart, String> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use eye_core::event::EventId;
-    use eye_core::store::EventKey;
+    use eye_core::event::EventKey;
     use serde_json::json;
 
     use super::super::cursor::Direction;

@@ -46,6 +46,7 @@ pub fn sent_events() -> impl Strategy<Value = SentEvent> {
             category: &category,
             name: &name,
             data: &data.concat(),
+            origin: super::origin(),
         });
         SentEvent { json: spaced(&object(members), &spaces), event }
     })

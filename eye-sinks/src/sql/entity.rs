@@ -1,6 +1,8 @@
 //! The table `event`, as SeaORM sees it.
 
-use eye_core::event::{Event, EventFields};
+use std::sync::{Arc, LazyLock};
+
+use eye_core::event::{Event, EventFields, Origin};
 use eye_core::timestamp::Timestamp;
 use sea_orm::entity::prelude::*;
 use sea_orm::{DbBackend, FromQueryResult, QueryResult, RuntimeErr};
@@ -66,6 +68,8 @@ impl FromQueryResult for StoredEvent {
     }
 }
 
+static ORIGIN: LazyLock<Arc<Origin>> = LazyLock::new(|| Arc::new(Origin::new("", None)));
+
 fn event<'r, R, T>(row: &'r R, micros: fn(T) -> i64) -> Result<Event, sqlx::Error>
 where
     R: Row,
@@ -86,5 +90,6 @@ where
         category: row.try_get(4)?,
         name: row.try_get(5)?,
         data: row.try_get(6)?,
+        origin: &ORIGIN,
     }))
 }

@@ -3,7 +3,8 @@
 mod count;
 
 use eye_core::event::Event;
-use eye_core::store::{EventFilter, EventKey, EventPage, EventQuery, MAX_PAGE_BYTES, MAX_PAGE_EVENTS, PageStart};
+use eye_core::event::EventKey;
+use eye_core::store::{EventFilter, EventPage, EventQuery, MAX_PAGE_BYTES, MAX_PAGE_EVENTS, PageStart};
 use eye_core::timestamp::Timestamp;
 use futures_util::TryStreamExt;
 use sea_orm::sea_query::extension::mysql::{IndexHintScope, MySqlSelectStatementExt};

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use eye_core::event::Event;
-use eye_core::store::EventKey;
+use eye_core::event::EventKey;
 
 /// Rows that a statement may have, largest first. 512 events have 3,584 values; SQLite takes 32,766, MySQL 65,535. Each
 /// half of the one before, so that a batch needs few statements.

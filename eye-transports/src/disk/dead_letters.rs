@@ -14,7 +14,7 @@ use std::time::UNIX_EPOCH;
 
 use async_trait::async_trait;
 use eye_core::ack::Rejection;
-use eye_core::dead_letter::{DeadLetter, DeadLetterError, DeadLetters};
+use eye_core::dead_letter::{DeadLetter, DeadLetterError, DeadLetterStore, NewDeadLetter};
 use eye_core::event::Event;
 use eye_core::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -154,7 +154,11 @@ impl DiskDeadLetters {
 }
 
 #[async_trait]
-impl DeadLetters for DiskDeadLetters {
+impl DeadLetterStore for DiskDeadLetters {
+    async fn put(&self, _letters: &[NewDeadLetter]) -> Result<(), DeadLetterError> {
+        Err(DeadLetterError("the queue writes its dead letters itself".to_owned()))
+    }
+
     async fn page(&self, after: Option<&str>) -> Result<Vec<DeadLetter>, DeadLetterError> {
         let not_one = |after| DeadLetterError(format!("`{after}` is not the id of a dead letter"));
         let after = after.map(|after| Id::parse(after).ok_or_else(|| not_one(after))).transpose()?;

@@ -300,7 +300,7 @@ impl State {
             at_start: account.at_start,
             pending: (self.next - cursor).saturating_sub(missing_ahead),
             missing: account.missing,
-            in_stream: None,
+            shared_backlog: None,
         }
     }
 

@@ -9,8 +9,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use eye_core::batch::BatchLimits;
 use eye_core::event::Event;
+use eye_core::transport::BatchLimits;
 
 use super::files;
 use super::log::{Log, described, find_record};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use eye_core::ack::{Ack, Outcome, Receipt};
-use eye_core::batch::BatchLimits;
+use eye_core::transport::BatchLimits;
 use eye_core::transport::{Delivery, Subscription};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -166,7 +166,7 @@ impl DiskSubscription {
         let events = self.ahead.range(..count).map(|(_, event)| event.clone()).collect();
         let (settle, receipt) = Receipt::pair();
         self.given = Some((count, receipt));
-        Delivery { events, ack: Ack::new(settle) }
+        Delivery { events, ack: Ack::new(settle), position: None }
     }
 
     /// Waits, or until the queue is closed: then true.

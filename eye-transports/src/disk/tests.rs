@@ -6,9 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Instant;
 
 use eye_core::ack::Rejection;
-use eye_core::batch::BatchLimits;
 use eye_core::health::{HealthBoard, State};
 use eye_core::testkit::{self, events};
+use eye_core::transport::BatchLimits;
 use tempfile::TempDir;
 
 use super::*;

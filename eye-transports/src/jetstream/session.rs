@@ -66,7 +66,7 @@ pub(super) struct Counts {
     pub(super) taken: AtomicU64,
     pub(super) pending: AtomicU64,
     /// Messages, and all that the server has for it, when it was last looked at.
-    in_stream: AtomicU64,
+    shared_backlog: AtomicU64,
 }
 
 /// What all parts of a transport share.
@@ -165,7 +165,7 @@ impl Session {
         Custody {
             taken: counts.taken.load(Relaxed),
             pending: counts.pending.load(Relaxed),
-            in_stream: is_here.then(|| counts.in_stream.load(Relaxed)),
+            shared_backlog: is_here.then(|| counts.shared_backlog.load(Relaxed)),
             ..Custody::default()
         }
     }
@@ -302,7 +302,7 @@ impl Session {
                 found = self.find_consumer(name).await?;
                 standstill.made_anew();
             }
-            counts.in_stream.store(found.num_pending + found.num_ack_pending as u64, Relaxed);
+            counts.shared_backlog.store(found.num_pending + found.num_ack_pending as u64, Relaxed);
         }
         Ok(info)
     }

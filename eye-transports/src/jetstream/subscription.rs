@@ -10,8 +10,8 @@ use async_nats::jetstream::AckKind;
 use async_trait::async_trait;
 use bytes::Bytes;
 use eye_core::ack::{Ack, Outcome, Rejection};
-use eye_core::batch::BatchLimits;
 use eye_core::event::Event;
+use eye_core::transport::BatchLimits;
 use eye_core::transport::{Delivery, Subscription};
 use eye_nats::connection::flush;
 use eye_nats::dead_letters::Refused;
@@ -215,7 +215,11 @@ impl Desk {
             }
             let Message { held, events } = hand.ahead.pop_front().expect("it is the front");
             let desk = self.clone();
-            deliveries.push(Delivery { events, ack: Ack::new(move |outcome| desk.settle(held, outcome)) });
+            deliveries.push(Delivery {
+                events,
+                ack: Ack::new(move |outcome| desk.settle(held, outcome)),
+                position: None,
+            });
         }
         deliveries
     }

@@ -2,9 +2,9 @@ use async_nats::Client;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{FromConsumer, Info, pull};
 use async_nats::jetstream::stream::{Config, Stream};
-use eye_core::batch::BatchLimits;
 use eye_core::health::{HealthBoard, State as Health};
 use eye_core::testkit::{self, assert_same_events, event, event_with, events};
+use eye_core::transport::BatchLimits;
 use eye_core::transport::Delivery;
 use eye_harness::{NatsServer, eventually};
 use eye_nats::connection::Change;
@@ -139,7 +139,7 @@ async fn the_books_tell_what_the_stream_holds_while_it_is_known() {
     let mut server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     let is = async |fixture: &Fixture, expected| {
-        let is_so = async || fixture.transport.custody("store").in_stream == expected;
+        let is_so = async || fixture.transport.custody("store").shared_backlog == expected;
         eventually(&format!("{expected:?} messages"), DEADLINE, is_so).await;
     };
     fixture.publish(events(0, 3)).await;

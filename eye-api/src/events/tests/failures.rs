@@ -1,37 +1,23 @@
 //! Stores that cannot answer, and the bounds on queries.
 
 use async_trait::async_trait;
-use eye_core::sink::{WriteError, Written};
-use eye_core::store::EventStore;
 use tokio::sync::Notify;
 
 use super::*;
 
 /// A store that answers as its variant says.
-enum StubSink {
+enum StubStore {
     Fails(fn() -> StoreError),
     Never,
-    HasNoStore,
     WaitsFor { entered: Notify, leave: Notify },
 }
 
 #[async_trait]
-impl Sink for StubSink {
-    async fn write(&self, _batch: &[Event]) -> Result<Written, WriteError> {
-        unreachable!("the API writes nothing")
-    }
-
-    fn store(&self) -> Option<&dyn EventStore> {
-        (!matches!(self, Self::HasNoStore)).then_some(self as &dyn EventStore)
-    }
-}
-
-#[async_trait]
-impl EventStore for StubSink {
-    async fn query(&self, _query: EventQuery) -> Result<EventPage, StoreError> {
+impl EventStore for StubStore {
+    async fn page(&self, _query: EventQuery) -> Result<EventPage, StoreError> {
         match self {
             Self::Fails(error) => Err(error()),
-            Self::Never | Self::HasNoStore => std::future::pending().await,
+            Self::Never => std::future::pending().await,
             Self::WaitsFor { entered, leave } => {
                 entered.notify_one();
                 leave.notified().await;
@@ -50,21 +36,20 @@ async fn store_failure_is_answered_without_its_reason() {
     let unavailable = || StoreError::Unavailable { reason: "10.0.0.7 refused".into() };
     let failed = || StoreError::Failed { reason: "syntax at secret".into() };
     let cases = [
-        (StubSink::Fails(unavailable), 503, r#"{"detail":"The store is unavailable or too busy. Try again."}"#),
+        (StubStore::Fails(unavailable), 503, r#"{"detail":"The store is unavailable or too busy. Try again."}"#),
         (
-            StubSink::Fails(failed),
+            StubStore::Fails(failed),
             500,
             r#"{"detail":"The store could not answer the query. The server's log says why."}"#,
         ),
-        (StubSink::HasNoStore, 500, r#"{"detail":"The store could not answer the query. The server's log says why."}"#),
         (
-            StubSink::Never,
+            StubStore::Never,
             503,
             r#"{"detail":"The query took too long. Try again, or ask for less with a filter or a smaller `limit`."}"#,
         ),
     ];
-    for (sink, status, body) in cases {
-        let api = app(Arc::new(sink), &config(1, 1), false);
+    for (store, status, body) in cases {
+        let api = app(Arc::new(store), &config(1, 1), false);
         for _again in 0..2 {
             let answer = get(&api, "/api/event/").await;
             assert_eq!((answer.status.as_u16(), answer.text.as_str()), (status, body));
@@ -76,9 +61,9 @@ async fn store_failure_is_answered_without_its_reason() {
 
 #[tokio::test]
 async fn query_above_the_bound_gets_503() {
-    let sink = Arc::new(StubSink::WaitsFor { entered: Notify::new(), leave: Notify::new() });
-    let StubSink::WaitsFor { entered, leave } = &*sink else { unreachable!() };
-    let api = app(sink.clone(), &config(1, 60_000), false);
+    let store = Arc::new(StubStore::WaitsFor { entered: Notify::new(), leave: Notify::new() });
+    let StubStore::WaitsFor { entered, leave } = &*store else { unreachable!() };
+    let api = app(store.clone(), &config(1, 60_000), false);
     let first = tokio::spawn({
         let api = api.clone();
         async move { get(&api, "/api/event/").await }
@@ -108,8 +93,9 @@ async fn unread_pages_hold_up_only_large_ones() {
         category: "large",
         name: "n",
         data: &format!("\"{}\"", "x".repeat(MAX_PAGE_BYTES)),
+        origin: &ORIGIN,
     });
-    let api = api(MemorySink::with([large, event(2)]));
+    let api = api(MemoryStore::with([large, event(2)]));
     let ask = |url: &'static str| api.clone().oneshot(Request::get(url).body(Body::empty()).unwrap());
 
     let mut unread = Vec::new();
@@ -119,7 +105,7 @@ async fn unread_pages_hold_up_only_large_ones() {
             break;
         }
         unread.push(answer);
-        assert!(unread.len() * MAX_PAGE_BYTES <= MAX_UNSENT_BYTES, "no bound");
+        assert!(unread.len() * MAX_PAGE_BYTES <= MAX_UNSENT_BYTES as usize, "no bound");
     }
     assert!(unread.len() >= 4, "several are possible");
     assert_eq!(ask("/api/event/?category=even").await.unwrap().status(), StatusCode::OK);

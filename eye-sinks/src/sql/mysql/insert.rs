@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use chrono::NaiveDateTime;
 use eye_core::event::Event;
-use eye_core::store::EventKey;
+use eye_core::event::EventKey;
 use eye_core::timestamp::Timestamp;
 use sqlx::mysql::MySqlConnection;
 use uuid::Uuid;

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use eye_core::event::Event;
+use eye_core::event::EventKey;
 use eye_core::mutant;
-use eye_core::store::EventKey;
 use eye_core::timestamp::Timestamp;
 use sqlx::Sqlite;
 use sqlx::query::Query;

@@ -7,13 +7,13 @@ use std::process;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use axum::http::Method;
-use axum::routing::any_service;
 use eye_api::events::QueryConfig;
 use eye_api::{audit, events, health, index, metrics};
+use eye_core::context::{BuildContext, Extensions};
 use eye_core::health::HealthBoard;
 use eye_core::pipeline::Pipeline;
-use eye_http::mount::{Mount, Mounts, Scope};
+use eye_core::sink::BuiltSink;
+use eye_http::mount::{MountError, Mounts};
 use eye_http::server::Server;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -42,9 +42,10 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let summary = config.to_string();
     let server = Server::bind(config.server.clone()).await?;
     let board = HealthBoard::default();
-    let pipeline = Pipeline::build(config.pipeline, config.writer, &board).await?;
-
-    let mounts = mounts(&pipeline, &config.query, config.server.trust_proxy, board)?;
+    let (mounts, extensions) = (Mounts::default(), Extensions::default());
+    extensions.insert(mounts.clone());
+    let pipeline = Pipeline::build(config.pipeline, &config.writer, &board, &extensions).await?;
+    add_endpoints(&mounts, &pipeline, &config.query, config.server.trust_proxy, board)?;
     let app = mounts.router("Events are at /api/event/.");
 
     let address = server.local_addr();
@@ -86,30 +87,20 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Registers the endpoints of the sources and of the API.
-fn mounts(pipeline: &Pipeline, query: &QueryConfig, trust_proxy: bool, board: HealthBoard) -> anyhow::Result<Mounts> {
-    let mounts = Mounts::default();
-    for router in pipeline.routes() {
-        mounts.add(Mount {
-            owner: "sources".to_owned(),
-            path: "/api/event/".to_owned(),
-            methods: vec![Method::POST],
-            scope: Scope::Write,
-            router: any_service(router),
-        })?;
-    }
-    if let Some(sink) = pipeline.query_sink() {
-        mounts.add(events::mount(sink, query, trust_proxy))?;
-    }
-    for mount in
-        [audit::mount(pipeline.accounts().clone()), metrics::mount(pipeline.accounts().clone()), index::mount()]
-    {
-        mounts.add(mount)?;
-    }
-    for mount in health::mounts(board) {
-        mounts.add(mount)?;
-    }
-    Ok(mounts)
+/// Registers the endpoints of the API.
+fn add_endpoints(
+    mounts: &Mounts,
+    pipeline: &Pipeline,
+    query: &QueryConfig,
+    trust_proxy: bool,
+    board: HealthBoard,
+) -> Result<(), MountError> {
+    let accounting = pipeline.accounting();
+    let [livez, readyz] = health::mounts(board);
+    let endpoints =
+        [index::mount(), livez, readyz, audit::mount(accounting.clone()), metrics::mount(accounting.clone())];
+    let events = pipeline.store().map(|store| events::mount(store, query, trust_proxy));
+    endpoints.into_iter().chain(events).try_for_each(|mount| mounts.add(mount))
 }
 
 /// Brings every sink's schema up to date.
@@ -117,9 +108,9 @@ fn mounts(pipeline: &Pipeline, query: &QueryConfig, trust_proxy: bool, board: He
 /// # Errors
 /// At the first sink that cannot be prepared.
 pub(crate) async fn migrate(config: Config) -> anyhow::Result<()> {
-    for configured in config.pipeline.sinks {
+    for (configured, _settings) in config.pipeline.sinks {
         let key = configured.key().to_owned();
-        let sink = configured.build().await?;
+        let BuiltSink { sink, .. } = configured.build(&BuildContext::standalone(&key)).await?;
         sink.prepare().await.with_context(|| format!("{key}: not migrated"))?;
         sink.close().await.with_context(|| key.clone())?;
         crate::print_line(&format!("{key}: up to date"))?;

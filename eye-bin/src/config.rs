@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use eye_api::events::QueryConfig;
-use eye_core::config::{ConfigErrors, Document, PipelineConfig};
+use eye_config::{ConfigErrors, Document};
+use eye_core::pipeline_config::PipelineConfig;
 use eye_core::registry::Registry;
 use eye_core::writer::WriterConfig;
 use eye_http::config::ServerConfig;
@@ -71,7 +72,7 @@ impl Config {
         let sentry = document.section("sentry");
         let query = document.section("query");
         let writer = document.section("writer");
-        let pipeline = document.into_pipeline(registry)?;
+        let pipeline = PipelineConfig::read(document, registry)?;
         Ok(Self { file, shutdown_timeout, server, sentry, query, writer, pipeline })
     }
 }

@@ -10,9 +10,9 @@ use std::io::{self, ErrorKind};
 use std::iter;
 
 use anyhow::{Context, bail};
-use eye_core::config::PipelineConfig;
 use eye_core::dead_letter::{DeadLetter, DeadLetterStore};
 use eye_core::json::{JsonText, Scanner};
+use eye_core::pipeline_config::PipelineConfig;
 use eye_core::timestamp::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;

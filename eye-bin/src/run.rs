@@ -108,9 +108,10 @@ fn add_endpoints(
 /// # Errors
 /// At the first sink that cannot be prepared.
 pub(crate) async fn migrate(config: Config) -> anyhow::Result<()> {
-    for (configured, _settings) in config.pipeline.sinks {
-        let key = configured.key().to_owned();
-        let BuiltSink { sink, .. } = configured.build(&BuildContext::standalone(&key)).await?;
+    for configured in config.pipeline.sinks {
+        let component = configured.component;
+        let key = component.key().to_owned();
+        let BuiltSink { sink, .. } = component.build(&BuildContext::standalone(&key)).await?;
         sink.prepare().await.with_context(|| format!("{key}: not migrated"))?;
         sink.close().await.with_context(|| key.clone())?;
         crate::print_line(&format!("{key}: up to date"))?;

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use serde::de::Error as _;
+use serde::de::{Error as _, Unexpected};
 use serde::{Deserialize, Deserializer};
 
 use crate::event::Event;
@@ -32,7 +32,11 @@ struct ValueLists {
 /// Refuses an empty list, which would exclude every event or none.
 fn at_least_one_value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<HashSet<String>>, D::Error> {
     let values = HashSet::<String>::deserialize(deserializer)?;
-    if values.is_empty() { Err(D::Error::invalid_length(0, &"at least one value")) } else { Ok(Some(values)) }
+    if values.is_empty() {
+        Err(D::Error::invalid_value(Unexpected::Seq, &"at least one value"))
+    } else {
+        Ok(Some(values))
+    }
 }
 
 impl ValueLists {

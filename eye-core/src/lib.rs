@@ -9,7 +9,6 @@ pub mod ack;
 pub mod backoff;
 mod batch;
 pub mod budget;
-pub mod config;
 pub mod context;
 pub mod counters;
 pub mod dead_letter;
@@ -20,6 +19,7 @@ pub mod health;
 pub mod json;
 pub mod mutant;
 pub mod pipeline;
+pub mod pipeline_config;
 pub mod refusals;
 pub mod registry;
 pub mod sink;
@@ -30,3 +30,6 @@ pub mod testkit;
 pub mod timestamp;
 pub mod transport;
 pub mod writer;
+
+/// Configuration files, for plug-ins: they need no dependency of their own on `eye-config`.
+pub use eye_config as config;

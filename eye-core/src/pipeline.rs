@@ -9,11 +9,12 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::accounting::Accounting;
-use crate::config::{PipelineConfig, SinkSettings};
 use crate::context::{BuildContext, Extensions, SourceContext};
 use crate::counters::SinkCounters;
 use crate::error::BuildError;
+use crate::filter::SinkFilter;
 use crate::health::{Health, HealthBoard};
+use crate::pipeline_config::{ConfiguredSink, PipelineConfig};
 use crate::refusals::Refusals;
 use crate::sink::{BuiltSink, Sink};
 use crate::source::{Outlet, Source, SourceError};
@@ -57,17 +58,17 @@ impl Pipeline {
             store: None,
             shutdown: shutdown.clone(),
         };
-        for (configured, settings) in config.sinks {
+        for ConfiguredSink { component, writer: overrides, filter } in config.sinks {
             let health = match pipeline.transport.is_durable() {
-                true => board.optional_component(configured.key()),
-                false => board.component(configured.key()),
+                true => board.optional_component(component.key()),
+                false => board.component(component.key()),
             };
-            let name = configured.name().to_owned();
-            let BuiltSink { sink, store } = configured.build(&context(&health)).await?;
+            let name = component.name().to_owned();
+            let BuiltSink { sink, store } = component.build(&context(&health)).await?;
             if config.query_sink.as_ref() == Some(&name) {
                 pipeline.store = store;
             }
-            pipeline.add_writer(name, sink, health, settings, writer).await?;
+            pipeline.add_writer(name, sink, health, &writer.with(&overrides), filter).await?;
         }
         for configured in config.sources {
             let health = board.component(configured.key());
@@ -86,11 +87,10 @@ impl Pipeline {
         name: String,
         sink: Arc<dyn Sink>,
         health: Health,
-        settings: SinkSettings,
-        defaults: &WriterConfig,
+        config: &WriterConfig,
+        filter: SinkFilter,
     ) -> Result<(), PipelineError> {
         let subscription = self.transport.subscribe(&name).await.map_err(PipelineError::Transport)?;
-        let config = defaults.with(&settings.writer);
         let counters = Arc::new(SinkCounters::default());
         self.accounting.sinks.push((name, counters.clone()));
         let key = health.name().to_owned();
@@ -99,7 +99,7 @@ impl Pipeline {
             refusals: Refusals::new(&*key),
             health,
             counters,
-            filter: settings.filter,
+            filter,
             limits: config.batch_limits(self.transport.default_max_wait()),
             retry_for: config.retry_for(),
             dead_letters: self.transport.dead_letters(),

@@ -6,11 +6,12 @@
 use std::fmt;
 
 use async_trait::async_trait;
+use eye_config::Section;
 
-use crate::config::Section;
 use crate::context::{BuildContext, SourceContext};
 use crate::dead_letter::DeadLetterStore;
 use crate::error::BuildError;
+use crate::pipeline_config::key_faults;
 use crate::sink::{BuiltSink, Sink, SinkConfig};
 use crate::source::{Source, SourceConfig};
 use crate::transport::{Transport, TransportConfig};
@@ -35,7 +36,8 @@ impl Registry {
     /// When a source of that type name is registered already.
     #[must_use]
     pub fn source<C: SourceConfig>(mut self) -> Self {
-        self.sources.add(C::TYPE, false, |section| Some(Box::new(section.read(C::check)?)));
+        self.sources
+            .add(C::TYPE, false, |section| Some(Box::new(section.read(|config| key_faults(C::check(config)))?)));
         self
     }
 
@@ -45,7 +47,8 @@ impl Registry {
     /// When a transport of that type name is registered already.
     #[must_use]
     pub fn transport<C: TransportConfig>(mut self) -> Self {
-        self.transports.add(C::TYPE, false, |section| Some(Box::new(section.read(C::check)?)));
+        self.transports
+            .add(C::TYPE, false, |section| Some(Box::new(section.read(|config| key_faults(C::check(config)))?)));
         self
     }
 

@@ -1,6 +1,6 @@
 //! The `[server]` section of the configuration.
 
-use eye_core::config::at_least_one;
+use eye_config::at_least_one;
 use serde::de::{Error as _, Unexpected};
 use serde::{Deserialize, Deserializer};
 

@@ -56,7 +56,7 @@ impl Mount {
 
 /// Two mounts that serve one method of one path.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{owner} serves {method} {path}, but so does {other}: remove one of the two")]
+#[error("{other} serves {method} {path} already, so {owner} cannot: remove one of the two")]
 pub struct MountError {
     /// The owner of the mount that was refused.
     pub owner: String,

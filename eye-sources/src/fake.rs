@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use eye_core::ack::{Ack, Outcome, Receipt};
-use eye_core::event::Event;
+use eye_core::event::{Event, EventLimits, Origin, ParseContext};
+use eye_core::timestamp::Timestamp;
 use eye_core::transport::{Custody, PublishError, Subscription, Transport, TransportError};
 
 /// What the transport does with what is published.
@@ -80,4 +81,10 @@ impl Transport for FakeTransport {
     fn custody(&self, _: &str) -> Custody {
         unreachable!("a source does not ask")
     }
+}
+
+/// The context of events for tests of decoding.
+pub(crate) fn parse_context() -> ParseContext {
+    let origin = Arc::new(Origin::new("test", None));
+    ParseContext { received_at: Timestamp::MIN, origin, limits: EventLimits::default() }
 }

@@ -9,6 +9,7 @@ mod unread;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use eye_core::context::SourceContext;
 use eye_core::dead_letter::DeadLetterStore;
 use eye_core::error::BuildError;
 use eye_core::source::{Outlet, Source, SourceConfig, SourceError};
@@ -19,7 +20,7 @@ use eye_nats::stream::is_name;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::handover::{Handover, check_pending};
+use crate::ingestor::{Ingestor, check_pending};
 
 use self::message::Intake;
 
@@ -135,9 +136,9 @@ impl SourceConfig for NatsConfig {
             .collect()
     }
 
-    async fn build(self) -> Result<Box<dyn Source>, BuildError> {
+    async fn build(self, context: &SourceContext) -> Result<Box<dyn Source>, BuildError> {
         let server = Server::new(&self.login()).await?;
-        Ok(Box::new(NatsSource { server, config: self }))
+        Ok(Box::new(NatsSource { server, config: self, outlet: context.outlet.clone() }))
     }
 
     fn dead_letters(&self) -> Option<Box<dyn DeadLetterStore>> {
@@ -198,18 +199,19 @@ fn check_subjects(subjects: &[String]) -> impl Iterator<Item = BuildError> {
 struct NatsSource {
     server: Server,
     config: NatsConfig,
+    outlet: Outlet,
 }
 
 #[async_trait]
 impl Source for NatsSource {
-    async fn run(self: Box<Self>, outlet: Outlet, shutdown: CancellationToken) -> Result<(), SourceError> {
-        let Self { server, config } = *self;
-        let handover = Handover {
+    async fn run(self: Box<Self>, shutdown: CancellationToken) -> Result<(), SourceError> {
+        let Self { server, config, outlet } = *self;
+        let ingestor = Ingestor {
             outlet,
             max_event_bytes: config.max_event_bytes,
             receipt_timeout: Duration::from_millis(config.receipt_timeout_ms),
         };
-        let intake = Intake { handover, max_body_bytes: config.max_body_bytes };
+        let intake = Intake { ingestor, max_body_bytes: config.max_body_bytes };
         match config.mode {
             Mode::Core => core::run(server, config, intake, shutdown).await,
             Mode::Jetstream => jetstream::run(server, config, intake, shutdown).await,

@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use eye_config::did_you_mean;
 use eye_core::store::{EventFilter, EventQuery, MAX_PAGE_EVENTS, PageStart};
 use eye_core::timestamp::Timestamp;
 use percent_encoding::percent_decode_str;
@@ -141,14 +142,8 @@ fn decode(encoded: &str) -> Option<String> {
 }
 
 fn unknown(name: &str) -> String {
-    let name = name.to_lowercase();
-    let nearest = NAMES
-        .iter()
-        .map(|known| (strsim::jaro_winkler(&name, known), known))
-        .filter(|(likeness, _)| *likeness > 0.85)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b));
-    match nearest {
-        Some((_, known)) => format!("Unknown parameter. Did you mean `{known}`?"),
+    match did_you_mean(name, NAMES) {
+        Some(known) => format!("Unknown parameter. Did you mean `{known}`?"),
         None => "Unknown parameter.".to_owned(),
     }
 }

@@ -383,7 +383,12 @@ fn a_byte_order_mark_is_skipped() {
 proptest! {
     #[test]
     fn a_valid_event_comes_through_unchanged(sent in strategy::sent_events()) {
-        let event = Event::parse(sent.json.as_bytes(), strategy::RECEIVED_AT, &EventLimits::default());
+        let context = ParseContext {
+            received_at: strategy::RECEIVED_AT,
+            origin: crate::testkit::origin().clone(),
+            limits: EventLimits::default(),
+        };
+        let event = Event::parse(sent.json.as_bytes(), &context);
         prop_assert_eq!(event, Ok(sent.event));
     }
 

@@ -11,10 +11,10 @@ use crate::transport::BatchLimits;
 #[serde(default)]
 pub struct WriterConfig {
     /// The most events of one batch. The events of a single request stay together even when they are more.
-    #[serde(deserialize_with = "crate::config::at_least_one")]
+    #[serde(deserialize_with = "eye_config::at_least_one")]
     pub max_events: usize,
     /// The most bytes of events of one batch, with the same exception.
-    #[serde(deserialize_with = "crate::config::at_least_one")]
+    #[serde(deserialize_with = "eye_config::at_least_one")]
     pub max_bytes: usize,
     /// The longest wait for a full batch, in milliseconds. 0 takes what arrived while the last batch was written.
     /// Default: 50 with the `disk` transport, where no producer waits for the sink, else 0.
@@ -42,7 +42,7 @@ pub struct WriterOverrides {
 }
 
 fn at_least_one<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
-    crate::config::at_least_one(deserializer).map(Some)
+    eye_config::at_least_one(deserializer).map(Some)
 }
 
 impl WriterConfig {

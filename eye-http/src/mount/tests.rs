@@ -98,7 +98,7 @@ fn taken_method_is_refused_with_both_owners() {
         let mounts = Mounts::default();
         mounts.add(mount("sources.a", "/events/", &[Method::POST])).unwrap();
         let error = mounts.add(mount("sources.b", path, &[Method::GET, Method::POST])).unwrap_err();
-        let expected = format!("sources.b serves POST {shared}, but so does sources.a: remove one of the two");
+        let expected = format!("sources.a serves POST {shared} already, so sources.b cannot: remove one of the two");
         assert_eq!(error.to_string(), expected);
         mounts.add(mount("sources.b", path, &[Method::GET])).unwrap();
     }

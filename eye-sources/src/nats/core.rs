@@ -9,7 +9,6 @@ use std::time::Duration;
 use async_nats::client::{PublishError, PublishErrorKind};
 use async_nats::connection::State;
 use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
-use axum::http::StatusCode;
 use bytes::{Bytes, BytesMut};
 use eye_core::refusals::Refusal;
 use eye_core::source::SourceError;
@@ -21,9 +20,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use crate::answer::Answer;
 use crate::decode::{Framing, NewIds};
-use crate::handover::Handled;
+use crate::ingestor::Ingested;
+use crate::verdict::{Answer, Verdict};
 
 use super::NatsConfig;
 use super::message::{Body, Intake, MAX_GROUP_BYTES, MAX_GROUP_MESSAGES, framing, message_id, readable};
@@ -154,7 +153,7 @@ impl Desk {
         let room = self.room.clone().try_acquire_many_owned(needed);
         match (room, message.reply) {
             (Ok(room), reply) => {
-                let new_ids = message_id(message.headers.as_ref()).map_or(NewIds::Minted, NewIds::From);
+                let new_ids = message_id(message.headers.as_ref()).map_or(NewIds::Random, NewIds::From);
                 self.add(&message.payload, Part { bytes, framing, new_ids, reply }, room);
             }
             (Err(_), Some(reply)) => self.office.answer(reply, Answer::retry(RETRY_AFTER, NO_ROOM)).await,
@@ -223,6 +222,19 @@ impl Desk {
     }
 }
 
+/// Returns the code in the header `Nats-Service-Error-Code` of a reply: the one that a POST is answered with.
+fn error_code(verdict: Verdict) -> Option<&'static str> {
+    match verdict {
+        Verdict::Accepted | Verdict::Partial => None,
+        Verdict::Invalid => Some("400"),
+        Verdict::TooSlow => Some("408"),
+        Verdict::TooLarge => Some("413"),
+        Verdict::Unsupported => Some("415"),
+        Verdict::Refused => Some("422"),
+        Verdict::RetryLater => Some("503"),
+    }
+}
+
 /// Where messages are worked on.
 struct Office {
     client: Client,
@@ -243,10 +255,10 @@ impl Office {
         let bodies = parts.iter().map(body).collect();
         let handled = self.intake.take(bodies, room).await;
         let mut lost = 0;
-        for (Part { reply, .. }, Handled { answer, .. }) in parts.into_iter().zip(handled) {
+        for (Part { reply, .. }, Ingested { answer, .. }) in parts.into_iter().zip(handled) {
             match reply {
                 Some(reply) => self.answer(reply, answer).await,
-                None if answer.status().is_server_error() => lost += 1,
+                None if answer.verdict() == Verdict::RetryLater => lost += 1,
                 None => {}
             }
         }
@@ -262,26 +274,24 @@ impl Office {
     }
 
     async fn answer(&self, reply: Subject, answer: Answer) {
-        let status = answer.status();
-        let sent = timeout(REPLY_TIMEOUT, self.reply(reply.clone(), status, answer.into_body())).await;
+        let verdict = answer.verdict();
+        let sent = timeout(REPLY_TIMEOUT, self.reply(reply.clone(), verdict, answer.into_body())).await;
         if sent.is_ok_and(|sent| sent.is_err_and(|error| error.kind() == PublishErrorKind::MaxPayloadExceeded)) {
             let detail = "Some events were refused; a message cannot hold the list. Send fewer at once.";
-            let answer = Answer::failure(status, detail);
-            let _ = timeout(REPLY_TIMEOUT, self.reply(reply, status, answer.into_body())).await;
+            let answer = Answer::failure(verdict, detail);
+            let _ = timeout(REPLY_TIMEOUT, self.reply(reply, verdict, answer.into_body())).await;
         }
     }
 
-    async fn reply(&self, reply: Subject, status: StatusCode, body: Bytes) -> Result<(), PublishError> {
-        if status.is_success() {
-            return self.client.publish(reply, body).await;
-        }
+    async fn reply(&self, reply: Subject, verdict: Verdict, body: Bytes) -> Result<(), PublishError> {
+        let Some(code) = error_code(verdict) else { return self.client.publish(reply, body).await };
         let mut headers = HeaderMap::new();
-        headers.insert("Nats-Service-Error-Code", status.as_str());
+        headers.insert("Nats-Service-Error-Code", code);
         self.client.publish_with_headers(reply, headers, body).await
     }
 
     fn note(&self, change: Change) {
-        let health = self.intake.handover.outlet.health();
+        let health = self.intake.ingestor.outlet.health();
         match change {
             Change::Connected => {
                 self.unread.note_read();
@@ -297,6 +307,6 @@ impl Office {
     }
 
     fn note_lost(&self, what: Refusal, count: usize) {
-        self.intake.handover.outlet.refusals().note(iter::repeat_n(what, count));
+        self.intake.ingestor.outlet.refusals().note(iter::repeat_n(what, count));
     }
 }

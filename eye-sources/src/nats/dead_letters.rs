@@ -3,8 +3,7 @@
 
 use bytes::Bytes;
 use eye_core::ack::Rejection;
-use eye_core::event::{EventId, EventLimits};
-use eye_core::timestamp::Timestamp;
+use eye_core::event::{EventId, ParseContext};
 use serde::de::IgnoredAny;
 
 use crate::decode::{Framing, NewIds, decode};
@@ -15,7 +14,7 @@ pub(super) struct Sifted {
     /// `None` where its content type is not one of events.
     pub(super) framing: Option<Framing>,
     pub(super) max_body_bytes: u32,
-    pub(super) limits: EventLimits,
+    pub(super) context: ParseContext,
     pub(super) new_ids: NewIds,
     /// What the store refused of the events that passed the gate.
     pub(super) refused: Vec<Rejection>,
@@ -49,19 +48,19 @@ impl Sifted {
         if self.payload.len() > self.max_body_bytes as usize {
             return whole(format!("The message has more than {} bytes (`max_body_bytes`).", self.max_body_bytes));
         }
-        let decoded = match decode(&self.payload, framing, Timestamp::now(), &self.limits, self.new_ids) {
+        let decoded = match decode(&self.payload, framing, &self.context, self.new_ids) {
             Ok(decoded) => decoded,
             Err(error) => return whole(error.to_string()),
         };
         if decoded.unlisted > 0 {
-            let refused = decoded.rejected.len() + decoded.unlisted;
+            let refused = decoded.invalid.len() + decoded.unlisted;
             return whole(format!(
                 "{refused} events of the message are refused, the first: {}",
-                decoded.rejected[0].errors
+                decoded.invalid[0].errors
             ));
         }
         let text = self.payload.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&self.payload);
-        let by_gate = decoded.rejected.iter().map(|event| {
+        let by_gate = decoded.invalid.iter().map(|event| {
             let text = text[event.text.clone()].trim_ascii();
             let with_id = with_id(text, self.new_ids.of(event.index));
             let payload = with_id.filter(|text| text.len() <= self.max_payload).unwrap_or_else(|| text.to_vec());
@@ -70,7 +69,7 @@ impl Sifted {
         let by_store = self.refused.iter().map(|Rejection { index, reason }| {
             let mut payload = serde_json::to_vec(&decoded.events[*index]).expect("an event can be written as JSON");
             // With what it had not when it came (its id, when it was received) there may be no room for it.
-            if payload.len() > self.max_payload && decoded.indices.len() + decoded.rejected.len() == 1 {
+            if payload.len() > self.max_payload && decoded.indices.len() + decoded.invalid.len() == 1 {
                 payload = self.payload.to_vec();
             }
             Letter { by: By::Store, reason: reason.to_string(), payload }
@@ -105,7 +104,7 @@ mod tests {
             payload: payload.into().into(),
             framing: Some(framing),
             max_body_bytes: 1 << 20,
-            limits: EventLimits::default(),
+            context: crate::fake::parse_context(),
             new_ids: NewIds::From(ID),
             refused: Vec::new(),
             max_payload: 1 << 20,

@@ -9,7 +9,6 @@ use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::context::GetStreamError;
 use async_nats::jetstream::{self, AckKind};
 use async_nats::{Client, Message, Subscriber};
-use axum::http::StatusCode;
 use bytes::Bytes;
 use eye_core::ack::Rejection;
 use eye_core::event::EventId;
@@ -32,7 +31,8 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use uuid::{Builder, Variant, Version};
 
 use crate::decode::NewIds;
-use crate::handover::Handled;
+use crate::ingestor::Ingested;
+use crate::verdict::Verdict;
 
 use super::NatsConfig;
 use super::dead_letters::{By, Sifted};
@@ -63,7 +63,7 @@ pub(super) async fn run(
 ) -> Result<(), SourceError> {
     let name = server.name();
     let (client, events) = server.connect().await.map_err(|error| SourceError(error.to_string()))?;
-    let health = intake.handover.outlet.health().clone();
+    let health = intake.ingestor.outlet.health().clone();
     let (is_connected, connection) = watch::channel(false);
     let watching = connection::watch(client.clone(), events, name, note(is_connected, health.clone()));
     let _watching = AbortOnDropHandle::new(tokio::spawn(watching));
@@ -247,10 +247,10 @@ impl Desk {
         let bodies = messages.iter().map(body).collect();
         let handled = self.at_work(&messages, self.intake.take(bodies, ())).await;
         let (mut stored, mut failed) = (Vec::new(), Vec::new());
-        for (message, Handled { answer, refused }) in messages.into_iter().zip(handled) {
-            match answer.status() {
-                StatusCode::CREATED => stored.push(message),
-                status if status.is_server_error() => failed.push(message),
+        for (message, Ingested { answer, refused }) in messages.into_iter().zip(handled) {
+            match answer.verdict() {
+                Verdict::Accepted => stored.push(message),
+                Verdict::RetryLater => failed.push(message),
                 _ => {
                     let taken = room.split(slice::from_ref(&message));
                     let (desk, dead_letters) = (self.clone(), dead_letters.clone());
@@ -268,12 +268,12 @@ impl Desk {
         let messages = slice::from_ref(&message);
         match self.at_work(messages, self.keep(&message, refused, dead_letters)).await {
             Ok(()) => {
-                self.intake.handover.outlet.refusals().note([KEPT]);
+                self.intake.ingestor.outlet.refusals().note([KEPT]);
                 self.tell(messages, AckKind::Term).await;
             }
             Err(error) => {
                 tracing::debug!(error, "a dead letter is not kept");
-                self.intake.handover.outlet.refusals().note([NOT_KEPT]);
+                self.intake.ingestor.outlet.refusals().note([NOT_KEPT]);
                 self.hand_back(messages).await;
             }
         }
@@ -311,7 +311,7 @@ impl Desk {
             payload: message.payload.clone(),
             framing: framing(message.headers.as_ref()),
             max_body_bytes: self.intake.max_body_bytes,
-            limits: self.intake.handover.limits(),
+            context: self.intake.ingestor.parse_context(self.intake.ingestor.outlet.origin().clone()),
             new_ids: new_ids(message),
             refused,
             max_payload: self.client.max_payload(),
@@ -319,7 +319,7 @@ impl Desk {
         let letters = spawn_blocking(move || from.letters()).await.expect("it does not panic, and is not cancelled");
         for (index, letter) in letters.into_iter().enumerate() {
             let refused_by = match letter.by {
-                By::Gate => self.intake.handover.outlet.health().name(),
+                By::Gate => self.intake.ingestor.outlet.health().name(),
                 By::Store => "transport",
             };
             let (reason, key) = (&letter.reason, format!("{place}:{index}"));
@@ -379,7 +379,7 @@ fn place(message: &Message) -> Option<Place<'_>> {
 /// From the message's own id, else from its place in the stream: the same whenever it is delivered.
 fn new_ids(message: &Message) -> NewIds {
     let id = message_id(message.headers.as_ref()).or_else(|| place(message).map(id_in_stream));
-    id.map_or(NewIds::Minted, NewIds::From)
+    id.map_or(NewIds::Random, NewIds::From)
 }
 
 /// A UUIDv8 of the time when a message was published, in nanoseconds, and its number.

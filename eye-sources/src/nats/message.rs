@@ -2,16 +2,14 @@
 //! would cost more than reading them.
 
 use async_nats::HeaderMap;
-use axum::http::StatusCode;
 use bytes::Bytes;
-use eye_core::event::{EventId, EventLimits};
+use eye_core::event::{EventId, ParseContext};
 use eye_core::refusals::Refusal;
-use eye_core::timestamp::Timestamp;
 use uuid::Uuid;
 
-use crate::answer::Answer;
 use crate::decode::{Decoded, Framing, INLINE_MAX_BYTES, NewIds, decode};
-use crate::handover::{Handled, Handover};
+use crate::ingestor::{Ingested, Ingestor};
+use crate::verdict::{Answer, Verdict};
 
 /// Messages that go on together: at most so many, and bytes of them, unless it is one. Fewer than half a batch of a sink,
 /// so that one is written while the next is read.
@@ -29,14 +27,14 @@ pub(super) struct Body {
 
 /// What all messages share.
 pub(super) struct Intake {
-    pub(super) handover: Handover,
+    pub(super) ingestor: Ingestor,
     pub(super) max_body_bytes: u32,
 }
 
 impl Intake {
     /// For each message the same answer as that to a POST of its payload. `room` is given back once the transport has
     /// the events.
-    pub(super) async fn take(&self, bodies: Vec<Body>, room: impl Send) -> Vec<Handled> {
+    pub(super) async fn take(&self, bodies: Vec<Body>, room: impl Send) -> Vec<Ingested> {
         let (mut decoded, mut refused) = (Vec::with_capacity(bodies.len()), Vec::new());
         for (index, body) in self.read(bodies).await.into_iter().enumerate() {
             match body {
@@ -47,7 +45,7 @@ impl Intake {
                 }
             }
         }
-        let mut handled = self.handover.publish_together(decoded, room).await;
+        let mut handled = self.ingestor.ingest_all(decoded, room).await;
         for (index, answer) in refused {
             handled.insert(index, answer.into());
         }
@@ -56,18 +54,16 @@ impl Intake {
 
     /// Notes a message of which nothing was taken.
     pub(super) fn note_refused(&self, answer: &Answer) {
-        let problem = answer.status().canonical_reason().unwrap_or("refused");
-        self.handover.outlet.refusals().note([Refusal { part: "message", problem }]);
+        let problem = answer.verdict().problem().unwrap_or("refused");
+        self.ingestor.outlet.refusals().note([Refusal { part: "message", problem }]);
     }
 
     /// `Err` where nothing can be taken of the whole message.
     async fn read(&self, bodies: Vec<Body>) -> Vec<Result<Decoded, Answer>> {
-        let (max_body_bytes, limits) = (self.max_body_bytes, self.handover.limits());
+        let max_body_bytes = self.max_body_bytes;
+        let context = self.ingestor.parse_context(self.ingestor.outlet.origin().clone());
         let bytes: usize = bodies.iter().map(|body| body.payload.len()).sum();
-        let read_all = move || {
-            let received_at = Timestamp::now();
-            bodies.into_iter().map(|body| read(&body, max_body_bytes, &limits, received_at)).collect()
-        };
+        let read_all = move || bodies.into_iter().map(|body| read(&body, max_body_bytes, &context)).collect::<Vec<_>>();
         match bytes {
             ..=MAX_GROUP_BYTES => read_all(),
             _ => {
@@ -78,10 +74,10 @@ impl Intake {
     }
 }
 
-fn read(body: &Body, max_body_bytes: u32, limits: &EventLimits, received_at: Timestamp) -> Result<Decoded, Answer> {
+fn read(body: &Body, max_body_bytes: u32, context: &ParseContext) -> Result<Decoded, Answer> {
     let framing = readable(body.framing, body.payload.len(), max_body_bytes)?;
-    let decoded = decode(&body.payload, framing, received_at, limits, body.new_ids);
-    decoded.map_err(|error| Answer::failure(StatusCode::BAD_REQUEST, &error.to_string()))
+    let decoded = decode(&body.payload, framing, context, body.new_ids);
+    decoded.map_err(|error| Answer::failure(Verdict::Invalid, &error.to_string()))
 }
 
 /// How to read so many bytes.
@@ -92,7 +88,7 @@ pub(super) fn readable(framing: Option<Framing>, bytes: usize, max_body_bytes: u
     let framing = framing.ok_or_else(unsupported_content_type)?;
     if bytes > max_body_bytes as usize {
         let detail = format!("A message may have at most {max_body_bytes} bytes (`max_body_bytes`).");
-        return Err(Answer::failure(StatusCode::PAYLOAD_TOO_LARGE, &detail));
+        return Err(Answer::failure(Verdict::TooLarge, &detail));
     }
     Ok(framing)
 }
@@ -107,7 +103,7 @@ pub(super) fn framing(headers: Option<&HeaderMap>) -> Option<Framing> {
 
 fn unsupported_content_type() -> Answer {
     let detail = "Send events as JSON or, with the header `Content-Type: application/x-ndjson`, one object a line.";
-    Answer::failure(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)
+    Answer::failure(Verdict::Unsupported, detail)
 }
 
 /// The UUID in the header `Nats-Msg-Id`, where it is one.

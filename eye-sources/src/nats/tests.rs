@@ -226,9 +226,9 @@ async fn of_messages_that_go_on_together_each_has_its_own_answer() {
     let refused = Rejection { index: 2, reason: "by the store".into() };
     let transport = FakeTransport::new(Told::Settle(Outcome::Rejected(vec![refused])));
     let outlet = Outlet::new(transport.clone(), HealthBoard::default().component("sources.bus"));
-    let handover = Handover { outlet, max_event_bytes: 1 << 20, receipt_timeout: DEADLINE };
-    let intake = Intake { handover, max_body_bytes: 1000 };
-    let body = |text: &str, framing| Body { payload: text.to_owned().into(), framing, new_ids: NewIds::Minted };
+    let ingestor = Ingestor { outlet, max_event_bytes: 1 << 20, receipt_timeout: DEADLINE };
+    let intake = Intake { ingestor, max_body_bytes: 1000 };
+    let body = |text: &str, framing| Body { payload: text.to_owned().into(), framing, new_ids: NewIds::Random };
     let json = Some(Framing::Json);
     let bodies = vec![
         body("{", json),

@@ -3,12 +3,12 @@
 use std::env::VarError;
 
 /// How a variable is looked up, such as by [`std::env::var`].
-pub(super) type Variables<'a> = dyn Fn(&str) -> Result<String, VarError> + 'a;
+pub(crate) type Variables<'a> = dyn Fn(&str) -> Result<String, VarError> + 'a;
 
 /// The text with every variable replaced, or what is wrong with it. The message repeats names only, never the text.
 ///
 /// As in a shell, `${VAR:-default}` is the default also where the variable is set but empty.
-pub(super) fn interpolate(text: &str, variable: &Variables<'_>) -> Result<String, String> {
+pub(crate) fn interpolate(text: &str, variable: &Variables<'_>) -> Result<String, String> {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find("${") {

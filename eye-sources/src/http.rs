@@ -16,10 +16,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use bytes::Bytes;
 use eye_core::budget::{ByteBudget, Reservation};
-use eye_core::context::SourceContext;
+
 use eye_core::error::BuildError;
 use eye_core::refusals::Refusal;
-use eye_core::source::{Source, SourceConfig};
+use eye_core::source::{Source, SourceConfig, SourceContext};
 use http_body_util::BodyExt;
 use serde::Deserialize;
 use tokio::time::timeout;

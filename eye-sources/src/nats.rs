@@ -12,10 +12,9 @@ mod refused;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use eye_core::context::SourceContext;
 use eye_core::dead_letter::DeadLetterStore;
 use eye_core::error::BuildError;
-use eye_core::source::{Outlet, Source, SourceConfig, SourceError};
+use eye_core::source::{Outlet, Source, SourceConfig, SourceContext, SourceError};
 use eye_nats::connection::{ConnectionSettings, Connector, Secret, ServerUrls};
 use eye_nats::connection_settings;
 use eye_nats::dead_letters::DeadLetterStream;

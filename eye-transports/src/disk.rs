@@ -141,7 +141,10 @@ impl Transport for DiskTransport {
         let requests = self.requests.read().unwrap_or_else(PoisonError::into_inner);
         let Some(requests) = requests.as_ref() else { return Err(PublishError::Closed) };
         let reserved = request.reserved_bytes();
-        self.log.reserve(reserved).map_err(|reason| PublishError::Full { reason, retry_after: RETRY_AFTER })?;
+        self.log
+            .capacity()
+            .reserve(reserved)
+            .map_err(|reason| PublishError::Full { reason, retry_after: RETRY_AFTER })?;
         // Fails if the writing thread has ended: the queue is broken, and the program stops.
         requests.send(request).map_err(|_| PublishError::Closed)?;
         Ok(receipt)
@@ -164,7 +167,7 @@ impl Transport for DiskTransport {
     }
 
     fn dead_letters(&self) -> Option<Arc<dyn DeadLetterStore>> {
-        Some(Arc::new(DiskDeadLetters::new(self.log.path())))
+        Some(Arc::new(DiskDeadLetters::new(&self.log.path)))
     }
 
     fn default_max_wait(&self) -> Duration {

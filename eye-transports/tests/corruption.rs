@@ -201,6 +201,9 @@ impl Stopped {
         for received in open_and_drain(folder.path(), Some(self.taken)).await {
             assert_eq!(received, events(self.taken, self.taken + 1), "{case}: the queue continues to work");
         }
+        for received in open_and_drain(folder.path(), None).await {
+            assert_eq!(received, [], "{case}: settled events do not come again");
+        }
         assert_eq!(take_errors().count, 0, "{case}: damage is reported once");
     }
 }

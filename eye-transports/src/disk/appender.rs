@@ -132,7 +132,10 @@ impl Appender {
             self.committed.send_replace(next);
             Outcome::Delivered
         } else {
-            self.log.disk_is_full(reserved);
+            let mut capacity = self.log.capacity();
+            capacity.release(reserved);
+            // Refuses requests until the next measurement.
+            capacity.set_free(0);
             Outcome::failed("the disk of the queue is full")
         };
         settles.into_iter().for_each(|settle| settle(outcome.clone()));
@@ -141,7 +144,7 @@ impl Appender {
 
     /// Writes and syncs the record. Returns false, and leaves no part of the record, if the disk is full.
     fn write(&mut self, count: u32) -> io::Result<bool> {
-        if self.file.is_none() || self.written >= self.log.segment_bytes() {
+        if self.file.is_none() || self.written >= self.log.segment_bytes {
             match self.log.new_segment() {
                 Ok((segment, file)) => (self.segment, self.file, self.written) = (segment, Some(file), 0),
                 Err(error) if is_full(&error) => return Ok(false),
@@ -167,7 +170,7 @@ impl Appender {
         Ok(true)
     }
 
-    /// Fails if the segment was removed or replaced: nobody could read the events that are written to it.
+    /// Fails if the segment was removed or replaced: events in it could not be read back.
     fn check_path(&self) -> io::Result<()> {
         let id = |metadata: Metadata| (metadata.dev(), metadata.ino());
         let file = self.file.as_ref().expect("a record was written to it");
@@ -198,11 +201,11 @@ impl Appender {
             let error = result.err().map(|error| error.to_string());
             // Logged once for each reason: a line a second would take the space that is lacking.
             if let Some(error) = error.as_ref().filter(|error| failure.as_ref() != Some(error)) {
-                tracing::warn!(component = "transport", error, "cannot {task} in {}", log.path().display());
+                tracing::warn!(component = "transport", error, "cannot {task} in {}", log.path.display());
             }
             *failure = error;
         }
-        let status = log.refusing().map_or(QueueStatus::Ready, QueueStatus::Full);
+        let status = log.capacity().refusing().map_or(QueueStatus::Ready, QueueStatus::Full);
         self.status.send_if_modified(|before| {
             let is_changed = *before != status;
             *before = status;

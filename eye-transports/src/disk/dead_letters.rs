@@ -77,38 +77,16 @@ impl fmt::Display for LetterId {
 /// Returns a number above those of all dead letters. Blocks.
 pub(super) fn next_number(queue: &Path) -> io::Result<u64> {
     let mut next = 0;
-    for id in LetterFolder::new(queue).ids()? {
+    for id in DiskDeadLetters::new(queue).ids()? {
         next = next.max(id?.number.saturating_add(1));
     }
     Ok(next)
 }
 
-/// The dead letters of one queue.
+/// The dead letters of one queue. The methods that are not async block.
+#[derive(Clone)]
 pub(super) struct DiskDeadLetters {
     queue: Arc<Path>,
-}
-
-impl DiskDeadLetters {
-    pub(super) fn new(queue: &Path) -> Self {
-        Self { queue: queue.into() }
-    }
-
-    /// Runs blocking work on a thread of its own.
-    async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&LetterFolder) -> io::Result<T> + Send + 'static,
-    ) -> Result<T, DeadLetterError> {
-        let queue = self.queue.clone();
-        let done = spawn_blocking(move || {
-            // A missing queue is an error: the path is probably relative, and the working directory another one.
-            fs::metadata(&queue)?;
-            work(&LetterFolder::new(&queue))
-        });
-        done.await.expect("the work does not panic").map_err(|error| {
-            let path = files::absolute(&self.queue);
-            DeadLetterError(format!("cannot access the dead letters of the queue {}: {error}", path.display()))
-        })
-    }
 }
 
 fn not_an_id(text: &str) -> DeadLetterError {
@@ -126,42 +104,66 @@ impl DeadLetterStore for DiskDeadLetters {
             let header = serde_json::to_vec(&header).expect("texts are JSON");
             contents.push((id.file_name(), files::seal(&[&header[..], payload].join(&b'\n'))));
         }
-        self.run(move |folder| folder.write(&contents)).await
+        self.run(move |letters| letters.write(&contents)).await
     }
 
     async fn page(&self, after: Option<&str>) -> Result<Vec<DeadLetter>, DeadLetterError> {
         let after = after.map(|after| LetterId::parse(after).ok_or_else(|| not_an_id(after))).transpose()?;
-        self.run(|folder| folder.page(after)).await
+        self.run(|letters| letters.read_page(after)).await
     }
 
     async fn get(&self, id: &str) -> Result<Option<DeadLetter>, DeadLetterError> {
         let id = LetterId::parse(id);
-        self.run(|folder| Ok(id.and_then(|id| folder.read(&id)))).await
+        self.run(|letters| Ok(id.and_then(|id| letters.read(&id)))).await
     }
 
     async fn delete(&self, id: &str) -> Result<bool, DeadLetterError> {
         let id = LetterId::parse(id);
-        self.run(|folder| id.map_or(Ok(false), |id| folder.delete(&id))).await
+        self.run(|letters| id.map_or(Ok(false), |id| letters.remove(&id))).await
     }
 }
 
-/// The folder of the letters, which is created with the first one. Every method blocks.
-struct LetterFolder(PathBuf);
+impl DiskDeadLetters {
+    pub(super) fn new(queue: &Path) -> Self {
+        Self { queue: queue.into() }
+    }
 
-impl LetterFolder {
-    fn new(queue: &Path) -> Self {
-        Self(queue.join(FOLDER))
+    /// Runs blocking work on a thread of its own.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, DeadLetterError> {
+        let letters = self.clone();
+        let done = spawn_blocking(move || {
+            // A missing queue is an error: the path is probably relative to another working directory.
+            fs::metadata(&letters.queue)?;
+            work(&letters)
+        });
+        done.await.expect("the work does not panic").map_err(|error| {
+            let path = files::absolute(&self.queue);
+            DeadLetterError(format!("cannot access the dead letters of the queue {}: {error}", path.display()))
+        })
+    }
+
+    /// Returns the folder of the letters. The first letter creates it.
+    fn folder(&self) -> PathBuf {
+        self.queue.join(FOLDER)
+    }
+
+    fn path(&self, id: &LetterId) -> PathBuf {
+        self.folder().join(id.file_name())
     }
 
     fn write(&self, contents: &[(String, Vec<u8>)]) -> io::Result<()> {
-        files::create_folder(&self.0)?;
-        contents.iter().try_for_each(|(name, content)| files::write_unsynced(&self.0, name, content))?;
-        files::sync_folder(&self.0)
+        let folder = self.folder();
+        files::create_folder(&folder)?;
+        contents.iter().try_for_each(|(name, content)| files::write_unsynced(&folder, name, content))?;
+        files::sync_folder(&folder)
     }
 
     /// Returns the ids of all letters, in no order.
     fn ids(&self) -> io::Result<impl Iterator<Item = io::Result<LetterId>>> {
-        let entries = match fs::read_dir(&self.0) {
+        let entries = match fs::read_dir(self.folder()) {
             Ok(entries) => Some(entries),
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             Err(error) => return Err(error),
@@ -173,7 +175,7 @@ impl LetterFolder {
         Ok(entries.into_iter().flatten().filter_map(id))
     }
 
-    fn page(&self, mut after: Option<LetterId>) -> io::Result<Vec<DeadLetter>> {
+    fn read_page(&self, mut after: Option<LetterId>) -> io::Result<Vec<DeadLetter>> {
         loop {
             let ids = self.first_after(after.as_ref())?;
             let mut bytes = 0;
@@ -208,10 +210,10 @@ impl LetterFolder {
         Ok(first.into_sorted_vec())
     }
 
-    /// Reads a letter; `None` if there is none. An unreadable or damaged file becomes a letter that states this as its
-    /// reason, so that it is listed, can be deleted, and hides no other letter.
+    /// Reads a letter; `None` if there is none. An unreadable or damaged file becomes a letter with this fault as its
+    /// reason. It is listed, can be deleted, and hides no other letter.
     fn read(&self, id: &LetterId) -> Option<DeadLetter> {
-        let path = self.0.join(id.file_name());
+        let path = self.path(id);
         let (reason, payload) = match fs::read(&path) {
             Ok(content) => match parse_letter(id, &content) {
                 Some(letter) => return Some(letter),
@@ -226,9 +228,9 @@ impl LetterFolder {
         Some(DeadLetter { id: id.to_string(), refused_by: refused_by(id), reason, time, payload })
     }
 
-    fn delete(&self, id: &LetterId) -> io::Result<bool> {
-        match fs::remove_file(self.0.join(id.file_name())) {
-            Ok(()) => files::sync_folder(&self.0).map(|()| true),
+    fn remove(&self, id: &LetterId) -> io::Result<bool> {
+        match fs::remove_file(self.path(id)) {
+            Ok(()) => files::sync_folder(&self.folder()).map(|()| true),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }

@@ -20,7 +20,10 @@ const CURSORS: &str = "cursors";
 
 /// A locked queue folder.
 pub(super) struct Log {
-    path: PathBuf,
+    pub(super) path: PathBuf,
+    /// The bytes after which a new segment begins. A partly settled segment is then a small part of the quota.
+    pub(super) segment_bytes: u64,
+    capacity: Mutex<Capacity>,
     state: Mutex<LogState>,
     /// Held while the cursors are saved.
     saving: Mutex<()>,
@@ -42,7 +45,6 @@ pub(super) struct LogState {
     consumers: BTreeMap<String, ConsumerAccount>,
     /// All consumers have subscribed, so segments before their cursors may be removed.
     is_started: bool,
-    capacity: Capacity,
 }
 
 /// The event counts of one consumer since startup.
@@ -78,8 +80,7 @@ impl Log {
             TryLockError::Error(error) => error,
         })?;
         let saved = read_saved(path)?;
-        let capacity = Capacity::new(max_bytes, min_free_bytes);
-        let mut state = LogState { cursors: saved.cursors, capacity, ..LogState::default() };
+        let mut state = LogState { cursors: saved.cursors, ..LogState::default() };
         for entry in fs::read_dir(path)? {
             let entry = entry?;
             if let Some(first) = entry.file_name().to_str().and_then(recovery::first_of_segment) {
@@ -93,22 +94,25 @@ impl Log {
         state.next = state.cursors.values().copied().fold(state.next.max(saved.next), u64::max);
         // The same holds for the numbers of dead letters, or a new letter would replace an old one.
         state.next = state.next.max(dead_letters::next_number(path)?);
-        let log = Self { path: path.to_owned(), state: Mutex::new(state), saving: Mutex::default(), _lock: lock };
+        let capacity = Capacity::new(max_bytes, min_free_bytes, state.segments.values().sum());
+        let log = Self {
+            path: path.to_owned(),
+            segment_bytes: (max_bytes / 16).min(64 * 1024 * 1024),
+            capacity: Mutex::new(capacity),
+            state: Mutex::new(state),
+            saving: Mutex::default(),
+            _lock: lock,
+        };
         log.measure_disk()?;
         Ok(log)
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
     }
 
     pub(super) fn segment_path(&self, first: u64) -> PathBuf {
         recovery::segment_path(&self.path, first)
     }
 
-    /// Returns the bytes after which a new segment begins. A partly consumed segment is a small part of the quota.
-    pub(super) fn segment_bytes(&self) -> u64 {
-        (self.lock().capacity.max_bytes() / 16).min(64 * 1024 * 1024)
+    pub(super) fn capacity(&self) -> MutexGuard<'_, Capacity> {
+        self.capacity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, LogState> {
@@ -127,43 +131,21 @@ impl Log {
         Ok((first, file))
     }
 
-    /// Reserves capacity for a write. Returns the reason for a refusal.
-    pub(super) fn reserve(&self, bytes: u64) -> Result<(), String> {
-        let mut state = self.lock();
-        let on_disk = state.on_disk();
-        state.capacity.reserve(on_disk, bytes)
-    }
-
-    /// Returns reserved capacity of a write that failed on a full disk. Refuses all requests until the next
-    /// measurement.
-    pub(super) fn disk_is_full(&self, reserved: u64) {
-        let mut state = self.lock();
-        state.capacity.release(reserved);
-        state.capacity.set_free(0);
-    }
-
     /// Adds a durable record of reserved capacity to a segment. Returns the number of the event after the record's
     /// last.
     pub(super) fn commit(&self, segment: u64, reserved: u64, bytes: u64, events: u32) -> u64 {
+        self.capacity().commit(reserved, bytes);
         let mut state = self.lock();
-        state.capacity.commit(reserved, bytes);
         state.next += u64::from(events);
         state.has_changed = true;
         *state.segments.entry(segment).or_default() += bytes;
         state.next
     }
 
-    /// Returns the reason for which requests are refused: since the last call, or now.
-    pub(super) fn refusing(&self) -> Option<String> {
-        let mut state = self.lock();
-        let on_disk = state.on_disk();
-        state.capacity.refusing(on_disk)
-    }
-
     /// Measures the free space of the disk. Blocks.
     pub(super) fn measure_disk(&self) -> io::Result<()> {
         let disk = rustix::fs::statvfs(&self.path)?;
-        self.lock().capacity.set_free(disk.f_bavail.saturating_mul(disk.f_frsize));
+        self.capacity().set_free(disk.f_bavail.saturating_mul(disk.f_frsize));
         Ok(())
     }
 
@@ -239,7 +221,11 @@ impl Log {
     /// Removes the segments that end at or before `cursor`, except the active one. Blocks.
     pub(super) fn remove_before(&self, cursor: u64) -> io::Result<()> {
         let removable = self.lock().take_segments_before(cursor);
-        removable.into_iter().try_for_each(|first| fs::remove_file(self.segment_path(first)))
+        for (first, bytes) in removable {
+            fs::remove_file(self.segment_path(first))?;
+            self.capacity().remove(bytes);
+        }
+        Ok(())
     }
 }
 
@@ -259,19 +245,21 @@ impl LogState {
         }
     }
 
-    fn on_disk(&self) -> u64 {
-        self.segments.values().sum()
+    /// Returns the segment of an event, or of the next event to come. A lost segment counts as one without bytes.
+    pub(super) fn segment_of(&self, number: u64) -> u64 {
+        let containing = self.segments.range(..=number).next_back().filter(|_| number < self.next);
+        containing.map_or(number, |(first, _)| *first)
     }
 
-    fn take_segments_before(&mut self, cursor: u64) -> Vec<u64> {
+    fn take_segments_before(&mut self, cursor: u64) -> Vec<(u64, u64)> {
         let mut taken = Vec::new();
-        while let Some((&first, _)) = self.segments.first_key_value() {
+        while let Some((&first, &bytes)) = self.segments.first_key_value() {
             let end = self.segments.range(first + 1..).next().map_or(self.next, |(next, _)| *next);
             if end > cursor || self.active == Some(first) {
                 break;
             }
             self.segments.remove(&first);
-            taken.push(first);
+            taken.push((first, bytes));
         }
         taken
     }

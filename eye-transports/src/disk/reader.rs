@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, ErrorKind};
-use std::ops::Bound;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -30,7 +29,7 @@ pub(super) struct LogReader {
     ahead: VecDeque<(u64, Event)>,
     /// The size of these events.
     ahead_bytes: usize,
-    position: Option<SegmentPosition>,
+    position: SegmentPosition,
     /// Committed bytes from the position on.
     buffer: Bytes,
     /// Consecutive reads that failed with an error of the disk.
@@ -45,8 +44,9 @@ struct SegmentPosition {
 
 impl LogReader {
     pub(super) fn new(log: Arc<Log>, consumer: String, next: u64) -> Self {
+        let position = SegmentPosition { segment: log.lock().segment_of(next), offset: 0 };
         let (ahead, buffer) = (VecDeque::new(), Bytes::new());
-        Self { log, consumer, next, ahead, ahead_bytes: 0, position: None, buffer, failed_reads: 0 }
+        Self { log, consumer, next, ahead, ahead_bytes: 0, position, buffer, failed_reads: 0 }
     }
 
     /// Reads ahead until a batch is full or no more events are committed. Blocks.
@@ -108,7 +108,7 @@ impl LogReader {
                         continue;
                     };
                     self.buffer.advance(size);
-                    self.advance(size as u64);
+                    self.position.offset += size as u64;
                     if end > self.next {
                         self.report_missing(first);
                         return Ok(Some((first, events)));
@@ -131,20 +131,12 @@ impl LogReader {
     /// at the end of the queue.
     fn seek(&mut self) -> Option<u64> {
         let state = self.log.lock();
-        let from = match self.position {
-            Some(SegmentPosition { segment, offset }) => {
-                let committed = state.segments.get(&segment).copied().unwrap_or_default();
-                if committed > offset {
-                    return Some(committed - offset);
-                }
-                Bound::Excluded(segment)
-            }
-            None => match state.segments.range(..=self.next).next_back() {
-                Some((first, _)) => Bound::Included(*first),
-                None => Bound::Unbounded,
-            },
-        };
-        let found = state.segments.range((from, Bound::Unbounded)).find(|(_, bytes)| **bytes > 0);
+        let SegmentPosition { segment, offset } = self.position;
+        let committed = state.segments.get(&segment).copied().unwrap_or_default();
+        if committed > offset {
+            return Some(committed - offset);
+        }
+        let found = state.segments.range(segment + 1..).find(|(_, bytes)| **bytes > 0);
         let (found, end) = (found.map(|(first, bytes)| (*first, *bytes)), state.next);
         drop(state);
         let Some((segment, committed)) = found else {
@@ -152,14 +144,14 @@ impl LogReader {
             return None;
         };
         self.buffer.clear();
-        self.position = Some(SegmentPosition { segment, offset: 0 });
+        self.position = SegmentPosition { segment, offset: 0 };
         Some(committed)
     }
 
     /// Reads bytes from the position on: fewer if the segment is cut off, and none if its file is gone. Bytes that
     /// remain unreadable become zeros, and so count as damaged.
     fn read_segment(&mut self, bytes: u64) -> io::Result<Vec<u8>> {
-        let SegmentPosition { segment, offset } = self.position.expect("the reader has a position");
+        let SegmentPosition { segment, offset } = self.position;
         // Opened for each read: a removed segment would take disk space as long as its file is open.
         let file = match File::open(self.log.segment_path(segment)) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -183,17 +175,13 @@ impl LogReader {
         Ok(content)
     }
 
-    fn advance(&mut self, bytes: u64) {
-        self.position.as_mut().expect("the reader has a position").offset += bytes;
-    }
-
     /// Skips the bytes before the next whole record of the segment, or before the segment's end. Reports them, and sets
     /// them aside.
     fn skip_damage(&mut self, remaining: u64) -> io::Result<()> {
         let rest = self.read_segment(remaining)?;
-        let SegmentPosition { segment, offset } = self.position.expect("the reader has a position");
+        let SegmentPosition { segment, offset } = self.position;
         let damaged = rest.get(1..).and_then(|rest| recovery::find_record(rest, self.next)).map(|(at, _)| at + 1);
-        let copied = recovery::set_aside(self.log.path(), segment, offset, &rest[..damaged.unwrap_or(rest.len())]);
+        let copied = recovery::set_aside(&self.log.path, segment, offset, &rest[..damaged.unwrap_or(rest.len())]);
         let copy = match copied {
             // The whole disk is unavailable, and may return with all its data.
             Err(error) if files::is_unreadable(&error) => return Err(error),
@@ -210,7 +198,7 @@ impl LogReader {
             "damaged on the disk: skipped"
         );
         self.buffer.clear();
-        self.advance(skipped);
+        self.position.offset += skipped;
         Ok(())
     }
 

@@ -47,13 +47,17 @@ pub(super) struct DiskSubscription {
 #[async_trait]
 impl Subscription for DiskSubscription {
     async fn receive(&mut self, limits: BatchLimits) -> Option<Vec<Delivery>> {
-        if let Some((count, receipt)) = self.in_flight.take()
-            && !self.settle(count, receipt.outcome().await)
-        {
-            let pause = self.backoff.next_pause();
-            if self.is_closed_within(pause).await {
-                // The sink is unavailable. It gets the events after the next start.
-                return self.end().await;
+        if let Some((count, receipt)) = self.in_flight.take() {
+            if let Outcome::Failed { .. } = receipt.outcome().await {
+                let pause = self.backoff.next_pause();
+                if self.is_closed_within(pause).await {
+                    // The sink is unavailable. It gets the events after the next start.
+                    return self.end().await;
+                }
+            } else {
+                // Rejected events are settled, too: the writer has stored them as dead letters.
+                self.reader().settle(count);
+                self.backoff.reset();
             }
         }
         let mut deliver_at = None;
@@ -100,16 +104,6 @@ impl DiskSubscription {
 
     fn reader(&self) -> MutexGuard<'_, LogReader> {
         self.reader.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Settles the events in flight unless they failed. The writer has stored dead letters for the rejected ones.
-    fn settle(&mut self, count: usize, outcome: Outcome) -> bool {
-        let is_settled = !matches!(outcome, Outcome::Failed { .. });
-        if is_settled {
-            self.reader().settle(count);
-            self.backoff.reset();
-        }
-        is_settled
     }
 
     /// Reads until a batch is full or no more events are committed. Retries errors of the disk; returns false if the

@@ -181,7 +181,7 @@ async fn write_error_fails_receipts_and_ends_the_transport() {
     let (sender, queue) = mpsc::channel();
     let (settle, receipt) = Receipt::pair();
     let request = AppendRequest { events: record::encode(&events(0, 1)), count: 1, settle: Box::new(settle) };
-    log.reserve(request.reserved_bytes()).unwrap();
+    log.capacity().reserve(request.reserved_bytes()).unwrap();
     sender.send(request).unwrap();
     thread::spawn(move || appender.run(&queue)).join().unwrap();
     assert!(matches!(receipt.outcome().await, Outcome::Failed { .. }));

@@ -60,7 +60,7 @@ async fn removed_segment_fails_receipts_and_ends_the_transport() {
 async fn disk_below_min_free_bytes_refuses_requests() {
     let folder = folder();
     let transport = open(&DiskConfig { min_free_bytes: u64::MAX, ..config(&folder) }).await;
-    let reason = transport.log.refusing().unwrap_or_default();
+    let reason = transport.log.capacity().refusing().unwrap_or_default();
     assert!(reason.contains("transport.min_free_bytes"), "reported before the first request: {reason}");
     let error = transport.publish(events(0, 1)).await.unwrap_err().to_string();
     assert!(error.contains("transport.min_free_bytes"), "{error}");

@@ -18,12 +18,12 @@ use tokio::net::TcpStream;
 #[derive(Clone, Debug)]
 pub(crate) enum LoadTarget {
     Http { url: String },
-    Nats { url: String, subject: String, mode: NatsMode },
+    Nats { url: String, subject: String, mode: NatsAck },
 }
 
 /// The acknowledgement of a NATS message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum NatsMode {
+pub(crate) enum NatsAck {
     /// No acknowledgement: a published message counts as acknowledged
     Publish,
     /// Reply to a request
@@ -87,22 +87,22 @@ pub(crate) struct NatsPublisher {
     client: async_nats::Client,
     jetstream: jetstream::Context,
     subject: String,
-    mode: NatsMode,
+    mode: NatsAck,
 }
 
 impl NatsPublisher {
     async fn send(&self, body: Bytes) -> Result<()> {
         let subject = self.subject.clone();
         match self.mode {
-            NatsMode::Publish => self.client.publish(subject, body).await?,
-            NatsMode::Request => {
+            NatsAck::Publish => self.client.publish(subject, body).await?,
+            NatsAck::Request => {
                 let reply = self.client.request(subject, body).await?;
                 if let Some(status) = reply.headers.and_then(|headers| headers.get("Nats-Service-Error-Code").cloned())
                 {
                     bail!("{status}");
                 }
             }
-            NatsMode::Jetstream => drop(self.jetstream.publish(subject, body).await?.await?),
+            NatsAck::Jetstream => drop(self.jetstream.publish(subject, body).await?.await?),
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use eye_harness::{Eye, NatsServer};
 use serde_json::Value;
 use tokio::time::{sleep, sleep_until};
 
-use crate::client::{LoadTarget, NatsMode};
+use crate::client::{LoadTarget, NatsAck};
 use crate::database::DatabaseConnection;
 use crate::figures::{EventCounts, RunFigures};
 use crate::load::{LoadPlan, LoadResult};
@@ -84,8 +84,8 @@ impl RowRun<'_> {
         let eye = Eye::start(&self.settings.program, &self.config);
         eye.wait_ready().await;
         let target = match (self.row.path, nats) {
-            (IngestPath::NatsCore, Some(nats)) => subject(nats, NatsMode::Publish),
-            (IngestPath::NatsRequest, Some(nats)) => subject(nats, NatsMode::Request),
+            (IngestPath::NatsCore, Some(nats)) => subject(nats, NatsAck::Publish),
+            (IngestPath::NatsRequest, Some(nats)) => subject(nats, NatsAck::Request),
             _ => LoadTarget::Http { url: eye.url("/api/event/") },
         };
         let load = LoadPlan::of_row(self.row, target, self.settings).start()?;
@@ -132,7 +132,7 @@ impl RowRun<'_> {
         // Publishing is faster than storing. So consuming takes at least the other half of the duration.
         let duration = self.settings.duration / 2;
         let settings = RunSettings { warmup: Duration::ZERO, duration, ..self.settings.clone() };
-        let load = LoadPlan::of_row(self.row, subject(nats, NatsMode::Jetstream), &settings);
+        let load = LoadPlan::of_row(self.row, subject(nats, NatsAck::Jetstream), &settings);
         let result = load.start()?.finish().await?;
 
         let cpu_before = self.cpu_times(None)?;
@@ -195,7 +195,7 @@ fn set_cpu(figures: &mut RunFigures, before: CpuTimes, after: CpuTimes, events: 
     figures.load_us = us_per_event(before.load, after.load);
 }
 
-fn subject(nats: &NatsServer, mode: NatsMode) -> LoadTarget {
+fn subject(nats: &NatsServer, mode: NatsAck) -> LoadTarget {
     LoadTarget::Nats { url: nats.url(), subject: "events.web".to_owned(), mode }
 }
 

@@ -1,6 +1,6 @@
 //! Clients that send one request or message at a time and wait for its acknowledgement.
 //!
-//! They do as little as possible, because they share the machine with what they measure. [`LoadClient`] is the client
+//! They do as little as possible, because they share the machine with the measured program. [`LoadClient`] is the client
 //! of a load; [`HttpConnection`] is a single connection that the queries use, too.
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,12 +18,12 @@ use tokio::net::TcpStream;
 #[derive(Clone, Debug)]
 pub(crate) enum LoadTarget {
     Http { url: String },
-    Nats { url: String, subject: String, mode: NatsAck },
+    Nats { url: String, subject: String, mode: NatsAckMode },
 }
 
 /// The acknowledgement of a NATS message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum NatsAck {
+pub(crate) enum NatsAckMode {
     /// No acknowledgement: a published message counts as acknowledged
     Publish,
     /// Reply to a request
@@ -87,22 +87,22 @@ pub(crate) struct NatsPublisher {
     client: async_nats::Client,
     jetstream: jetstream::Context,
     subject: String,
-    mode: NatsAck,
+    mode: NatsAckMode,
 }
 
 impl NatsPublisher {
     async fn send(&self, body: Bytes) -> Result<()> {
         let subject = self.subject.clone();
         match self.mode {
-            NatsAck::Publish => self.client.publish(subject, body).await?,
-            NatsAck::Request => {
+            NatsAckMode::Publish => self.client.publish(subject, body).await?,
+            NatsAckMode::Request => {
                 let reply = self.client.request(subject, body).await?;
                 if let Some(status) = reply.headers.and_then(|headers| headers.get("Nats-Service-Error-Code").cloned())
                 {
                     bail!("{status}");
                 }
             }
-            NatsAck::Jetstream => drop(self.jetstream.publish(subject, body).await?.await?),
+            NatsAckMode::Jetstream => drop(self.jetstream.publish(subject, body).await?.await?),
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Direct connections to the databases, past The Eye.
+//! Direct connections to the databases, which bypass The Eye.
 //!
 //! [`DatabaseConnection`] counts events and compares them with those that a load sent.
 
@@ -95,14 +95,14 @@ impl DatabaseConnection {
         Ok(count as u64)
     }
 
-    fn select_since(&self, what: &str, since_us: i64) -> String {
+    fn select_since(&self, columns: &str, since_us: i64) -> String {
         let time = DateTime::from_timestamp_micros(since_us).unwrap_or_default();
         let since = match self {
             Self::Postgres(_) => time.format("'%Y-%m-%dT%H:%M:%S%.6fZ'").to_string(),
             Self::Sqlite(_) => since_us.to_string(),
             Self::Mariadb(_) => time.format("'%Y-%m-%d %H:%M:%S%.6f'").to_string(),
         };
-        format!("SELECT {what} FROM event WHERE timestamp >= {since}")
+        format!("SELECT {columns} FROM event WHERE timestamp >= {since}")
     }
 
     pub(crate) async fn close(self) -> Result<()> {

@@ -46,7 +46,7 @@ pub(crate) struct FillArgs {
 }
 
 /// A row with owned texts, as a sink gets it.
-struct EventRow {
+struct DirectRow {
     timestamp_us: i64,
     id: Uuid,
     session_id: String,
@@ -55,7 +55,7 @@ struct EventRow {
     data: String,
 }
 
-impl EventRow {
+impl DirectRow {
     fn new(event: &GeneratedEvent) -> Self {
         Self {
             timestamp_us: event.timestamp_us,
@@ -77,7 +77,7 @@ pub(crate) async fn measure(url: &str, method: WriteMethod, settings: &RunSettin
     let mut db = DatabaseConnection::open(url).await?;
     let mut generator = EventGenerator::new(fastrand::u32(..), 0, 1, settings.sessions);
     let mut batches = generate_ahead(move || {
-        let next_row = || EventRow::new(&generator.next_event(now_us()));
+        let next_row = || DirectRow::new(&generator.next_event(now_us()));
         Some(std::iter::repeat_with(next_row).take(BATCH_EVENTS).collect())
     });
     let window = MeasurementWindow::after(settings.warmup, settings.duration);
@@ -111,7 +111,7 @@ impl FillArgs {
         let mut batches = generate_ahead(move || {
             let first = generator.next_number();
             let numbers = first..first + BATCH_EVENTS as u64;
-            (first < events).then(|| numbers.map(|number| EventRow::new(&generator.next_event(at(number)))).collect())
+            (first < events).then(|| numbers.map(|number| DirectRow::new(&generator.next_event(at(number)))).collect())
         });
         while let Some(batch) = batches.recv().await {
             write(&mut db, method, &batch).await?;
@@ -123,8 +123,8 @@ impl FillArgs {
 /// Generates batches on another thread while earlier ones are written. Ends with the first `None`, or when the
 /// receiver is dropped.
 fn generate_ahead(
-    mut next_batch: impl FnMut() -> Option<Vec<EventRow>> + Send + 'static,
-) -> mpsc::Receiver<Vec<EventRow>> {
+    mut next_batch: impl FnMut() -> Option<Vec<DirectRow>> + Send + 'static,
+) -> mpsc::Receiver<Vec<DirectRow>> {
     let (sender, batches) = mpsc::channel(2);
     tokio::task::spawn_blocking(move || {
         while let Some(batch) = next_batch() {
@@ -136,7 +136,7 @@ fn generate_ahead(
     batches
 }
 
-async fn write(db: &mut DatabaseConnection, method: WriteMethod, rows: &[EventRow]) -> Result<()> {
+async fn write(db: &mut DatabaseConnection, method: WriteMethod, rows: &[DirectRow]) -> Result<()> {
     match (db, method) {
         (DatabaseConnection::Postgres(db), WriteMethod::Copy) => copy_postgres(db, rows).await,
         (DatabaseConnection::Postgres(db), WriteMethod::Insert) => insert_postgres(db, rows).await,
@@ -145,12 +145,12 @@ async fn write(db: &mut DatabaseConnection, method: WriteMethod, rows: &[EventRo
     }
 }
 
-async fn insert_postgres(db: &mut PgConnection, rows: &[EventRow]) -> Result<()> {
+async fn insert_postgres(db: &mut PgConnection, rows: &[DirectRow]) -> Result<()> {
     const SQL: &str = "INSERT INTO event (timestamp, id, session_id, category, name, data, received_at)
         SELECT t, i, s, c, n, d::json, t FROM UNNEST($1::timestamptz[], $2::uuid[], $3::text[], $4::text[], $5::text[],
         $6::text[]) AS row (t, i, s, c, n, d) ON CONFLICT (timestamp, id) DO NOTHING";
     let query = sqlx::query(SQL)
-        .bind(rows.iter().map(EventRow::timestamp).collect::<Vec<_>>())
+        .bind(rows.iter().map(DirectRow::timestamp).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.id).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.session_id.as_str()).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.category).collect::<Vec<_>>())
@@ -161,7 +161,7 @@ async fn insert_postgres(db: &mut PgConnection, rows: &[EventRow]) -> Result<()>
 }
 
 /// Writes the rows in PostgreSQL's binary format.
-async fn copy_postgres(db: &mut PgConnection, rows: &[EventRow]) -> Result<()> {
+async fn copy_postgres(db: &mut PgConnection, rows: &[DirectRow]) -> Result<()> {
     /// Microseconds from 1970 to 2000, the epoch of PostgreSQL.
     const YEAR_2000_US: i64 = 946_684_800_000_000;
     let mut bytes = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0".to_vec();
@@ -188,7 +188,7 @@ async fn copy_postgres(db: &mut PgConnection, rows: &[EventRow]) -> Result<()> {
     Ok(())
 }
 
-async fn insert_sqlite(db: &mut SqliteConnection, rows: &[EventRow]) -> Result<()> {
+async fn insert_sqlite(db: &mut SqliteConnection, rows: &[DirectRow]) -> Result<()> {
     static SQL: LazyLock<String> =
         LazyLock::new(|| insert_sql("INSERT OR FAIL INTO event", "ON CONFLICT (timestamp, id) DO NOTHING"));
     let mut transaction = db.begin_with("BEGIN IMMEDIATE").await?;
@@ -203,7 +203,7 @@ async fn insert_sqlite(db: &mut SqliteConnection, rows: &[EventRow]) -> Result<(
     Ok(())
 }
 
-async fn insert_mariadb(db: &mut MySqlConnection, rows: &[EventRow]) -> Result<()> {
+async fn insert_mariadb(db: &mut MySqlConnection, rows: &[DirectRow]) -> Result<()> {
     static SQL: LazyLock<String> = LazyLock::new(|| insert_sql("INSERT INTO event", "ON DUPLICATE KEY UPDATE id = id"));
     let mut transaction = db.begin().await?;
     for rows in rows.chunks_exact(STATEMENT_ROWS) {

@@ -47,7 +47,7 @@ pub(crate) struct EventCounts {
     pub(crate) stored: u64,
     /// Events that were acknowledged but are not stored.
     pub(crate) lost: u64,
-    /// Further copies of stored events, and stored events that nobody sent.
+    /// Further copies of stored events, and stored events that the run did not send.
     pub(crate) too_many: u64,
     /// Number of answers other than success, by their error.
     pub(crate) errors: BTreeMap<String, u64>,

@@ -33,7 +33,7 @@ use clap::{Args, Parser, Subcommand};
 use mimalloc::MiMalloc;
 use tokio::time::sleep_until;
 
-use crate::client::{LoadTarget, NatsAck};
+use crate::client::{LoadTarget, NatsAckMode};
 use crate::database::DatabaseConnection;
 use crate::direct::{FillArgs, WriteMethod};
 use crate::events::SessionPattern;
@@ -87,7 +87,7 @@ struct LoadArgs {
     subject: String,
     /// Acknowledgement of NATS messages
     #[arg(long, value_enum, default_value = "jetstream")]
-    mode: NatsAck,
+    mode: NatsAckMode,
     /// Requests or messages in flight
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..))]
     connections: u16,

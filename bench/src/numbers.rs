@@ -18,7 +18,7 @@ pub(crate) fn quantile(values: &mut [f64], share: f64) -> f64 {
 /// Prints a whole number with commas between its thousands.
 pub(crate) fn thousands(number: f64) -> String {
     let mut text = format!("{number:.0}");
-    for comma in (1..text.len()).rev().filter(|place| (text.len() - place).is_multiple_of(3)).collect::<Vec<_>>() {
+    for comma in (1..text.len()).rev().filter(|index| (text.len() - index).is_multiple_of(3)).collect::<Vec<_>>() {
         text.insert(comma, ',');
     }
     text

@@ -73,7 +73,7 @@ fn memory_mib(pid: &str, key: &str) -> Result<f64> {
 /// Returns the milliseconds from the start of `program` until `/readyz` answers 200. Kills the program then.
 ///
 /// # Errors
-/// When the program ends first, or is not ready after 30 seconds.
+/// Fails if the program ends first, or is not ready after 30 seconds.
 pub(crate) async fn ready_ms(program: &Path, folder: &Path, config: &str) -> Result<f64> {
     // Another process may take the port first. Then the program reports the error and ends.
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();

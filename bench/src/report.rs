@@ -122,7 +122,7 @@ impl SavedResults {
     /// Returns a line for each ratio in `measured` that is more than 20 % below these results.
     ///
     /// # Errors
-    /// When a measured row is missing in these results.
+    /// Fails if a measured row is missing in these results.
     pub(crate) fn falls(&self, measured: &Self) -> Result<Vec<String>> {
         let mut falls = Vec::new();
         for (name, now) in &measured.rows {

@@ -1,6 +1,6 @@
 //! One run of a row: starts The Eye, loads it, and measures it.
 //!
-//! [`run_row`] is the entry. Afterwards it checks in the database that every acknowledged event is stored once.
+//! [`run_row`] is the entry. At the end it compares the database with the acknowledged events.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use eye_harness::{Eye, NatsServer};
 use serde_json::Value;
 use tokio::time::{sleep, sleep_until};
 
-use crate::client::{LoadTarget, NatsAck};
+use crate::client::{LoadTarget, NatsAckMode};
 use crate::database::DatabaseConnection;
 use crate::figures::{EventCounts, RunFigures};
 use crate::load::{LoadPlan, LoadResult};
@@ -22,7 +22,7 @@ use crate::settings::{MeasurementWindow, RunSettings};
 /// Measures one run of `row` into this database, which may hold events already. Leaves the ratios to the caller.
 ///
 /// # Errors
-/// When The Eye, a server or the load fails. Lost events are no error; they are counted.
+/// Fails if The Eye, a server or the load fails. Lost events are no error; they are counted.
 pub(crate) async fn run_row(
     row: &BenchRow,
     database: &BenchDatabase<'_>,
@@ -84,8 +84,8 @@ impl RowRun<'_> {
         let eye = Eye::start(&self.settings.program, &self.config);
         eye.wait_ready().await;
         let target = match (self.row.path, nats) {
-            (IngestPath::NatsCore, Some(nats)) => subject(nats, NatsAck::Publish),
-            (IngestPath::NatsRequest, Some(nats)) => subject(nats, NatsAck::Request),
+            (IngestPath::NatsCore, Some(nats)) => subject(nats, NatsAckMode::Publish),
+            (IngestPath::NatsRequest, Some(nats)) => subject(nats, NatsAckMode::Request),
             _ => LoadTarget::Http { url: eye.url("/api/event/") },
         };
         let load = LoadPlan::of_row(self.row, target, self.settings).start()?;
@@ -132,7 +132,7 @@ impl RowRun<'_> {
         // Publishing is faster than storing. So consuming takes at least the other half of the duration.
         let duration = self.settings.duration / 2;
         let settings = RunSettings { warmup: Duration::ZERO, duration, ..self.settings.clone() };
-        let load = LoadPlan::of_row(self.row, subject(nats, NatsAck::Jetstream), &settings);
+        let load = LoadPlan::of_row(self.row, subject(nats, NatsAckMode::Jetstream), &settings);
         let result = load.start()?.finish().await?;
 
         let cpu_before = self.cpu_times(None)?;
@@ -195,7 +195,7 @@ fn set_cpu(figures: &mut RunFigures, before: CpuTimes, after: CpuTimes, events: 
     figures.load_us = us_per_event(before.load, after.load);
 }
 
-fn subject(nats: &NatsServer, mode: NatsAck) -> LoadTarget {
+fn subject(nats: &NatsServer, mode: NatsAckMode) -> LoadTarget {
     LoadTarget::Nats { url: nats.url(), subject: "events.web".to_owned(), mode }
 }
 
@@ -227,7 +227,7 @@ impl StoredCount {
 /// Polls `remaining` every 20 ms until it is 0.
 ///
 /// # Errors
-/// When the number has not changed for a minute.
+/// Fails if the number has not changed for a minute.
 async fn wait_for_none(subject: &str, mut remaining: impl AsyncFnMut() -> Result<u64>) -> Result<()> {
     let mut last = (Instant::now(), u64::MAX);
     loop {

@@ -82,7 +82,7 @@ pub(crate) const ROWS: &[BenchRow] = &[
 /// Returns the rows with these names, in the order of the table; `all` stands for every row.
 ///
 /// # Errors
-/// When a name is unknown. The message lists all names.
+/// Fails if a name is unknown. The message lists all names.
 pub(crate) fn named(names: &[impl AsRef<str>]) -> Result<Vec<&'static BenchRow>> {
     let is_known = |name: &str| name == "all" || ROWS.iter().any(|row| row.name == name);
     if let Some(unknown) = names.iter().find(|name| !is_known(name.as_ref())) {

@@ -1,7 +1,7 @@
 //! Database servers and databases for measurements.
 //!
-//! [`DatabaseServers`] starts each server when it is first needed, with the vendor's default settings unless an argument
-//! changes them. [`BenchDatabase`] is one database with The Eye's schema; it is removed on drop.
+//! [`DatabaseServers`] starts each server when it is first needed. The servers have the vendor's default settings unless
+//! an argument changes them. [`BenchDatabase`] is one database with The Eye's schema; it is removed on drop.
 
 use std::cell::OnceCell;
 use std::path::Path;

@@ -62,7 +62,7 @@ impl ProgramArg {
     /// Returns the absolute path of the program.
     ///
     /// # Errors
-    /// When the program does not exist.
+    /// Fails if the program does not exist.
     pub(crate) fn path(&self) -> Result<PathBuf> {
         let program = match &self.program {
             Some(program) => program.clone(),

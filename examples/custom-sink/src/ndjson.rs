@@ -1,8 +1,8 @@
 //! A sink that writes events as lines of JSON, into one file for each hour.
 //!
-//! The hour is that of the event's `timestamp` in UTC. The timestamp is part of the event's key, so a repeated event always
-//! leads to the same file. A write reads that file first and skips the events in it. So the sink keeps no index, neither
-//! in memory nor on disk, and memory is bounded by the batch and one line. A write costs reading the files of its hours.
+//! The hour is that of the event's `timestamp` in UTC. The timestamp is part of the event's key, so a repeated event
+//! always leads to the same file. A write reads that file first and skips the events in it. So the sink needs no index,
+//! and its memory is bounded by the batch and one line. The price is that each write reads the files of its hours.
 //!
 //! Read [`NdjsonConfig`] first, then `NdjsonSink`. Unix only, because the sink locks and syncs a folder.
 
@@ -89,7 +89,7 @@ impl NdjsonSink {
         let folder = self.folder.clone();
         match spawn_blocking(move || work(&folder)).await {
             Ok(Ok(())) => Ok(()),
-            // A full disk, an unmounted folder and missing rights are no fault of an event, and an operator can fix them.
+            // A full disk or an unmounted folder is no fault of an event, and an operator can fix it.
             Ok(Err(error)) => Err(WriteError::retry(format!("{}: {error}", self.folder.display()))),
             Err(panic) => Err(WriteError::Unknown { reason: panic.to_string() }),
         }

@@ -1,4 +1,7 @@
-//! A configuration file while it is read.
+//! A configuration file while the program reads it.
+//!
+//! [`Document`] has the top-level keys, [`Section`] any value below them. Reading never fails: faults are collected, so
+//! that the operator sees all of them after one run.
 
 use std::env::VarError;
 
@@ -6,9 +9,9 @@ use serde::de::DeserializeOwned;
 use toml::de::DeTable;
 
 use crate::deserialize::read;
-use crate::error::{ConfigErrors, Fault, KeyFault, Position};
+use crate::error::{ConfigErrors, Fault, KeyFault, TextPosition};
 use crate::suggest::did_you_mean;
-use crate::value::{self, Entry, Node, Value, join, reject_unknown_keys};
+use crate::value::{Converter, Node, NodeValue};
 
 /// A parsed configuration file, and the faults found in it so far.
 ///
@@ -27,7 +30,7 @@ impl<'t> Document<'t> {
     /// outside of tests by [`std::env::var`].
     ///
     /// # Errors
-    /// When the text is not TOML. [`Self::finish`] reports all other faults.
+    /// Text that is not TOML. [`Self::finish`] reports all other faults.
     pub fn parse(
         file: &'t str,
         text: &'t str,
@@ -37,7 +40,7 @@ impl<'t> Document<'t> {
         let mut faults: Vec<Fault> = errors
             .iter()
             .map(|error| Fault {
-                at: Position(error.span().map_or(0, |span| span.start)),
+                at: TextPosition(error.span().map_or(0, |span| span.start)),
                 key: String::new(),
                 message: error.message().to_owned(),
             })
@@ -48,9 +51,11 @@ impl<'t> Document<'t> {
             faults.dedup_by_key(|fault| fault.at.line_and_column(text).0);
             return Err(ConfigErrors::new(file, text, faults));
         }
-        let entries = value::table("", table.into_inner(), &variable, &mut faults);
-        let root = Node { at: Position::default(), value: Value::Table(entries) };
-        Ok(Self { file, text, root, known: Vec::new(), faults })
+        let mut converter = Converter { variables: &variable, faults };
+        let at = TextPosition::default();
+        let value = converter.table("", table.into_inner());
+        let root = Node { path: String::new(), key: String::new(), key_at: at, at, value };
+        Ok(Self { file, text, root, known: Vec::new(), faults: converter.faults })
     }
 
     /// Reads the table `[key]`. Returns the default where the table is missing or has faults.
@@ -61,32 +66,26 @@ impl<'t> Document<'t> {
     /// Reads the value of a top-level key. Returns `default` where the value is missing or has faults.
     pub fn value<T: DeserializeOwned>(&mut self, key: &'static str, default: T) -> T {
         self.known.push(key);
-        let Value::Table(entries) = &mut self.root.value else { return default };
-        // The entry stays for a later `take`.
-        let entry = entries.iter_mut().find(|entry| entry.key == key);
-        entry.and_then(|entry| read(key, &mut entry.node, &mut self.faults)).unwrap_or(default)
+        // The node stays for a later `take`.
+        self.root.get_mut(key).and_then(|node| read(node, &mut self.faults)).unwrap_or(default)
     }
 
     /// Takes the value of a top-level key out; where it is missing, an empty table at the start of the file.
     pub fn take(&mut self, key: &str) -> Section<'_> {
-        let at = Position::default();
-        let missing = || Entry { key: key.to_owned(), at, node: Node { at, value: Value::Table(Vec::new()) } };
-        let entry = self.root.take(key).unwrap_or_else(missing);
-        Section { path: join("", key), entry, faults: &mut self.faults }
+        let missing = || Node::new("", key, TextPosition::default(), NodeValue::Table(Vec::new()));
+        Section { node: self.root.take(key).unwrap_or_else(missing), faults: &mut self.faults }
     }
 
-    /// Reports all top-level keys except `also_known` and the keys read so far.
+    /// Reports all top-level keys but `also_known` and those read so far.
     ///
-    /// A key that an unknown one was probably meant to be is taken to be there, with a reported fault.
+    /// A known key near an unknown one counts as present, with a reported fault.
     pub fn reject_unknown_keys(&mut self, also_known: &[&'static str]) {
         let known = [also_known, &self.known].concat();
-        if let Value::Table(entries) = &mut self.root.value {
-            reject_unknown_keys("", entries, &known, |_| true, &mut self.faults);
-        }
+        self.root.reject_unknown_keys(&known, |_| true, &mut self.faults);
     }
 
     /// Reports a fault of `key`.
-    pub fn report(&mut self, at: Position, key: &str, message: String) {
+    pub fn report(&mut self, at: TextPosition, key: &str, message: String) {
         self.faults.push(Fault { at, key: key.to_owned(), message });
     }
 
@@ -104,91 +103,94 @@ impl<'t> Document<'t> {
 
 /// A value of a document with its key, to be [read](Self::read) as a whole or taken apart.
 pub struct Section<'d> {
-    path: String,
-    entry: Entry,
+    node: Node,
     faults: &'d mut Vec<Fault>,
 }
 
 impl Section<'_> {
-    /// The full key, such as `sinks.store`.
+    /// Returns the full key, such as `sinks.store`.
     pub fn path(&self) -> &str {
-        &self.path
+        &self.node.path
     }
 
-    /// The last part of the key, such as `store`.
+    /// Returns the last part of the key, such as `store`.
     pub fn name(&self) -> &str {
-        &self.entry.key
+        &self.node.key
     }
 
-    /// The position of the key.
-    pub fn position(&self) -> Position {
-        self.entry.at
+    /// Returns the position of the key.
+    pub fn position(&self) -> TextPosition {
+        self.node.key_at
     }
 
-    /// Whether this is a table without keys.
+    /// Returns whether this is a table without keys.
     pub fn is_empty(&self) -> bool {
-        matches!(&self.entry.node.value, Value::Table(entries) if entries.is_empty())
+        matches!(&self.node.value, NodeValue::Table(nodes) if nodes.is_empty())
     }
 
     /// Reports a value that is not a table, with `hint` at the end of the message.
     pub fn expect_table(&mut self, hint: &str) {
-        let Node { at, value } = &mut self.entry.node;
-        if !matches!(value, Value::Table(_) | Value::Placeholder) {
-            let message = format!("expected a table, found {}{hint}", value.kind());
-            self.faults.push(Fault { at: *at, key: self.path.clone(), message });
-            *value = Value::Placeholder;
+        if !matches!(self.node.value, NodeValue::Table(_) | NodeValue::Placeholder) {
+            let message = format!("expected a table, found {}{hint}", self.node.value.kind());
+            self.faults.push(self.node.fault(message));
+            self.node.value = NodeValue::Placeholder;
         }
     }
 
     /// Takes the value of a key out of a table.
     pub fn take(&mut self, key: &str) -> Option<Section<'_>> {
-        let entry = self.entry.node.take(key)?;
-        Some(Section { path: join(&self.path, key), entry, faults: self.faults })
+        Some(Section { node: self.node.take(key)?, faults: self.faults })
     }
 
     /// Takes the value of a key out of a table, as [`Self::take`]. A misspelt key is reported, and counts as the key.
     pub fn take_or_misspelt(&mut self, key: &'static str) -> Option<Section<'_>> {
-        let at = self.entry.node.at;
-        match &mut self.entry.node.value {
-            Value::Table(entries) if entries.iter().all(|entry| entry.key != key) => {
-                let is_misspelt = |written: &str| did_you_mean(written, [key]).is_some();
-                reject_unknown_keys(&self.path, entries, &[key], is_misspelt, self.faults);
-            }
+        if let NodeValue::Placeholder = self.node.value {
             // The key may be anywhere in a value that is wrong, so it is not missing.
-            value @ Value::Placeholder => *value = Value::Table(vec![Entry::placeholder(key, at)]),
-            _ => {}
+            let node = Node::new(&self.node.path, key, self.node.at, NodeValue::Placeholder);
+            return Some(Section { node, faults: self.faults });
+        }
+        if self.node.children().iter().all(|node| node.key != key) {
+            let is_misspelt = |written: &str| did_you_mean(written, [key]).is_some();
+            self.node.reject_unknown_keys(&[key], is_misspelt, self.faults);
         }
         self.take(key)
     }
 
     /// Takes the first remaining value out of a table.
     pub fn take_first(&mut self) -> Option<Section<'_>> {
-        let key = self.entry.node.entries().first()?.key.clone();
+        let key = self.node.children().first()?.key.clone();
         self.take(&key)
     }
 
     /// Reports a fault of the key itself.
-    pub fn report_key(&mut self, message: &str) {
-        self.faults.push(Fault { at: self.entry.at, key: self.path.clone(), message: message.to_owned() });
+    pub fn report_key(&mut self, message: String) {
+        let Node { path, key_at, .. } = &self.node;
+        self.faults.push(Fault { at: *key_at, key: path.clone(), message });
     }
 
     /// Reports a key that is missing in this table.
     pub fn report_missing(&mut self, key: &str, hint: &str) {
-        let message = format!("this key is required{hint}");
-        self.faults.push(Fault { at: self.entry.node.at, key: join(&self.path, key), message });
+        let missing = Node::new(&self.node.path, key, self.node.at, NodeValue::Placeholder);
+        self.faults.push(missing.fault(format!("this key is required{hint}")));
     }
 
-    /// Reads the value, and has `check` look at it if it has no fault.
-    ///
-    /// Returns `None` when the value or its check has faults. They are reported.
-    pub fn read<T: DeserializeOwned>(&mut self, check: impl FnOnce(&T) -> Vec<KeyFault>) -> Option<T> {
-        let value = read(&self.path, &mut self.entry.node, self.faults)?;
+    /// Reads the value. Returns `None` when it has faults, which are reported.
+    pub fn read<T: DeserializeOwned>(&mut self) -> Option<T> {
+        read(&mut self.node, self.faults)
+    }
+
+    /// Reads the value as [`Self::read`], and reports the faults that `check` finds in it.
+    pub fn read_and_check<T: DeserializeOwned, F: Into<KeyFault>>(
+        &mut self,
+        check: impl FnOnce(&T) -> Vec<F>,
+    ) -> Option<T> {
+        let value = self.read()?;
         let faults = check(&value);
         let is_sound = faults.is_empty();
-        for KeyFault { key, message } in faults {
-            let at = self.entry.node.position_of(&key);
-            let key = if key.is_empty() { self.path.clone() } else { format!("{}.{key}", self.path) };
-            self.faults.push(Fault { at, key, message });
+        for KeyFault { key, message } in faults.into_iter().map(F::into) {
+            let separator = if key.is_empty() { "" } else { "." };
+            let key = format!("{}{separator}{key}", self.node.path);
+            self.faults.push(Fault { at: self.node.position_of(&key), key, message });
         }
         is_sound.then_some(value)
     }

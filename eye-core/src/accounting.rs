@@ -11,8 +11,8 @@
 //! 3. All sources together: `accepted ≤ taken - at_start` of each sink, unless programs share the transport: no
 //!    producer was told "ok" for an event that no sink will get.
 //!
-//! Where programs share the transport, equation 2 covers the events that this program has had in flight. Nobody counts
-//! the events of the others, so a loss within the transport does not show; `shared_backlog` tells what it still holds.
+//! If programs share the transport, equation 2 covers the events that this program has had in flight. Nobody counts the
+//! events of the others, so a loss within the transport does not show; `shared_backlog` tells what it still holds.
 //!
 //! The equations hold at every quiet moment. Between two counters that change one after the other they may not: the
 //! ledger is read while the program works.

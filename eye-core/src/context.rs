@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::sync::CancellationToken;
 
 use crate::health::{Health, HealthBoard};
-use crate::source::Outlet;
 
-/// The environment handed to every transport and sink when it is built, and to sources within [`SourceContext`].
+/// The environment handed to every transport and sink when it is built, and to sources within
+/// [`SourceContext`](crate::source::SourceContext).
 #[derive(Clone, Debug)]
 pub struct BuildContext {
     health: Health,
@@ -53,15 +53,6 @@ impl BuildContext {
     pub fn extensions(&self) -> &Extensions {
         &self.extensions
     }
-}
-
-/// The environment handed to a source when it is built.
-#[derive(Clone)]
-pub struct SourceContext {
-    /// The part that every component has.
-    pub component: BuildContext,
-    /// The source's entrance to the pipeline.
-    pub outlet: Outlet,
 }
 
 /// Values by type: the program's offers to its components, of which `eye-core` knows nothing.

@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::fmt;
 
+use eye_config::KeyFault;
+
 /// A component that could not be built, or settings that do not fit together.
 ///
 /// The key names the setting at fault, relative to the component (`url`) until [`BuildError::within`] adds the
@@ -62,5 +64,11 @@ impl fmt::Display for BuildError {
 impl Error for BuildError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.source.as_deref().map(|source| source as _)
+    }
+}
+
+impl From<BuildError> for KeyFault {
+    fn from(error: BuildError) -> Self {
+        Self { key: error.key, message: error.message }
     }
 }

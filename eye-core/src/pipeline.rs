@@ -9,7 +9,7 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::accounting::Accounting;
-use crate::context::{BuildContext, Extensions, SourceContext};
+use crate::context::{BuildContext, Extensions};
 use crate::counters::SinkCounters;
 use crate::error::BuildError;
 use crate::filter::SinkFilter;
@@ -17,7 +17,7 @@ use crate::health::{Health, HealthBoard};
 use crate::pipeline_config::{ConfiguredSink, PipelineConfig};
 use crate::refusals::Refusals;
 use crate::sink::{BuiltSink, Sink};
-use crate::source::{Outlet, Source, SourceError};
+use crate::source::{Outlet, Source, SourceContext, SourceError};
 use crate::store::EventStore;
 use crate::transport::{Subscription, Transport, TransportError};
 use crate::writer::{Writer, WriterConfig, WriterError};

@@ -9,17 +9,16 @@
 //! url = "sqlite://${DATA:-eye-data}/eye.db"
 //! ```
 //!
-//! `type` picks the plug-in from the [`Registry`]; the plug-in's struct has the other keys, but for the tables `writer`
-//! and `filter` of a sink, which are the pipeline's. Without `[transport]` the
-//! transport is `memory`. Without `[query] sink` the only sink that can answer queries does; several are a fault.
+//! `type` selects the plug-in from the [`Registry`]; the plug-in's struct has the other keys. The tables `writer` and
+//! `filter` of a sink belong to the pipeline. Without `[transport]` the transport is `memory`. Without `[query] sink`
+//! the only sink that can answer queries does; several are a fault.
 //! [`PipelineConfig::read`] reports every fault of the file at once, with its position.
 
 use std::collections::HashMap;
 
-use eye_config::{ConfigErrors, Document, KeyFault, Position, Section, did_you_mean, suggestion};
+use eye_config::{ConfigErrors, Document, Section, TextPosition, did_you_mean, suggestion};
 use serde::de::DeserializeOwned;
 
-use crate::error::BuildError;
 use crate::filter::SinkFilter;
 use crate::registry::{ComponentKind, Configured, Plugin, Plugins, Registry};
 use crate::sink::Sink;
@@ -57,185 +56,154 @@ impl PipelineConfig {
     /// # Errors
     /// All faults of the document.
     pub fn read(mut document: Document<'_>, registry: &Registry) -> Result<Self, ConfigErrors> {
-        let Registry { sources, transports, sinks } = registry;
         document.reject_unknown_keys(&["sources", "transport", "sinks"]);
-        let sources = read_each(&mut document, "sources", SOURCE, sources, |mut section| {
-            read_component(&mut section, SOURCE, sources, None)
-        });
-        let transport = read_transport(&mut document, transports);
-        let mut settings = Vec::new();
-        let sinks = read_each(&mut document, "sinks", SINK, sinks, |mut section| {
-            settings.push((read_part(&mut section, "writer"), read_part(&mut section, "filter")));
-            read_component(&mut section, SINK, sinks, None)
-        });
+        let source = ComponentReader { key: "sources", noun: "source", plugins: &registry.sources, default_type: None };
+        let sources = source.read_each(&mut document, |section| source.read(section));
         report_shared_claims(&mut document, &sources);
+        let plugins = &registry.transports;
+        let transport = ComponentReader { key: "transport", noun: "transport", plugins, default_type: Some("memory") };
+        let mut section = document.take(transport.key);
+        section.expect_table("");
+        let transport = transport.read(section);
+        let sink = ComponentReader { key: "sinks", noun: "sink", plugins: &registry.sinks, default_type: None };
+        let sinks = sink.read_each(&mut document, |mut section| {
+            let settings = (take(&mut section, "writer"), take(&mut section, "filter"));
+            (sink.read(section), settings)
+        });
+        let (sinks, settings): (Vec<_>, Vec<_>) = sinks.into_iter().unzip();
         let query_sink = choose_query_sink(&mut document, &sinks);
+        let sinks = sinks.into_iter().zip(settings).filter_map(|(sink, (writer, filter))| {
+            Some(ConfiguredSink { component: sink.configured?, writer, filter })
+        });
         let pipeline = transport.configured.map(|transport| Self {
-            sources: sources.into_iter().filter_map(|component| component.configured).collect(),
+            sources: sources.into_iter().filter_map(|source| source.configured).collect(),
             transport,
-            sinks: sinks
-                .into_iter()
-                .zip(settings)
-                .filter_map(|(sink, (writer, filter))| {
-                    Some(ConfiguredSink { component: sink.configured?, writer, filter })
-                })
-                .collect(),
+            sinks: sinks.collect(),
             query_sink,
         });
         document.finish(pipeline)
     }
 }
 
-/// Reads a table of the section that the pipeline takes for itself; the default where it is missing or has faults.
-fn read_part<T: DeserializeOwned + Default>(section: &mut Section<'_>, key: &str) -> T {
-    section.take(key).and_then(|mut part| part.read(|_| Vec::new())).unwrap_or_default()
+/// Takes a sub-table out of a component's table. Returns the default where the sub-table is missing or has faults.
+fn take<T: DeserializeOwned + Default>(component: &mut Section<'_>, key: &str) -> T {
+    component.take(key).and_then(|mut table| table.read()).unwrap_or_default()
 }
 
-const SOURCE: &str = "source";
-const SINK: &str = "sink";
-
 /// A component that was read, with its faults reported.
-struct Component<C: ComponentKind + ?Sized> {
-    path: String,
+struct ReadComponent<C: ComponentKind + ?Sized> {
     name: String,
-    at: Position,
+    at: TextPosition,
     /// `None` where the plug-in is unknown.
     answers_queries: Option<bool>,
     /// `None` where the component has faults.
     configured: Option<Configured<C>>,
 }
 
-/// Reads each table below `[key.NAME]`, of which there must be one.
-fn read_each<C: ComponentKind + ?Sized, T>(
-    document: &mut Document<'_>,
-    key: &str,
-    noun: &str,
-    plugins: &Plugins<C>,
-    mut read: impl FnMut(Section<'_>) -> T,
-) -> Vec<T> {
-    let hint = format!("; write [{key}.NAME]");
-    let mut section = document.take(key);
-    if section.is_empty() {
-        let types = plugins.type_names().join(", ");
-        section.report_key(&format!("no {noun}; add one as [{key}.NAME] with its `type`; known types: {types}"));
-    }
-    section.expect_table(&hint);
-    let mut all = Vec::new();
-    while let Some(mut component) = section.take_first() {
-        if !is_name(component.name()) {
-            component.report_key("a name is 1 to 64 letters, digits, `_` or `-`");
+/// A reader of the components of one kind.
+struct ComponentReader<'r, C: ComponentKind + ?Sized> {
+    key: &'static str,
+    noun: &'static str,
+    plugins: &'r Plugins<C>,
+    /// Stands for a missing `type`.
+    default_type: Option<&'static str>,
+}
+
+impl<'r, C: ComponentKind + ?Sized> ComponentReader<'r, C> {
+    /// Reads each table below `[key.NAME]`. There must be one.
+    fn read_each<T>(&self, document: &mut Document<'_>, read: impl Fn(Section<'_>) -> T) -> Vec<T> {
+        let Self { key, noun, .. } = self;
+        let hint = format!("; write [{key}.NAME]");
+        let mut section = document.take(key);
+        if section.is_empty() {
+            let types = self.plugins.type_names().join(", ");
+            section.report_key(format!("no {noun}; add one as [{key}.NAME] with its `type`; known types: {types}"));
         }
-        component.expect_table(&hint);
-        all.push(read(component));
+        section.expect_table(&hint);
+        let mut components = Vec::new();
+        while let Some(mut component) = section.take_first() {
+            if !is_name(component.name()) {
+                component.report_key("a name is 1 to 64 letters, digits, `_` or `-`".to_owned());
+            }
+            component.expect_table(&hint);
+            components.push(read(component));
+        }
+        components
     }
-    all
+
+    fn read(&self, mut section: Section<'_>) -> ReadComponent<C> {
+        let plugin = self.choose_plugin(&mut section);
+        let config = plugin.and_then(|plugin| (plugin.read)(&mut section));
+        ReadComponent {
+            name: section.name().to_owned(),
+            at: section.position(),
+            answers_queries: plugin.map(|plugin| plugin.answers_queries),
+            configured: config.map(|config| Configured::new(section.path(), config)),
+        }
+    }
+
+    /// Returns the plug-in that the table's `type` names, and takes that key out.
+    fn choose_plugin(&self, section: &mut Section<'_>) -> Option<&'r Plugin<C>> {
+        let types = self.plugins.type_names();
+        let Some(mut chosen) = section.take_or_misspelt("type") else {
+            let default = self.default_type.and_then(|name| self.plugins.find(name));
+            if default.is_none() {
+                section.report_missing("type", &format!("; known types: {}", types.join(", ")));
+            }
+            return default;
+        };
+        let name: String = chosen.read_and_check(|name: &String| {
+            let nearest = did_you_mean(name, types.iter().copied());
+            let meant = nearest.map(|nearest| format!(" did you mean `{nearest}`?")).unwrap_or_default();
+            let unknown = format!("no {} type `{name}`;{meant} known types: {}", self.noun, types.join(", "));
+            if self.plugins.find(name).is_some() { Vec::new() } else { vec![unknown] }
+        })?;
+        self.plugins.find(&name)
+    }
 }
 
 fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
 }
 
-fn read_transport(document: &mut Document<'_>, plugins: &Plugins<dyn Transport>) -> Component<dyn Transport> {
-    let mut section = document.take("transport");
-    section.expect_table("");
-    read_component(&mut section, "transport", plugins, Some("memory"))
-}
-
-fn read_component<C: ComponentKind + ?Sized>(
-    section: &mut Section<'_>,
-    noun: &str,
-    plugins: &Plugins<C>,
-    default_type: Option<&str>,
-) -> Component<C> {
-    let plugin = choose_plugin(section, noun, plugins, default_type);
-    let config = plugin.and_then(|plugin| (plugin.read)(section));
-    Component {
-        path: section.path().to_owned(),
-        name: section.name().to_owned(),
-        at: section.position(),
-        answers_queries: plugin.map(|plugin| plugin.answers_queries),
-        configured: config.map(|config| Configured::new(section.path(), config)),
-    }
-}
-
-/// Returns the plug-in that the table's `type` names, and takes that key out.
-fn choose_plugin<'p, C: ComponentKind + ?Sized>(
-    section: &mut Section<'_>,
-    noun: &str,
-    plugins: &'p Plugins<C>,
-    default_type: Option<&str>,
-) -> Option<&'p Plugin<C>> {
-    let types = plugins.type_names();
-    let Some(mut chosen) = section.take_or_misspelt("type") else {
-        let default = default_type.and_then(|name| plugins.find(name));
-        if default.is_none() {
-            section.report_missing("type", &format!("; known types: {}", types.join(", ")));
-        }
-        return default;
-    };
-    let name: String = chosen.read(|name: &String| match plugins.find(name) {
-        Some(_) => Vec::new(),
-        None => fault(unknown_type(noun, name, &types)),
-    })?;
-    plugins.find(&name)
-}
-
-fn unknown_type(noun: &str, name: &str, types: &[&str]) -> String {
-    let nearest = did_you_mean(name, types.iter().copied());
-    let meant = nearest.map(|nearest| format!(" did you mean `{nearest}`?")).unwrap_or_default();
-    format!("no {noun} type `{name}`;{meant} known types: {}", types.join(", "))
-}
-
-/// A fault of the checked value itself.
-fn fault(message: String) -> Vec<KeyFault> {
-    vec![KeyFault { key: String::new(), message }]
-}
-
-/// Reports each claim of a source that another source has already made.
-fn report_shared_claims(document: &mut Document<'_>, sources: &[Component<dyn Source>]) {
+/// Reports each claim that an earlier component has made.
+fn report_shared_claims<C: ComponentKind + ?Sized>(document: &mut Document<'_>, components: &[ReadComponent<C>]) {
     let mut owners = HashMap::new();
-    for source in sources {
-        for claim in source.configured.iter().flat_map(Configured::claims) {
-            let owner = *owners.entry(claim.clone()).or_insert(&source.path);
-            if *owner != source.path {
+    for component in components {
+        let Some(configured) = &component.configured else { continue };
+        for claim in configured.claims() {
+            if let Some(owner) = owners.get(&claim) {
                 let message = format!("`{claim}` belongs to {owner} already; remove one of the two");
-                document.report(source.at, &source.path, message);
+                document.report(component.at, configured.key(), message);
+            } else {
+                owners.insert(claim, configured.key());
             }
         }
     }
 }
 
 /// Returns the name of the sink that `[query] sink` chooses, or of the only one that can answer queries.
-fn choose_query_sink(document: &mut Document<'_>, sinks: &[Component<dyn Sink>]) -> Option<String> {
+fn choose_query_sink(document: &mut Document<'_>, sinks: &[ReadComponent<dyn Sink>]) -> Option<String> {
     let able: Vec<_> = sinks.iter().filter(|sink| sink.answers_queries == Some(true)).collect();
-    let names = |sinks: &mut dyn Iterator<Item = &Component<dyn Sink>>| {
-        sinks.map(|sink| sink.name.as_str()).collect::<Vec<_>>().join(", ")
-    };
+    let able_names = able.iter().map(|sink| sink.name.as_str()).collect::<Vec<_>>().join(", ");
     if let Some(mut chosen) = document.take("query").take("sink") {
-        return chosen.read(|name: &String| match sinks.iter().find(|sink| sink.name == *name) {
+        return chosen.read_and_check(|name: &String| match sinks.iter().find(|sink| sink.name == *name) {
             Some(sink) if sink.answers_queries == Some(false) => {
-                let others = if able.is_empty() { "none can".to_owned() } else { names(&mut able.iter().copied()) };
-                fault(format!("the sink `{name}` cannot answer queries; sinks that can: {others}"))
+                let able_names = if able.is_empty() { "none can" } else { &able_names };
+                vec![format!("the sink `{name}` cannot answer queries; sinks that can: {able_names}")]
             }
             None if !sinks.is_empty() => {
                 let names: Vec<_> = sinks.iter().map(|sink| sink.name.as_str()).collect();
-                fault(format!("no sink `{name}`; {}", suggestion(name, &names, "sinks")))
+                vec![format!("no sink `{name}`; {}", suggestion(name, &names, "sinks"))]
             }
             _ => Vec::new(),
         });
     }
     if let [_, second, ..] = able.as_slice() {
-        let names = names(&mut able.iter().copied());
-        let message = format!("several sinks can answer queries; choose one in [query]: {names}");
+        let message = format!("several sinks can answer queries; choose one in [query]: {able_names}");
         document.report(second.at, "query.sink", message);
     }
     able.first().map(|sink| sink.name.clone())
-}
-
-/// Turns the faults that a plug-in found into faults with positions.
-pub(crate) fn key_faults(errors: Vec<BuildError>) -> Vec<KeyFault> {
-    let fault = |error: BuildError| KeyFault { key: error.key().to_owned(), message: error.message().to_owned() };
-    errors.into_iter().map(fault).collect()
 }
 
 #[cfg(test)]

@@ -8,12 +8,11 @@ use std::fmt;
 use async_trait::async_trait;
 use eye_config::Section;
 
-use crate::context::{BuildContext, SourceContext};
+use crate::context::BuildContext;
 use crate::dead_letter::DeadLetterStore;
 use crate::error::BuildError;
-use crate::pipeline_config::key_faults;
 use crate::sink::{BuiltSink, Sink, SinkConfig};
-use crate::source::{Source, SourceConfig};
+use crate::source::{Source, SourceConfig, SourceContext};
 use crate::transport::{Transport, TransportConfig};
 
 /// The plug-ins that a configuration may name by their `type`.
@@ -33,32 +32,30 @@ impl Registry {
     /// Adds a source.
     ///
     /// # Panics
-    /// When a source of that type name is registered already.
+    /// If a source of that type name is registered already.
     #[must_use]
     pub fn source<C: SourceConfig>(mut self) -> Self {
-        self.sources
-            .add(C::TYPE, false, |section| Some(Box::new(section.read(|config| key_faults(C::check(config)))?)));
+        self.sources.add(C::TYPE, false, |section| Some(Box::new(section.read_and_check(C::check)?)));
         self
     }
 
     /// Adds a transport.
     ///
     /// # Panics
-    /// When a transport of that type name is registered already.
+    /// If a transport of that type name is registered already.
     #[must_use]
     pub fn transport<C: TransportConfig>(mut self) -> Self {
-        self.transports
-            .add(C::TYPE, false, |section| Some(Box::new(section.read(|config| key_faults(C::check(config)))?)));
+        self.transports.add(C::TYPE, false, |section| Some(Box::new(section.read_and_check(C::check)?)));
         self
     }
 
     /// Adds a sink.
     ///
     /// # Panics
-    /// When a sink of that type name is registered already.
+    /// If a sink of that type name is registered already.
     #[must_use]
     pub fn sink<C: SinkConfig>(mut self) -> Self {
-        self.sinks.add(C::TYPE, C::ANSWERS_QUERIES, |section| Some(Box::new(section.read(|_: &C| Vec::new())?)));
+        self.sinks.add(C::TYPE, C::ANSWERS_QUERIES, |section| Some(Box::new(section.read::<C>()?)));
         self
     }
 }
@@ -92,7 +89,7 @@ pub(crate) struct Plugins<C: ComponentKind + ?Sized>(Vec<Plugin<C>>);
 /// One plug-in: its name and its factory.
 pub(crate) struct Plugin<C: ComponentKind + ?Sized> {
     pub(crate) type_name: &'static str,
-    /// Whether it is a sink that can answer queries.
+    /// True for a sink that can answer queries.
     pub(crate) answers_queries: bool,
     /// Reads the component's keys into the plug-in's struct; `None` once the faults are reported.
     pub(crate) read: ReadConfig<C>,

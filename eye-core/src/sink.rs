@@ -52,7 +52,7 @@ pub trait Sink: Send + Sync + 'static {
     /// Flushes and releases the sink's resources. Called once, after the last `write`.
     ///
     /// # Errors
-    /// When something could not be flushed; the writer logs it.
+    /// [`SinkError`] if something could not be flushed; the writer logs it.
     async fn close(&self) -> Result<(), SinkError> {
         Ok(())
     }
@@ -137,7 +137,7 @@ pub trait SinkConfig: DeserializeOwned + Send + 'static {
     /// The `type` that selects this plug-in.
     const TYPE: &'static str;
 
-    /// Whether the sink can answer queries, so that a wrong `[query] sink` is an error before anything starts.
+    /// True if the sink can answer queries, so that a wrong `[query] sink` is an error before anything starts.
     const ANSWERS_QUERIES: bool = false;
 
     /// Builds the sink.

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::ack::{Outcome, Receipt};
-use crate::context::SourceContext;
+use crate::context::BuildContext;
 use crate::counters::{SourceCounters, WaitingEvents};
 use crate::dead_letter::DeadLetterStore;
 use crate::error::BuildError;
@@ -31,6 +31,15 @@ pub trait Source: Send + 'static {
         shutdown.cancelled().await;
         Ok(())
     }
+}
+
+/// The environment handed to a source when it is built.
+#[derive(Clone)]
+pub struct SourceContext {
+    /// The part that every component has.
+    pub component: BuildContext,
+    /// The source's entrance to the pipeline.
+    pub outlet: Outlet,
 }
 
 /// A source's entrance to the pipeline. Cloning shares it.

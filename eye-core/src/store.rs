@@ -75,9 +75,9 @@ pub struct EventPage {
     pub count: u64,
     /// The events of the page, newest first.
     pub events: Vec<Event>,
-    /// Whether matching events older than the page's last exist.
+    /// True if matching events older than the page's last exist.
     pub has_older: bool,
-    /// Whether matching events newer than the page's first exist.
+    /// True if matching events newer than the page's first exist.
     pub has_newer: bool,
 }
 

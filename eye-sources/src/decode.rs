@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_json_body_is_an_object_an_array_or_several_of_them() {
+    fn json_body_is_an_object_an_array_or_several() {
         let [a, b, c] = ["a", "b", "c"].map(event);
         let table = [
             (a.clone(), vec![("a", 0)], false),
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_events_beyond_the_bound_are_counted_and_take_no_other_along() {
+    fn invalid_events_beyond_the_bound_are_only_counted() {
         for (refused, unlisted) in [(MAX_LISTED, 0), (MAX_LISTED + 2, 2)] {
             let decoded = decode_json(format!("[{}{}]", "1,".repeat(refused), event("a")));
             assert_eq!((decoded.invalid.len(), decoded.unlisted), (MAX_LISTED, unlisted));
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_event_takes_no_other_along() {
+    fn invalid_event_does_not_affect_others() {
         let deep = event("a").replace("[1]", &format!("{}{}", "[".repeat(33), "]".repeat(33)));
         let large = event("a").replace("[1]", &format!("\"{}\"", "x".repeat(1024 * 1024)));
         let refused = [
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn ndjson_has_an_object_a_line() {
+    fn ndjson_has_one_object_per_line() {
         let [a, b, c] = ["a", "b", "c"].map(event);
         let table = [
             (String::new(), vec![]),
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_not_one_object_is_refused_alone() {
+    fn invalid_line_does_not_affect_others() {
         let a = event("a");
         let table = [
             ("  é".to_owned(), "JSON parse error at line 4 column 3: expected a JSON value, but found `é`"),
@@ -386,12 +386,12 @@ mod tests {
     }
 
     #[test]
-    fn an_object_over_several_lines_is_no_ndjson() {
+    fn object_over_several_lines_is_no_ndjson() {
         assert_eq!(outline(&decode_ndjson("{\n}")), (vec![], vec![0, 1], true));
     }
 
     #[test]
-    fn an_event_over_its_limit_is_marked_and_passed_over() {
+    fn event_over_its_limit_is_skipped() {
         let mut context = crate::fake::parse_context();
         context.limits.max_event_bytes = event("a").len();
         let body = format!("[ {} ,{}, {}]", event("a"), event("ab"), event("b"));
@@ -452,7 +452,7 @@ mod tests {
         }
 
         #[test]
-        fn a_cut_body_gives_a_syntax_error(at in 0..event("a").len()) {
+        fn cut_body_is_a_syntax_error(at in 0..event("a").len()) {
             prop_assert!(decode(&event("a")[..at], Framing::Json).is_err());
         }
     }

@@ -1,4 +1,4 @@
-//! A transport that does as it is told, for the tests of sources.
+//! A transport with a scripted reaction, for the tests of sources.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -11,7 +11,7 @@ use eye_core::event::{Event, EventLimits, Origin, ParseContext};
 use eye_core::timestamp::Timestamp;
 use eye_core::transport::{Custody, PublishError, Subscription, Transport, TransportError};
 
-/// What the transport does with what is published.
+/// The transport's reaction to published events.
 pub(crate) enum Told {
     Settle(Outcome),
     Refuse(PublishError),
@@ -40,7 +40,7 @@ impl FakeTransport {
         *self.told.lock().unwrap() = told;
     }
 
-    /// How many publishes wait for ever.
+    /// Returns the number of publishes that wait for ever.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }

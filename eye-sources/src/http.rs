@@ -15,10 +15,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use bytes::Bytes;
 use eye_core::budget::{ByteBudget, Reservation};
-use eye_core::context::SourceContext;
 use eye_core::error::BuildError;
 use eye_core::refusals::Refusal;
-use eye_core::source::{Source, SourceConfig};
+use eye_core::source::{Source, SourceConfig, SourceContext};
 use eye_http::mount::{Mount, Mounts, Scope};
 use http_body_util::BodyExt;
 use serde::Deserialize;
@@ -38,7 +37,7 @@ const CAPACITY_WAIT: Duration = Duration::from_secs(1);
 /// The refusal of a body for want of capacity: otherwise the operator would not hear of it.
 const NO_CAPACITY: Refusal = Refusal { part: "body", problem: "no capacity (max_pending_bytes)" };
 
-/// What operators write below `[sources.NAME]` with `type = "http"`.
+/// The settings that operators write below `[sources.NAME]` with `type = "http"`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct HttpConfig {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::json::{Kind, Problem, SyntaxError};
+use crate::json::{JsonKind, SyntaxError, ValueProblem};
 use crate::refusals::Refusal;
 use crate::timestamp::InvalidTimestamp;
 
@@ -37,7 +37,7 @@ impl EventErrors {
         Self::of_event(FieldError::Syntax(Box::new(error)))
     }
 
-    pub(super) fn not_an_object(kind: Kind) -> Self {
+    pub(super) fn not_an_object(kind: JsonKind) -> Self {
         Self::of_event(FieldError::NotAnObject(kind))
     }
 
@@ -138,13 +138,13 @@ pub(super) enum FieldError {
     #[error("{0}")]
     InvalidTimestamp(#[from] InvalidTimestamp),
     #[error("Expected a string such as \"2021-01-01T09:15:27.243860Z\", but got {0}.")]
-    TimestampOfKind(Kind),
+    TimestampOfKind(JsonKind),
     #[error("Must be a valid UUID.")]
     InvalidId,
     #[error("{0}")]
-    Problem(#[from] Problem),
+    Problem(#[from] ValueProblem),
     #[error("Invalid data. Expected an object, but got {0}.")]
-    NotAnObject(Kind),
+    NotAnObject(JsonKind),
     #[error("{0}")]
     Syntax(Box<SyntaxError>),
     #[error("Ensure the event has no more than {0} bytes.")]
@@ -163,10 +163,10 @@ impl FieldError {
             Self::TooDeep => "nested too deep",
             Self::InvalidTimestamp(_) => "not a timestamp",
             Self::InvalidId => "not a UUID",
-            Self::Problem(Problem::NullCharacter) => "null character",
-            Self::Problem(Problem::LoneSurrogate) => "lone surrogate",
-            Self::Problem(Problem::NumberTooLarge) => "number too large",
-            Self::Problem(Problem::InvalidUtf8) => "not UTF-8",
+            Self::Problem(ValueProblem::NullCharacter) => "null character",
+            Self::Problem(ValueProblem::LoneSurrogate) => "lone surrogate",
+            Self::Problem(ValueProblem::NumberTooLarge) => "number too large",
+            Self::Problem(ValueProblem::InvalidUtf8) => "not UTF-8",
             Self::NotAnObject(_) => "not an object",
             Self::Syntax(_) => "not JSON",
             Self::TooLarge(_) => "too large",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::json::{JsonText, Kind, Scanner, SyntaxError, Value};
+use crate::json::{JsonKind, JsonText, ScannedValue, Scanner, SyntaxError};
 use crate::timestamp::Timestamp;
 
 use super::errors::{Field, FieldError};
@@ -138,7 +138,7 @@ impl Draft {
             Field::Timestamp => self.timestamp = timestamp(scanner, &value),
             Field::Id => self.id = id(scanner, &value),
             Field::Data if value.levels > MAX_DATA_LEVELS => self.data = Err(FieldError::TooDeep),
-            Field::Data if value.kind == Kind::Null => self.data = Err(FieldError::Null),
+            Field::Data if value.kind == JsonKind::Null => self.data = Err(FieldError::Null),
             Field::Data => self.data = Ok(value.tokens),
             Field::Event => {}
         }
@@ -175,11 +175,11 @@ impl Fields {
 }
 
 /// Checks `session_id`, `category` and `name`: 1 to 150 characters, of which one is not white space.
-fn text(scanner: &mut Scanner<'_>, value: &Value) -> Result<Range<usize>, FieldError> {
+fn text(scanner: &mut Scanner<'_>, value: &ScannedValue) -> Result<Range<usize>, FieldError> {
     match value.kind {
-        Kind::String | Kind::Number => {}
-        Kind::Null => return Err(FieldError::Null),
-        Kind::Boolean | Kind::Array | Kind::Object => return Err(FieldError::NotAString),
+        JsonKind::String | JsonKind::Number => {}
+        JsonKind::Null => return Err(FieldError::Null),
+        JsonKind::Boolean | JsonKind::Array | JsonKind::Object => return Err(FieldError::NotAString),
     }
     let content = scanner.content(value);
     let text = &scanner.copied()[content.clone()];
@@ -193,24 +193,24 @@ fn text(scanner: &mut Scanner<'_>, value: &Value) -> Result<Range<usize>, FieldE
     Ok(content)
 }
 
-fn timestamp(scanner: &mut Scanner<'_>, value: &Value) -> Result<Timestamp, FieldError> {
+fn timestamp(scanner: &mut Scanner<'_>, value: &ScannedValue) -> Result<Timestamp, FieldError> {
     match value.kind {
-        Kind::String => {
+        JsonKind::String => {
             let content = scanner.content(value);
             Ok(Timestamp::parse(&scanner.copied()[content])?)
         }
-        Kind::Null => Err(FieldError::Null),
+        JsonKind::Null => Err(FieldError::Null),
         kind => Err(FieldError::TimestampOfKind(kind)),
     }
 }
 
-fn id(scanner: &mut Scanner<'_>, value: &Value) -> Result<Option<EventId>, FieldError> {
+fn id(scanner: &mut Scanner<'_>, value: &ScannedValue) -> Result<Option<EventId>, FieldError> {
     match value.kind {
-        Kind::String => {
+        JsonKind::String => {
             let content = scanner.content(value);
             Uuid::try_parse(&scanner.copied()[content]).map(Some).map_err(|_| FieldError::InvalidId)
         }
-        Kind::Null => Ok(None),
+        JsonKind::Null => Ok(None),
         _ => Err(FieldError::InvalidId),
     }
 }

@@ -5,9 +5,10 @@ use std::env::VarError;
 use serde::Deserialize;
 
 use super::*;
-use crate::context::{BuildContext, SourceContext};
+use crate::context::BuildContext;
+use crate::error::BuildError;
 use crate::sink::{BuiltSink, SinkConfig};
-use crate::source::SourceConfig;
+use crate::source::{SourceConfig, SourceContext};
 use crate::transport::TransportConfig;
 
 #[derive(Deserialize)]
@@ -17,6 +18,10 @@ struct WebConfig {
 
 impl SourceConfig for WebConfig {
     const TYPE: &'static str = "web";
+    fn check(&self) -> Vec<BuildError> {
+        let is_wrong = self.claim.as_deref() == Some("nothing");
+        is_wrong.then(|| BuildError::at("claim", "must be a method and a path")).into_iter().collect()
+    }
     fn claims(&self) -> Vec<String> {
         self.claim.iter().cloned().collect()
     }
@@ -234,6 +239,12 @@ fn sink_keeps_its_own_settings_from_its_plug_in() {
         "10:16: sinks.a.filter.only.name: expected at least one value",
     ];
     assert_eq!(faults(&wrong), expected);
+}
+
+#[test]
+fn plug_in_check_is_reported_at_its_key() {
+    let text = SOUND.replace("type = \"web\"", "claim = \"nothing\"\ntype = \"web\"");
+    assert_eq!(faults(&text), ["2:9: sources.web.claim: must be a method and a path"]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What sources and writers rely on from a transport, whatever its custody.
+//! The conformance suite for transports: the obligations to sources and writers, durable or not.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,11 +35,11 @@ pub async fn suite(new_transport: impl AsyncFn() -> Box<dyn Transport>) {
     }
 }
 
-/// How long a transport may take until it takes events.
+/// The time within which a transport must take events.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
-/// What the pipeline does once all have subscribed: watches the transport, for as long as the handle lives. Waits until
-/// it takes events.
+/// Watches the transport as the pipeline does once all have subscribed, for as long as the handle lives. Waits until it
+/// takes events.
 async fn start(transport: &Arc<dyn Transport>) -> AbortOnDropHandle<()> {
     let board = HealthBoard::default();
     let (watched, health) = (transport.clone(), board.component("transport"));

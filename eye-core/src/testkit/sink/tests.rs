@@ -8,7 +8,7 @@ use super::*;
 use crate::event::{EventFields, EventKey};
 use crate::sink::{SinkError, Written};
 
-/// What a sink may do wrong.
+/// A fault of a sink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     None,

@@ -60,7 +60,8 @@ impl Timestamp {
             return Err(InvalidTimestamp::Negative);
         }
         // An exponent of more digits than an i64 has is out of range on either side.
-        let exponent = exponent.parse::<i64>().unwrap_or(if exponent.starts_with('-') { i64::MIN / 2 } else { i64::MAX / 2 });
+        let exponent =
+            exponent.parse::<i64>().unwrap_or(if exponent.starts_with('-') { i64::MIN / 2 } else { i64::MAX / 2 });
         // The number is `0.SIGNIFICANT` times 10 to the power of `magnitude`.
         let magnitude = exponent.saturating_add(whole.len() as i64 - (digits.len() - significant.len()) as i64);
         let unit_digits = match magnitude {
@@ -71,7 +72,8 @@ impl Timestamp {
         };
         let length = usize::try_from(magnitude + unit_digits).unwrap_or(0);
         let micros = significant.bytes().chain(std::iter::repeat(b'0')).take(length);
-        let micros = micros.fold(0_i64, |micros, digit| micros.saturating_mul(10).saturating_add((digit - b'0').into()));
+        let micros =
+            micros.fold(0_i64, |micros, digit| micros.saturating_mul(10).saturating_add((digit - b'0').into()));
         Self::from_micros(micros).ok_or(InvalidTimestamp::Year)
     }
 
@@ -431,7 +433,11 @@ mod tests {
             ("1e-400", "1970-01-01T00:00:00Z"),
         ];
         for (number, expected) in table {
-            assert_eq!(Timestamp::parse_number(number).map(|time| time.to_string()), Ok(expected.to_owned()), "{number}");
+            assert_eq!(
+                Timestamp::parse_number(number).map(|time| time.to_string()),
+                Ok(expected.to_owned()),
+                "{number}"
+            );
         }
         for number in ["253402300800000000", "1e300", "999999999999999999999", "1e9999999999999999999999"] {
             assert_eq!(Timestamp::parse_number(number), Err(InvalidTimestamp::Year), "{number}");

@@ -86,5 +86,10 @@ impl Transport for FakeTransport {
 /// The context of events for tests of decoding.
 pub(crate) fn parse_context() -> ParseContext {
     let origin = Arc::new(Origin::new("test", None));
-    ParseContext { received_at: Timestamp::MIN, default_timestamp: Timestamp::MIN, origin, limits: EventLimits::default() }
+    ParseContext {
+        received_at: Timestamp::MIN,
+        default_timestamp: Some(Timestamp::MIN),
+        origin,
+        limits: EventLimits::default(),
+    }
 }

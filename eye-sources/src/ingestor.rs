@@ -63,7 +63,7 @@ impl Ingestor {
     pub(crate) fn parse_context(&self, origin: Arc<Origin>) -> ParseContext {
         let limits = EventLimits { max_event_bytes: self.max_event_bytes as usize };
         let received_at = Timestamp::now();
-        ParseContext { received_at, default_timestamp: received_at, origin, limits }
+        ParseContext { received_at, default_timestamp: Some(received_at), origin, limits }
     }
 
     /// Publishes the events of a body and waits for their receipt. `reservation`, the capacity that the body took from

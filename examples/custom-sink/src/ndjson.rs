@@ -222,6 +222,7 @@ mod tests {
         let text = |field: &str| fields[field].as_str().unwrap();
         let context = ParseContext {
             received_at: Timestamp::parse(text("received_at")).unwrap(),
+            default_timestamp: None,
             origin: Arc::new(Origin::new(text("origin"), None)),
             limits: EventLimits { max_event_bytes: usize::MAX },
         };

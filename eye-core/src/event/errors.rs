@@ -143,7 +143,9 @@ pub(super) enum FieldError {
     InvalidId,
     #[error("This UUID is the value of an id that was never set. Send a random one, or leave the field out.")]
     UnsetId,
-    #[error("This field is required beside an id that is no UUIDv7: otherwise the event would be stored again when it is sent again.")]
+    #[error(
+        "This field is required beside an id that is no UUIDv7: otherwise the event would be stored again when it is sent again."
+    )]
     TimestampForId,
     #[error("{0}")]
     Problem(#[from] ValueProblem),

@@ -16,13 +16,18 @@ use super::{Event, EventErrors, EventId, EventLimits, MAX_DATA_LEVELS, MAX_TEXT_
 pub struct ParseContext {
     /// The time of receipt.
     pub received_at: Timestamp,
-    /// The time of events that have neither a `timestamp` nor an `id` that tells it. The same whenever the same message
-    /// is delivered again.
-    pub default_timestamp: Timestamp,
+    /// The time of events that have neither a `timestamp` nor an `id`. `None` if the `id` of the message is theirs and
+    /// tells no time: such events are refused.
+    pub default_timestamp: Option<Timestamp>,
     /// The sender.
     pub origin: Arc<Origin>,
     /// The limits that operators set.
     pub limits: EventLimits,
+}
+
+/// Returns the time that a UUIDv7 tells; `None` for every other id.
+pub fn time_of(id: EventId) -> Option<Timestamp> {
+    time_of_id(id).ok()
 }
 
 impl Event {
@@ -57,7 +62,7 @@ impl Event {
         let parsed = if scanner.peek() == Some(b'{') {
             let mut draft = Draft::new();
             draft.scan(scanner)?;
-            draft.finish()
+            draft.finish(context.default_timestamp)
         } else {
             Err(EventErrors::not_an_object(scanner.value()?.kind))
         };
@@ -86,7 +91,7 @@ struct Fields {
     category: Range<usize>,
     name: Range<usize>,
     data: Range<usize>,
-    timestamp: Option<Timestamp>,
+    timestamp: Timestamp,
     id: Option<EventId>,
 }
 
@@ -149,7 +154,7 @@ impl Draft {
         Ok(())
     }
 
-    fn finish(self) -> Result<Fields, EventErrors> {
+    fn finish(self, default_timestamp: Option<Timestamp>) -> Result<Fields, EventErrors> {
         let mut errors = self.problems;
         let mut check = |field, error| errors.add(field, error);
         let session_id = self.session_id.map_err(|error| check(Field::SessionId, error));
@@ -158,8 +163,10 @@ impl Draft {
         let data = self.data.map_err(|error| check(Field::Data, error));
         let timestamp = self.timestamp.map_err(|error| check(Field::Timestamp, error));
         let timestamp = timestamp.and_then(|timestamp| {
-            let of_id = self.id.as_ref().ok().copied().flatten().filter(|_| timestamp.is_none());
-            of_id.map_or(Ok(timestamp), |id| time_of(id).map(Some).map_err(|error| check(Field::Timestamp, error)))
+            let given = timestamp.map(Ok);
+            let of_id = || self.id.as_ref().ok().copied().flatten().map(time_of_id);
+            let default = || default_timestamp.ok_or(FieldError::TimestampForId);
+            given.or_else(of_id).unwrap_or_else(default).map_err(|error| check(Field::Timestamp, error))
         });
         let id = self.id.map_err(|error| check(Field::Id, error));
         match (session_id, category, name, data, timestamp, id) {
@@ -177,10 +184,9 @@ impl Fields {
         let parts = [self.session_id, self.category, self.name, data];
         let ends = Event::ends(parts.each_ref().map(ExactSizeIterator::len));
         let text = scanner.join(parts).into();
-        let timestamp = self.timestamp.unwrap_or(context.default_timestamp);
         let id = self.id.unwrap_or_else(new_id);
         let (received_at, origin) = (context.received_at, context.origin.clone());
-        Event { id, timestamp, received_at, text, ends, origin }
+        Event { id, timestamp: self.timestamp, received_at, text, ends, origin }
     }
 }
 
@@ -227,7 +233,7 @@ fn id(scanner: &mut Scanner<'_>, value: &ScannedValue) -> Result<Option<EventId>
 
 /// Returns the time that a UUIDv7 tells. Another id needs a timestamp beside it: the time of receipt would make the same
 /// event, sent again, another one.
-fn time_of(id: EventId) -> Result<Timestamp, FieldError> {
+fn time_of_id(id: EventId) -> Result<Timestamp, FieldError> {
     if id.get_version() != Some(Version::SortRand) || id.get_variant() != Variant::RFC4122 {
         return Err(FieldError::TimestampForId);
     }

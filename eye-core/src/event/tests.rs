@@ -16,7 +16,12 @@ fn parse(json: impl AsRef<[u8]>) -> Result<Event, EventErrors> {
 
 fn context() -> ParseContext {
     let origin = Arc::new(Origin::new("web", None));
-    ParseContext { received_at: RECEIVED_AT, default_timestamp: RECEIVED_AT, origin, limits: EventLimits::default() }
+    ParseContext {
+        received_at: RECEIVED_AT,
+        default_timestamp: Some(RECEIVED_AT),
+        origin,
+        limits: EventLimits::default(),
+    }
 }
 
 /// An event in which each member given replaces the usual one.
@@ -189,7 +194,9 @@ fn texts_have_1_to_150_characters() {
 
 #[test]
 fn wrong_types_are_named() {
-    let date = |kind: &str| format!("Expected a string such as \"2021-01-01T09:15:27.243860Z\", but got {kind}.");
+    let date = |kind: &str| {
+        format!("Expected a string such as \"2021-01-01T09:15:27.243860Z\" or a number since 1970, but got {kind}.")
+    };
     for field in ["session_id", "category", "name", "data", "timestamp"] {
         assert_eq!(errors(with(field, "null")), json!({field: ["This field may not be null."]}));
     }
@@ -198,7 +205,7 @@ fn wrong_types_are_named() {
             assert_eq!(errors(with(field, sent)), json!({field: ["Not a valid string."]}), "{sent}");
         }
     }
-    for (sent, kind) in [("1609492527", "a number"), ("{}", "an object"), ("[]", "an array"), ("true", "a boolean")] {
+    for (sent, kind) in [("{}", "an object"), ("[]", "an array"), ("true", "a boolean")] {
         assert_eq!(errors(with("timestamp", sent)), json!({"timestamp": [date(kind)]}));
     }
     for sent in ["1", "{}", "\"\"", "\"abc\"", "\"0190b6a0-7e1c-7000-8000-00000000000\"", "true"] {
@@ -233,10 +240,62 @@ fn every_wrong_field_is_named_in_order() {
     let fields: Vec<&str> = errors.fields().map(|(field, _)| field).collect();
     assert_eq!(fields, ["session_id", "category", "name", "data", "timestamp", "id"]);
     let required = json!(["This field is required."]);
+    assert_eq!(self::errors("{}"), json!({"session_id": required, "category": required, "name": required}));
+}
+
+/// An event of the required fields, and these.
+fn minimal(members: &str) -> String {
+    format!(r#"{{"session_id":"s","category":"c","name":"n"{members}}}"#)
+}
+
+#[test]
+fn absent_data_is_an_empty_object() {
+    assert_eq!(parse(minimal(r#","timestamp":"2021-01-01""#)).unwrap().data(), "{}");
+    assert_eq!(parse(minimal(r#","timestamp":"2021-01-01","data":[]"#)).unwrap().data(), "[]");
+}
+
+#[test]
+fn absent_timestamp_is_the_time_in_the_id_or_of_receipt() {
+    let default = Timestamp::parse("2020-02-03T04:05:06.789012Z").unwrap();
+    let parse = |members: &str| {
+        let context = ParseContext { default_timestamp: Some(default), ..context() };
+        Event::parse(minimal(members).as_bytes(), &context).map(|event| event.timestamp().to_string())
+    };
+    let of_receipt = Ok(default.to_string());
+    let required = "timestamp: This field is required beside an id that is no UUIDv7: otherwise the event would be stored \
+                    again when it is sent again.";
+    assert_eq!(parse(""), of_receipt);
+    assert_eq!(parse(r#","id":null"#), of_receipt);
+    assert_eq!(parse(r#","id":"0176bd3a-f79b-7000-8000-000000000001""#), Ok("2021-01-01T09:15:27.003000Z".to_owned()));
+    let other_ids = ["0176bd3a-f79b-4000-8000-000000000001", "0176bd3a-f79b-7000-c000-000000000001"];
+    for id in other_ids {
+        let error = parse(&format!(r#","id":"{id}""#)).unwrap_err();
+        assert_eq!(error.to_string(), required, "{id}");
+        assert!(parse(&format!(r#","id":"{id}","timestamp":1"#)).is_ok());
+    }
+    let late = parse(r#","id":"ffffffff-ffff-7000-8000-000000000001""#).unwrap_err();
+    assert_eq!(late.to_string(), format!("timestamp: {}", crate::timestamp::InvalidTimestamp::Year));
+}
+
+#[test]
+fn numeric_timestamp_is_time_since_1970() {
+    for number in ["1609492527.24386", "1609492527243.86", "1609492527243860"] {
+        assert_eq!(parse(with("timestamp", number)).unwrap().timestamp().to_string(), "2021-01-01T09:15:27.243860Z");
+    }
     assert_eq!(
-        self::errors("{}"),
-        json!({"session_id": required, "category": required, "name": required, "data": required, "timestamp": required})
+        errors(with("timestamp", "-1")),
+        json!({"timestamp": ["Datetime has a negative number: it must be 0 or more, counted from 1970-01-01T00:00:00Z."]})
     );
+}
+
+#[test]
+fn unset_id_is_refused_with_the_cure() {
+    for id in ["00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"] {
+        assert_eq!(
+            errors(with("id", &format!("\"{id}\""))),
+            json!({"id": ["This UUID is the value of an id that was never set. Send a random one, or leave the field out."]})
+        );
+    }
 }
 
 #[test]
@@ -385,7 +444,7 @@ proptest! {
     fn a_valid_event_comes_through_unchanged(sent in strategy::sent_events()) {
         let context = ParseContext {
             received_at: strategy::RECEIVED_AT,
-            default_timestamp: strategy::RECEIVED_AT,
+            default_timestamp: Some(strategy::RECEIVED_AT),
             origin: crate::testkit::origin().clone(),
             limits: EventLimits::default(),
         };

@@ -255,6 +255,7 @@ impl Responder {
             payload: text.split_to(member.bytes),
             framing: Some(member.framing),
             new_ids: member.new_ids,
+            published_at: None,
         };
         let bodies = members.iter().map(body).collect();
         let ingested = self.ingestor.ingest(bodies, reservation).await;

@@ -16,6 +16,7 @@ use eye_core::event::EventId;
 use eye_core::health::Health;
 use eye_core::refusals::Refusal;
 use eye_core::source::SourceError;
+use eye_core::timestamp::Timestamp;
 use eye_nats::connection::{self, ConnectionEvent, Connector, flush};
 use eye_nats::consumer::{Consumer, ConsumerSettings, InFlightMessage};
 use eye_nats::dead_letters::DeadLetterStream;
@@ -34,7 +35,9 @@ use crate::ingestor::Ingested;
 use crate::verdict::Verdict;
 
 use super::NatsConfig;
-use super::message::{MAX_GROUP_BYTES, MAX_GROUP_MESSAGES, MessageBody, MessageIngestor, framing, message_id};
+use super::message::{
+    MAX_GROUP_BYTES, MAX_GROUP_MESSAGES, MessageBody, MessageIngestor, context_of_message, framing, message_id,
+};
 use super::refused::{RefusedBy, RefusedMessage, RefusedPart};
 
 /// Pause after an error of the consumer.
@@ -177,6 +180,7 @@ impl JetStreamIngestor {
             payload: message.payload.clone(),
             framing: framing(message.headers.as_ref()),
             new_ids: new_ids(message),
+            published_at: published_at(message),
         };
         let bodies = messages.iter().map(body).collect();
         let ingested = self.ingestor.ingest(bodies, ()).await;
@@ -222,7 +226,7 @@ impl JetStreamIngestor {
             payload: message.payload.clone(),
             framing: framing(message.headers.as_ref()),
             max_body_bytes: self.config.max_body_bytes,
-            context: self.ingestor.parse_context(),
+            context: context_of_message(&self.ingestor.parse_context(), new_ids(message), published_at(message)),
             new_ids: new_ids(message),
             refused_by_store: refused,
             max_payload: self.client.max_payload(),
@@ -246,6 +250,12 @@ impl JetStreamIngestor {
 fn new_ids(message: &InFlightMessage) -> NewIds {
     let id = message_id(message.headers.as_ref()).or_else(|| message.position().map(id_in_stream));
     id.map_or(NewIds::Random, NewIds::From)
+}
+
+/// Returns the time at which the stream took the message.
+fn published_at(message: &InFlightMessage) -> Option<Timestamp> {
+    let micros = message.position()?.published_ns / 1000;
+    Timestamp::from_micros(i64::try_from(micros).ok()?)
 }
 
 /// Makes a UUIDv8 of the time of publication in nanoseconds and the sequence number.

@@ -5,8 +5,9 @@
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use eye_core::event::{EventId, ParseContext};
+use eye_core::event::{EventId, ParseContext, time_of};
 use eye_core::refusals::Refusal;
+use eye_core::timestamp::Timestamp;
 use uuid::Uuid;
 
 use crate::decode::{Decoded, Framing, INLINE_MAX_BYTES, NewIds, decode};
@@ -25,6 +26,9 @@ pub(super) struct MessageBody {
     /// `None` when its content type is not one of events.
     pub(super) framing: Option<Framing>,
     pub(super) new_ids: NewIds,
+    /// The time at which a stream took the message: an event without a timestamp is the same one whenever the message is
+    /// delivered again.
+    pub(super) published_at: Option<Timestamp>,
 }
 
 /// Parses and publishes messages.
@@ -83,8 +87,23 @@ impl MessageIngestor {
 
 fn parse(body: &MessageBody, max_body_bytes: u32, context: &ParseContext) -> Result<Decoded, Answer> {
     let framing = check_readable(body.framing, body.payload.len(), max_body_bytes)?;
-    let decoded = decode(&body.payload, framing, context, body.new_ids);
+    let context = context_of_message(context, body.new_ids, body.published_at);
+    let decoded = decode(&body.payload, framing, &context, body.new_ids);
     decoded.map_err(|error| Answer::failure(Verdict::Invalid, &error.to_string()))
+}
+
+/// Returns the context of one message. Outside of a stream the id of a message must tell the time of its events, or each
+/// event needs a timestamp: otherwise it would be stored again when it is sent again.
+pub(super) fn context_of_message(
+    context: &ParseContext,
+    new_ids: NewIds,
+    published_at: Option<Timestamp>,
+) -> ParseContext {
+    let default_timestamp = published_at.or_else(|| match new_ids {
+        NewIds::Random => context.default_timestamp,
+        NewIds::From(id) => time_of(id),
+    });
+    ParseContext { default_timestamp, ..context.clone() }
 }
 
 /// Checks content type and size of a message before it is parsed.

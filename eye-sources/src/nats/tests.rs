@@ -235,7 +235,12 @@ async fn each_message_of_a_group_has_its_own_answer() {
     let outlet = Outlet::new(transport.clone(), HealthBoard::default().component("sources.bus"));
     let ingestor = Ingestor { outlet, max_event_bytes: 1 << 20, receipt_timeout: DEADLINE };
     let ingestor = MessageIngestor { ingestor, max_body_bytes: 1000 };
-    let body = |text: &str, framing| MessageBody { payload: text.to_owned().into(), framing, new_ids: NewIds::Random };
+    let body = |text: &str, framing| MessageBody {
+        payload: text.to_owned().into(),
+        framing,
+        new_ids: NewIds::Random,
+        published_at: None,
+    };
     let json = Some(Framing::Json);
     let bodies = vec![
         body("{", json),

@@ -94,6 +94,22 @@ async fn nothing_is_acked_before_its_receipt() {
 }
 
 #[tokio::test]
+async fn event_without_timestamp_keeps_the_time_of_its_message() {
+    let server = NatsServer::start();
+    let stream = create_stream(&server).await;
+    let fixture = Fixture::start(&server, Told::Settle(Outcome::failed("unavailable")), keys(&server)).await;
+    fixture.publish_with(&[("Nats-Msg-Id", ID)], r#"{"session_id":"s","category":"c","name":"n"}"#).await;
+    let tried_twice = async || fixture.transport.published_names().len() >= 2;
+    eventually("the message was delivered twice", DEADLINE, tried_twice).await;
+    fixture.transport.tell(Told::Settle(Outcome::Delivered));
+    wait_settled(&stream, 1).await;
+    let published = fixture.transport.published.lock().unwrap();
+    assert!(published.iter().all(|event| event.key() == published[0].key()), "{published:?}");
+    drop(published);
+    fixture.stop().await;
+}
+
+#[tokio::test]
 async fn failed_message_is_redelivered_with_same_ids() {
     let server = NatsServer::start();
     let stream = create_stream(&server).await;

@@ -50,8 +50,7 @@ pub async fn ensure(
     let info = match context.get_stream(name).await {
         Ok(stream) => stream.cached_info().clone(),
         Err(error) if is_not_found(&error) => {
-            let created =
-                context.create_stream(required.clone()).await.map_err(temporary)?;
+            let created = context.create_stream(required.clone()).await.map_err(temporary(name))?;
             tracing::info!(stream = name, "created the missing stream");
             created.cached_info().clone()
         }

@@ -2,11 +2,11 @@
 
 use std::fmt::Debug;
 
-use eye::api::QueryConfig;
-use eye::server::ServerConfig;
 use eye::telemetry::SentryConfig;
+use eye_api::events::QueryConfig;
 use eye_core::config::field_names;
 use eye_core::writer::WriterConfig;
+use eye_http::config::ServerConfig;
 use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
 use eye_sources::http::HttpConfig;
 use eye_sources::nats::NatsConfig;
@@ -16,7 +16,7 @@ use eye_transports::memory::MemoryConfig;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-/// What `[transport]` is called here where its `type` is `disk` or `jetstream`.
+/// Names for the two further `[transport]` tables of the file, of type `disk` and `jetstream`.
 const DISK: &str = "transport_on_disk";
 const JETSTREAM: &str = "transport_over_jetstream";
 

@@ -440,3 +440,7 @@ impl Drop for InFlightMessage {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests;

@@ -8,18 +8,17 @@ mod response;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::any;
 use bytes::Bytes;
 use eye_core::budget::{ByteBudget, Reservation};
-
 use eye_core::error::BuildError;
 use eye_core::refusals::Refusal;
 use eye_core::source::{Source, SourceConfig, SourceContext};
+use eye_http::mount::{Mount, Mounts, Scope};
 use http_body_util::BodyExt;
 use serde::Deserialize;
 use tokio::time::timeout;
@@ -28,6 +27,9 @@ use crate::decode::{Decoded, Framing, INLINE_MAX_BYTES, NewIds, decode};
 use crate::encoding::{self, DecodeError, Encoding};
 use crate::ingestor::{Ingestor, check_pending};
 use crate::verdict::{Answer, Verdict};
+
+/// The endpoint for events.
+const PATH: &str = "/api/event/";
 
 /// The longest wait of a request for its share of `max_pending_bytes`.
 const CAPACITY_WAIT: Duration = Duration::from_secs(1);
@@ -79,30 +81,34 @@ impl SourceConfig for HttpConfig {
     }
 
     fn claims(&self) -> Vec<String> {
-        vec!["POST /api/event/".to_owned()]
+        vec![format!("POST {PATH}")]
     }
 
     async fn build(self, context: &SourceContext) -> Result<Box<dyn Source>, BuildError> {
+        let mounts = context.component.extensions().get::<Mounts>();
+        let mounts = mounts.ok_or_else(|| BuildError::new("this program has no HTTP listener; remove the source"))?;
         let outlet = context.outlet.clone();
-        outlet.health().ready();
         let endpoint = Endpoint {
             ingestor: Ingestor {
-                outlet,
+                outlet: outlet.clone(),
                 max_event_bytes: self.max_event_bytes,
                 receipt_timeout: Duration::from_millis(self.receipt_timeout_ms),
             },
             budget: ByteBudget::new(self.max_pending_bytes),
             config: self,
         };
-        let routes = Router::new().route("/api/event", post(take)).route("/api/event/", post(take));
-        context.component.extensions().insert(HttpRoutes(routes.with_state(Arc::new(endpoint))));
+        let mount = Mount {
+            owner: context.component.key().to_owned(),
+            path: PATH.to_owned(),
+            methods: vec![Method::POST],
+            scope: Scope::Write,
+            router: any(take).with_state(Arc::new(endpoint)),
+        };
+        mounts.add(mount).map_err(|error| BuildError::new(error.to_string()))?;
+        outlet.health().ready();
         Ok(Box::new(HttpSource))
     }
 }
-
-/// The routes of the source, for the program's listener.
-#[derive(Clone, Debug)]
-pub struct HttpRoutes(pub Router);
 
 /// The source has nothing to run: the listener serves its endpoint.
 struct HttpSource;

@@ -267,7 +267,6 @@ impl StreamMonitor {
                 tracing::error!(stream = name, "the stream was deleted and recreated: its events are lost");
                 return ProvisionError::Temporary(format!("the stream `{name}` was deleted and recreated"));
             }
-            self.capacity.observe(&info);
             self.note_checked(connection, info.state.bytes);
             sleep(CHECK_INTERVAL).await;
         }
@@ -286,6 +285,8 @@ impl StreamMonitor {
     async fn check(&self, detectors: &mut BTreeMap<String, StallDetector>) -> Result<Info, ProvisionError> {
         let way_out = "change it with `nats stream edit`, or the keys below [transport]";
         let info = stream::ensure(&self.context, &self.stream, &[], way_out).await?;
+        // At once: messages that are published later are not in it.
+        self.capacity.observe(&info);
         self.dead_letters.ensure().await?;
         let consumers = self.consumers().clone();
         for (name, counts) in &consumers {

@@ -81,7 +81,8 @@ async fn full_stream_refuses_and_recovers() {
         }
     };
     assert!(reason.contains("transport.max_bytes = 67108864") && reason.contains("a sixteenth"), "{reason}");
-    assert!((65..=69).contains(&taken.len()), "{}", taken.len());
+    // 69 fit below the sixteenth. Those in flight during an observation are not in it.
+    assert!((65..=72).contains(&taken.len()), "{}", taken.len());
     let refused = fixture.transport.publish(events(0, 1)).await.unwrap_err();
     assert!(matches!(refused, PublishError::Full { .. }), "{refused}");
     fixture.wait_unavailable("takes nothing").await;

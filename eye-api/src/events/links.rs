@@ -1,29 +1,32 @@
 //! `next` and `previous`: absolute URLs that keep the caller's parameters.
+//!
+//! [`PageLinks`] steps by offset if the caller gave one, else by cursor.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 use axum::http::{HeaderMap, Uri};
 use eye_core::event::Event;
 use eye_core::store::{EventPage, PageStart};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::cursor::{self, Direction};
 use super::params::Params;
 
-/// The neighbours of a page.
+/// The URLs of a page's neighbours.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Links {
+pub(super) struct PageLinks {
     pub(super) next: Option<String>,
     pub(super) previous: Option<String>,
 }
 
-impl Links {
-    /// By offset when the caller gave one, otherwise by cursor; a cursor needs an event, so an empty page leads nowhere.
-    /// `base` is the URL without its query.
+impl PageLinks {
+    /// Makes the links of `page`. `base` is the URL without its query.
+    ///
+    /// A cursor needs an event, so an empty page by cursor has no links.
     pub(super) fn new(base: &str, params: &Params, page: &EventPage) -> Self {
         let limit = params.query.limit.into();
         if let PageStart::Offset(offset) = params.query.start {
-            // A page may be shorter than asked for: large events fill it earlier.
+            // Large events may end a page before its limit.
             let end = offset.saturating_add(page.events.len() as u64);
             Self {
                 next: page.has_older.then(|| link(base, params, "offset", Some(end.to_string()))),
@@ -44,38 +47,27 @@ impl Links {
     }
 }
 
-/// The caller's parameters sorted by name, with the limit that was applied and the place where the other page starts.
-fn link(base: &str, params: &Params, place: &str, value: Option<String>) -> String {
+/// Returns `base` with the caller's parameters sorted by name, the limit that was applied, and `start` set to `value` or
+/// left out.
+fn link(base: &str, params: &Params, start: &str, value: Option<String>) -> String {
     let limit = params.query.limit.to_string();
     let mut query: BTreeMap<&str, &str> = params.given.iter().map(|(name, value)| (*name, value.as_str())).collect();
     query.insert("limit", &limit);
     match &value {
-        Some(value) => query.insert(place, value),
-        None => query.remove(place),
+        Some(value) => query.insert(start, value),
+        None => query.remove(start),
     };
-    let mut link = base.to_owned();
-    for (index, (name, value)) in query.into_iter().enumerate() {
-        link.push(if index == 0 { '?' } else { '&' });
-        link.push_str(name);
-        link.push('=');
-        push_encoded(&mut link, value);
-    }
-    link
+    let query: Vec<String> = query.into_iter().map(|(name, value)| format!("{name}={}", encode(value))).collect();
+    format!("{base}?{}", query.join("&"))
 }
 
-/// As Python's `urlencode`: a space becomes `+`; letters, digits and `_.-~` stay.
-fn push_encoded(link: &mut String, value: &str) {
-    for byte in value.bytes() {
-        match byte {
-            b' ' => link.push('+'),
-            b'_' | b'.' | b'-' | b'~' => link.push(byte.into()),
-            _ if byte.is_ascii_alphanumeric() => link.push(byte.into()),
-            _ => write!(link, "%{byte:02X}").expect("a String takes everything"),
-        }
-    }
+/// Encodes a value as Python's `urlencode` does: a space becomes `+`; letters, digits and `_.-~` stay.
+fn encode(value: &str) -> String {
+    const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'_').remove(b'.').remove(b'-').remove(b'~').remove(b' ');
+    utf8_percent_encode(value, ENCODED).to_string().replace(' ', "+")
 }
 
-/// The URL of the request without its query; the path alone when the request names no usable host.
+/// Returns the URL of the request without its query, or the path alone if the request names no valid host.
 pub(super) fn base_url(uri: &Uri, headers: &HeaderMap, trust_proxy: bool) -> String {
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let forwarded = |name| header(name).filter(|_| trust_proxy).and_then(|list| list.split(',').next()).map(str::trim);
@@ -92,7 +84,7 @@ pub(super) fn base_url(uri: &Uri, headers: &HeaderMap, trust_proxy: bool) -> Str
     }
 }
 
-/// Names, addresses and ports; nothing that could end the authority of a URL or begin its user part.
+/// Accepts names, addresses and ports, and no character that ends the authority of a URL or its user part.
 fn is_host(host: &str) -> bool {
     !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte))
 }

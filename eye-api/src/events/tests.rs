@@ -1,29 +1,32 @@
-//! The API over a correct store in memory: what it answers, byte for byte.
-
-#![allow(clippy::unwrap_used)]
+//! The endpoint over a correct store in memory, with answers byte for byte.
 
 mod failures;
 mod links;
 mod memory;
 mod walks;
 
+use std::sync::LazyLock;
+
+use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::Request;
-use eye_core::event::{Event, EventFields, EventId};
+use axum::http::header::ALLOW;
+use eye_core::event::{Event, EventFields, EventId, Origin};
 use eye_core::timestamp::Timestamp;
-use serde_json::Value;
+use eye_http::mount::Mounts;
+use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use self::memory::MemorySink;
+use self::memory::MemoryStore;
 use super::*;
 
-const ALLOWED: &str = "GET, POST, HEAD, OPTIONS";
+static ORIGIN: LazyLock<Arc<Origin>> = LazyLock::new(|| Arc::new(Origin::new("web", None)));
 
 fn at(text: &str) -> Timestamp {
     Timestamp::from_micros(chrono::DateTime::parse_from_rfc3339(text).unwrap().timestamp_micros()).unwrap()
 }
 
-/// The event number `n`: three share each second, ids are not in the order of time.
+/// Makes event number `n`. Three share each second, and ids are not in the order of time.
 fn event(n: u32) -> Event {
     Event::from(EventFields {
         id: EventId::from_u128(u128::from(n.wrapping_mul(2_654_435_761))),
@@ -33,6 +36,7 @@ fn event(n: u32) -> Event {
         category: if n.is_multiple_of(2) { "even" } else { "odd" },
         name: "n",
         data: "1",
+        origin: &ORIGIN,
     })
 }
 
@@ -45,6 +49,7 @@ fn contract_event() -> Event {
         category: "page interaction",
         name: "cta click",
         data: r#"{"host":"www.consumeraffairs.com","path":"/","element":"chat bubble"}"#,
+        origin: &ORIGIN,
     })
 }
 
@@ -64,8 +69,14 @@ impl Answer {
     }
 }
 
-fn api(sink: Arc<dyn Sink>) -> Router {
-    router(sink, &QueryConfig::default(), false, ALLOWED)
+fn api(store: Arc<dyn EventStore>) -> Router {
+    app(store, &QueryConfig::default(), false)
+}
+
+fn app(store: Arc<dyn EventStore>, config: &QueryConfig, trust_proxy: bool) -> Router {
+    let mounts = Mounts::default();
+    mounts.add(mount(store, config, trust_proxy)).unwrap();
+    mounts.router("")
 }
 
 async fn ask(router: &Router, request: Request<Body>) -> Answer {
@@ -79,7 +90,7 @@ async fn get(router: &Router, url: &str) -> Answer {
     ask(router, Request::get(url).header("host", "eye.example:8000").body(Body::empty()).unwrap()).await
 }
 
-/// Asks for a link as a client does: the host goes to the header, the rest to the request line.
+/// Follows a link as a client does: the host goes to the header, the rest to the request line.
 async fn follow(router: &Router, link: &str) -> Answer {
     get(router, link.strip_prefix("http://eye.example:8000").unwrap()).await
 }
@@ -87,7 +98,7 @@ async fn follow(router: &Router, link: &str) -> Answer {
 #[tokio::test]
 async fn all_wrong_parameters_are_reported_at_once() {
     let answer =
-        get(&api(MemorySink::with([])), "/api/event/?timestamp_after=nonsense&sesion_id=1&limit=abc&name=ok").await;
+        get(&api(MemoryStore::with([])), "/api/event/?timestamp_after=nonsense&sesion_id=1&limit=abc&name=ok").await;
     assert_eq!(answer.status, StatusCode::BAD_REQUEST);
     assert_eq!(answer.headers[CONTENT_TYPE], "application/json");
     assert_eq!(
@@ -97,13 +108,13 @@ async fn all_wrong_parameters_are_reported_at_once() {
 }
 
 #[tokio::test]
-async fn the_contracts_example_byte_for_byte() {
-    let api = api(MemorySink::with([contract_event(), event(1), event(2)]));
+async fn example_of_the_contract_byte_for_byte() {
+    let api = api(MemoryStore::with([contract_event(), event(1), event(2)]));
     let url = "/api/event/?timestamp_after=2021-01-01&timestamp_before=2021-01-02&session_id=e2085be5-9137-4e4e-80b5-f1ffddc25423";
     let answer = get(&api, url).await;
     assert_eq!(answer.status, StatusCode::OK);
     assert_eq!(answer.headers[CONTENT_TYPE], "application/json");
-    assert_eq!(answer.headers[ALLOW], "GET, POST, HEAD, OPTIONS");
+    assert_eq!(answer.headers[ALLOW], "GET, HEAD, OPTIONS");
     assert_eq!(answer.headers[VARY], "Accept");
     assert_eq!(
         answer.text,
@@ -116,14 +127,14 @@ async fn the_contracts_example_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn no_event_is_an_empty_page() {
-    let answer = get(&api(MemorySink::with([])), "/api/event").await;
+async fn empty_store_is_an_empty_page() {
+    let answer = get(&api(MemoryStore::with([])), "/api/event").await;
     assert_eq!(answer.text, r#"{"count":0,"next":null,"previous":null,"results":[]}"#);
 }
 
 #[tokio::test]
-async fn include_appends_its_keys_in_a_fixed_order() {
-    let api = api(MemorySink::with([contract_event()]));
+async fn include_appends_keys_in_a_fixed_order() {
+    let api = api(MemoryStore::with([contract_event()]));
     for include in ["id,received_at", "received_at,id"] {
         let answer = get(&api, &format!("/api/event/?include={include}")).await;
         let end =
@@ -133,11 +144,11 @@ async fn include_appends_its_keys_in_a_fixed_order() {
 }
 
 #[tokio::test]
-async fn texts_are_escaped_and_data_is_not_touched() {
+async fn texts_are_escaped_and_data_is_kept() {
     let data = r#"{"z":1.10,"a":12345678901234567890,"e":"\u00e4\/","ä":[]}"#;
     let odd = "a\"b\\c\u{1}\u{2028}👁";
     let event = Event::from(EventFields { category: odd, name: odd, session_id: odd, data, ..fields() });
-    let answer = get(&api(MemorySink::with([event])), "/api/event/").await;
+    let answer = get(&api(MemoryStore::with([event])), "/api/event/").await;
     assert!(answer.text.ends_with(&format!("\"data\":{data}}}]}}")), "{}", answer.text);
     let result = &answer.json()["results"][0];
     assert_eq!([&result["session_id"], &result["category"], &result["name"]], [odd; 3]);
@@ -152,15 +163,16 @@ fn fields() -> EventFields<'static> {
         category: "c",
         name: "n",
         data: "1",
+        origin: &ORIGIN,
     }
 }
 
 #[tokio::test]
-async fn a_large_page_is_streamed_whole() {
+async fn large_page_is_streamed_whole() {
     for bytes in [60_000, 65_000, 70_000, 1_000_000] {
         let data = format!("\"{}\"", "x".repeat(bytes));
         let events = (0..7).map(|n| Event::from(EventFields { id: EventId::from_u128(n), data: &data, ..fields() }));
-        let answer = get(&api(MemorySink::with(events)), "/api/event/?include=id").await;
+        let answer = get(&api(MemoryStore::with(events)), "/api/event/?include=id").await;
         let results = answer.json()["results"].as_array().unwrap().clone();
         let expected: Vec<String> = (0..7).rev().map(|n| EventId::from_u128(n).to_string()).collect();
         assert_eq!(results.iter().map(|result| result["id"].as_str().unwrap()).collect::<Vec<_>>(), expected);
@@ -169,8 +181,8 @@ async fn a_large_page_is_streamed_whole() {
 }
 
 #[tokio::test]
-async fn head_has_the_headers_of_get_and_no_body() {
-    let api = api(MemorySink::with([contract_event()]));
+async fn head_has_the_headers_of_get() {
+    let api = api(MemoryStore::with([contract_event()]));
     let got = get(&api, "/api/event/").await;
     let head = ask(&api, Request::head("/api/event/").body(Body::empty()).unwrap()).await;
     assert_eq!((head.status, head.text.as_str()), (StatusCode::OK, ""));
@@ -182,17 +194,9 @@ async fn head_has_the_headers_of_get_and_no_body() {
 }
 
 #[tokio::test]
-async fn the_answer_is_json_whatever_is_accepted() {
-    let api = api(MemorySink::with([]));
+async fn answer_is_json_whatever_is_accepted() {
+    let api = api(MemoryStore::with([]));
     let request = Request::get("/api/event/").header("accept", "text/html").body(Body::empty()).unwrap();
     let answer = ask(&api, request).await;
     assert_eq!((answer.status, &answer.headers[CONTENT_TYPE]), (StatusCode::OK, &"application/json".parse().unwrap()));
-}
-
-#[tokio::test]
-async fn the_post_routes_can_share_the_path() {
-    let post = Router::new().route("/api/event/", axum::routing::post(|| async { "posted" }));
-    let merged = api(MemorySink::with([])).merge(post);
-    assert_eq!(ask(&merged, Request::post("/api/event/").body(Body::empty()).unwrap()).await.text, "posted");
-    assert_eq!(get(&merged, "/api/event/").await.status, StatusCode::OK);
 }

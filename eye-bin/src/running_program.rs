@@ -1,34 +1,33 @@
-//! The program that runs with this configuration, as other commands reach it: over HTTP.
+//! An HTTP client for the running program, used by commands beside it.
 
 use std::time::Duration;
 
 use anyhow::bail;
+use eye_http::config::ServerConfig;
 use ureq::Agent;
 
-use crate::server::ServerConfig;
-
-/// How long reaching the program may take.
+/// The time limit for connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long one answer may take: longer than a request waits for its receipt, unless that was set far higher.
+/// The time limit of one answer: above the default of `receipt_timeout_ms`.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Where the running program answers.
+/// The address of the running program, with a client.
 #[derive(Debug)]
-pub(crate) struct Running {
+pub(crate) struct RunningProgram {
     base: String,
     agent: Agent,
 }
 
-impl Running {
-    /// At `url` (`--url`), else where `server` says that it listens.
+impl RunningProgram {
+    /// Uses `url` (`--url`), else the address that `server` listens on.
     ///
     /// # Errors
-    /// When neither tells an address.
+    /// Fails if `url` names a user, or `server` names no port.
     pub(crate) fn new(url: Option<&str>, server: &ServerConfig) -> anyhow::Result<Self> {
         let base = match url {
             Some(url) if url.contains('@') => {
-                bail!("--url: the program knows no users, so leave out what is before `@`")
+                bail!("--url: the program has no users; leave out the part before `@`")
             }
             Some(url) => url.trim_end_matches('/').to_owned(),
             None => listening_at(&server.listen)?,
@@ -37,7 +36,7 @@ impl Running {
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_global(Some(ANSWER_TIMEOUT))
             .http_status_as_error(false)
-            // A POST that is redirected becomes a GET, whose answer says nothing about what was sent.
+            // A redirected POST becomes a GET, whose answer does not tell if the events were accepted.
             .max_redirects(0)
             .max_redirects_will_error(false)
             .proxy(None)
@@ -46,21 +45,21 @@ impl Running {
         Ok(Self { base, agent })
     }
 
-    /// The URL of `path`, which starts with a slash.
+    /// Returns the URL of `path`, which starts with a slash.
     pub(crate) fn url(&self, path: &str) -> String {
         format!("{}{path}", self.base)
     }
 
-    /// For requests, which block. Every answer is given as it is, whatever its status.
+    /// Returns the client. Its requests block, and no status is an error.
     pub(crate) fn agent(&self) -> &Agent {
         &self.agent
     }
 }
 
-/// The address of `[server] listen` as one can connect to it.
+/// Turns the address of `[server] listen` into a URL to connect to.
 fn listening_at(listen: &str) -> anyhow::Result<String> {
     let address = match listen.rsplit_once(':') {
-        Some((_, "0")) => bail!("`[server] listen` takes any free port: say with --url where the program listens"),
+        Some((_, "0")) => bail!("`[server] listen` takes any free port: name the program's address by --url"),
         Some(("0.0.0.0", port)) => format!("127.0.0.1:{port}"),
         Some(("[::]", port)) => format!("[::1]:{port}"),
         _ => listen.to_owned(),
@@ -68,7 +67,7 @@ fn listening_at(listen: &str) -> anyhow::Result<String> {
     Ok(format!("http://{address}"))
 }
 
-/// Reads the value of `--url`.
+/// Parses the value of `--url`.
 pub(crate) fn parse_url(url: &str) -> Result<String, &'static str> {
     match url.starts_with("http://") || url.starts_with("https://") {
         true => Ok(url.to_owned()),
@@ -82,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_to_listen_on_becomes_one_to_connect_to() {
+    fn listen_address_becomes_a_url() {
         for (listen, url) in [
             ("127.0.0.1:8000", "http://127.0.0.1:8000"),
             ("0.0.0.0:80", "http://127.0.0.1:80"),
@@ -96,16 +95,16 @@ mod tests {
     }
 
     #[test]
-    fn an_option_goes_before_the_configuration() {
-        let running = Running::new(Some("https://eye.example/there/"), &ServerConfig::default()).unwrap();
-        assert_eq!(running.url("/audit"), "https://eye.example/there/audit");
-        let running = Running::new(None, &ServerConfig::default()).unwrap();
-        assert_eq!(running.url("/audit"), "http://127.0.0.1:8000/audit");
+    fn option_precedes_configuration() {
+        let program = RunningProgram::new(Some("https://eye.example/there/"), &ServerConfig::default()).unwrap();
+        assert_eq!(program.url("/audit"), "https://eye.example/there/audit");
+        let program = RunningProgram::new(None, &ServerConfig::default()).unwrap();
+        assert_eq!(program.url("/audit"), "http://127.0.0.1:8000/audit");
     }
 
     #[test]
-    fn a_url_with_a_password_is_refused_without_repeating_it() {
-        let error = Running::new(Some("http://u:hush@h"), &ServerConfig::default()).unwrap_err().to_string();
+    fn url_with_a_password_is_refused_without_it() {
+        let error = RunningProgram::new(Some("http://u:hush@h"), &ServerConfig::default()).unwrap_err().to_string();
         assert!(error.contains("--url") && !error.contains("hush"), "{error}");
     }
 }

@@ -4,22 +4,21 @@ use std::sync::Mutex;
 
 use async_trait::async_trait;
 use eye_core::event::Event;
-use eye_core::sink::{WriteError, Written};
 use eye_core::store::{EventFilter, EventStore, PageStart};
 
 use super::*;
 
 /// Newest first.
 #[derive(Default)]
-pub(super) struct MemorySink {
+pub(super) struct MemoryStore {
     pub(super) events: Mutex<Vec<Event>>,
 }
 
-impl MemorySink {
+impl MemoryStore {
     pub(super) fn with(events: impl IntoIterator<Item = Event>) -> Arc<Self> {
-        let sink = Self::default();
-        events.into_iter().for_each(|event| sink.insert(event));
-        Arc::new(sink)
+        let store = Self::default();
+        events.into_iter().for_each(|event| store.insert(event));
+        Arc::new(store)
     }
 
     pub(super) fn insert(&self, event: Event) {
@@ -30,19 +29,8 @@ impl MemorySink {
 }
 
 #[async_trait]
-impl Sink for MemorySink {
-    async fn write(&self, _batch: &[Event]) -> Result<Written, WriteError> {
-        unreachable!("the API writes nothing")
-    }
-
-    fn store(&self) -> Option<&dyn EventStore> {
-        Some(self)
-    }
-}
-
-#[async_trait]
-impl EventStore for MemorySink {
-    async fn query(&self, query: EventQuery) -> Result<EventPage, StoreError> {
+impl EventStore for MemoryStore {
+    async fn page(&self, query: EventQuery) -> Result<EventPage, StoreError> {
         let events = self.events.lock().unwrap();
         let matching: Vec<&Event> = events.iter().filter(|event| matches(&query.filter, event)).collect();
         let limit = query.limit as usize;

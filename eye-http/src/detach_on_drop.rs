@@ -1,26 +1,28 @@
-//! Lets a request's handler run to its end, whatever becomes of its connection.
+//! A request handler that outlives its connection.
+//!
+//! [`DetachOnDrop`] runs in the connection's task, and continues in a task of its own if that task drops it.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio_util::task::TaskTracker;
 
-/// A future that is not lost with its owner: dropped before its end, it goes on as a task of its own.
+/// A future that is spawned as a task when it is dropped before its end.
 ///
-/// Cheaper than a task from the start, which costs two more wake-ups for each request.
-pub(super) struct ToTheEnd<F: Future<Output: Send> + Send + 'static> {
-    /// `None` once it has ended.
+/// A task from the start would cost two more wake-ups for each request.
+pub(crate) struct DetachOnDrop<F: Future<Output: Send> + Send + 'static> {
+    /// `None` after the end.
     running: Option<Pin<Box<F>>>,
     tasks: TaskTracker,
 }
 
-impl<F: Future<Output: Send> + Send + 'static> ToTheEnd<F> {
-    pub(super) fn new(future: F, tasks: TaskTracker) -> Self {
+impl<F: Future<Output: Send> + Send + 'static> DetachOnDrop<F> {
+    pub(crate) fn new(future: F, tasks: TaskTracker) -> Self {
         Self { running: Some(Box::pin(future)), tasks }
     }
 }
 
-impl<F: Future<Output: Send> + Send + 'static> Future for ToTheEnd<F> {
+impl<F: Future<Output: Send> + Send + 'static> Future for DetachOnDrop<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
@@ -33,7 +35,7 @@ impl<F: Future<Output: Send> + Send + 'static> Future for ToTheEnd<F> {
     }
 }
 
-impl<F: Future<Output: Send> + Send + 'static> Drop for ToTheEnd<F> {
+impl<F: Future<Output: Send> + Send + 'static> Drop for DetachOnDrop<F> {
     fn drop(&mut self) {
         if let Some(running) = self.running.take() {
             self.tasks.spawn(running);

@@ -1,7 +1,7 @@
-//! The keyset cursor: opaque text that says where the next page starts.
+//! The keyset cursor: opaque text for the position at which a page starts.
 //!
-//! It holds a place in the order of all events, so what is stored or removed meanwhile moves nothing. The checksum
-//! catches what was cut or mistyped; it is no signature, for a cursor gives away no more than the events do.
+//! A cursor holds the key of an event, so events that are stored or removed meanwhile do not shift pages. Its checksum
+//! detects a cut or mistyped cursor. It is no signature: a cursor reveals no more than the events do.
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -10,7 +10,7 @@ use eye_core::event::EventKey;
 use eye_core::store::PageStart;
 use eye_core::timestamp::Timestamp;
 
-/// Which way a cursor leads from its event.
+/// The direction from a cursor's event to its page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
     Older,
@@ -19,10 +19,11 @@ pub(super) enum Direction {
 
 const VERSION: u8 = 1;
 
-// version, direction, timestamp, id, checksum of all before it
+// Version, direction, timestamp, id; then a checksum of them.
 const KEY_BYTES: usize = 1 + 1 + 8 + 16;
 const BYTES: usize = KEY_BYTES + 4;
 
+/// Returns the cursor of the page that starts next to `key`.
 pub(super) fn encode(direction: Direction, key: EventKey) -> String {
     let mut bytes = Vec::with_capacity(BYTES);
     bytes.push(VERSION);
@@ -36,10 +37,10 @@ pub(super) fn encode(direction: Direction, key: EventKey) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// `None` for what [`encode`] did not make.
+/// Returns the start of a cursor's page, or `None` if [`encode`] did not make the cursor.
 pub(super) fn decode(cursor: &str) -> Option<PageStart> {
     let mut bytes = [0; BYTES];
-    // A longer one does not fit, a shorter one leaves a wrong length.
+    // A longer cursor does not fit; a shorter one has a wrong length.
     let length = BASE64_URL_SAFE_NO_PAD.decode_slice(cursor, &mut bytes).ok()?;
     let (payload, checksum) = bytes.split_last_chunk::<4>()?;
     if length != BYTES || u32::from_be_bytes(*checksum) != crc32fast::hash(payload) {
@@ -72,13 +73,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_encoded_is_decoded(key in key()) {
+        fn decode_reverses_encode(key in key()) {
             prop_assert_eq!(decode(&encode(Direction::Older, key)), Some(PageStart::OlderThan(key)));
             prop_assert_eq!(decode(&encode(Direction::Newer, key)), Some(PageStart::NewerThan(key)));
         }
 
         #[test]
-        fn one_changed_character_is_noticed(key in key(), at in 0..40usize, to in "[A-Za-z0-9_-]") {
+        fn one_changed_character_is_detected(key in key(), at in 0..40usize, to in "[A-Za-z0-9_-]") {
             let good = encode(Direction::Older, key);
             let mut bad = good.clone();
             bad.replace_range(at..=at, &to);
@@ -86,13 +87,13 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics(text in ".{0,80}") {
+        fn other_text_is_refused(text in ".{0,80}") {
             prop_assert_eq!(decode(&text), None);
         }
     }
 
     #[test]
-    fn a_wrong_length_is_refused() {
+    fn wrong_length_is_refused() {
         let good = encode(Direction::Older, EventKey { timestamp: Timestamp::MIN, id: EventId::nil() });
         assert!(decode(&good).is_some());
         for bad in
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_is_noticed_even_where_only_zeros_are_missing() {
+    fn cut_of_a_zero_byte_is_detected() {
         let ends_in_zero = (0..)
             .map(|id| encode(Direction::Older, EventKey { timestamp: Timestamp::MIN, id: EventId::from_u128(id) }))
             .find(|cursor| BASE64_URL_SAFE_NO_PAD.decode(cursor).unwrap().ends_with(&[0]))
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_out_of_range_are_refused_whatever_the_checksum() {
+    fn fields_out_of_range_are_refused() {
         let good = BASE64_URL_SAFE_NO_PAD
             .decode(encode(Direction::Older, EventKey { timestamp: Timestamp::MIN, id: EventId::nil() }))
             .unwrap();

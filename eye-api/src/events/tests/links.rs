@@ -6,7 +6,7 @@ use super::*;
 
 #[tokio::test]
 async fn offset_links_byte_for_byte() {
-    let api = api(MemorySink::with((0..10).map(event)));
+    let api = api(MemoryStore::with((0..10).map(event)));
     let base = "http://eye.example:8000/api/event/";
     let cases = [
         ("?offset=0&limit=4", Some("?limit=4&offset=4"), None),
@@ -35,8 +35,8 @@ async fn offset_links_byte_for_byte() {
 #[tokio::test]
 async fn cursor_links_byte_for_byte() {
     let events = [event(2), event(1), event(0)].map(|event| event.key());
-    let sink = MemorySink::with((0..3).map(event));
-    let api = api(sink.clone());
+    let store = MemoryStore::with((0..3).map(event));
+    let api = api(store.clone());
     let mut newest_first = events;
     newest_first.sort_by(|a, b| b.cmp(a));
     let link = |direction, key: EventKey| {
@@ -61,10 +61,10 @@ async fn cursor_links_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn filters_survive_in_links_as_django_encodes_them() {
+async fn filters_in_links_are_encoded_as_by_django() {
     let name = "a b+c&d=e/ä~_.-*'%👁\"";
     let events = (0..2).map(|n| Event::from(EventFields { id: EventId::from_u128(n), name, ..fields() }));
-    let api = api(MemorySink::with(events));
+    let api = api(MemoryStore::with(events));
     let sent = "/api/event/?name=a%20b%2Bc%26d%3De%2F%C3%A4~_.-*%27%25%F0%9F%91%81%22&limit=1&offset=0";
     let answer = get(&api, sent).await;
     let next = answer.link("next").unwrap();
@@ -76,10 +76,10 @@ async fn filters_survive_in_links_as_django_encodes_them() {
 }
 
 #[tokio::test]
-async fn links_start_as_the_client_sees_the_server() {
-    let sink = MemorySink::with((0..2).map(event));
-    let direct = api(sink.clone());
-    let proxied = router(sink, &QueryConfig::default(), true, ALLOWED);
+async fn links_start_with_the_url_the_client_used() {
+    let store = MemoryStore::with((0..2).map(event));
+    let direct = api(store.clone());
+    let proxied = app(store, &QueryConfig::default(), true);
     let host = ("host", "eye.example:8000");
     type Headers<'a> = &'a [(&'a str, &'a str)];
     let cases: [(&Router, &str, Headers<'_>, &str); 16] = [

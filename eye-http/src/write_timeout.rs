@@ -1,4 +1,4 @@
-//! Ends connections whose clients do not take what they are sent.
+//! A time limit for clients that do not read their answers.
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
@@ -8,20 +8,20 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// A stream whose writes fail with [`ErrorKind::TimedOut`] when not one byte could be written for `timeout`.
-pub(super) struct WriteTimeout<S> {
+/// A stream whose writes fail with [`ErrorKind::TimedOut`] when the client accepts no byte for `timeout`.
+pub(crate) struct WriteTimeout<S> {
     stream: S,
     timeout: Duration,
-    /// There while a write waits.
+    /// `Some` while a write waits.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> WriteTimeout<S> {
-    pub(super) fn new(stream: S, timeout: Duration) -> Self {
+    pub(crate) fn new(stream: S, timeout: Duration) -> Self {
         Self { stream, timeout, stalled: None }
     }
 
-    pub(super) fn into_inner(self) -> S {
+    pub(crate) fn into_inner(self) -> S {
         self.stream
     }
 
@@ -81,7 +81,7 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_millis(500);
 
     #[tokio::test]
-    async fn a_client_that_takes_nothing_is_an_error_after_the_timeout() {
+    async fn client_that_reads_nothing_times_out() {
         let (server, _client) = duplex(4);
         let started = Instant::now();
         let error = WriteTimeout::new(server, TIMEOUT).write_all(b"12345").await.unwrap_err();
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_client_that_takes_something_is_not() {
+    async fn slow_client_does_not_time_out() {
         let (server, mut client) = duplex(4);
         let slowly = async {
             for _ in 0..10 {

@@ -1,37 +1,23 @@
-//! Stores that cannot answer, and the bounds on asking them.
+//! Stores that cannot answer, and the bounds on queries.
 
 use async_trait::async_trait;
-use eye_core::sink::{WriteError, Written};
-use eye_core::store::EventStore;
 use tokio::sync::Notify;
 
 use super::*;
 
-/// A store that answers as told.
-enum StubSink {
+/// A store that answers as its variant says.
+enum StubStore {
     Fails(fn() -> StoreError),
     Never,
-    HasNoStore,
     WaitsFor { entered: Notify, leave: Notify },
 }
 
 #[async_trait]
-impl Sink for StubSink {
-    async fn write(&self, _batch: &[Event]) -> Result<Written, WriteError> {
-        unreachable!("the API writes nothing")
-    }
-
-    fn store(&self) -> Option<&dyn EventStore> {
-        (!matches!(self, Self::HasNoStore)).then_some(self as &dyn EventStore)
-    }
-}
-
-#[async_trait]
-impl EventStore for StubSink {
-    async fn query(&self, _query: EventQuery) -> Result<EventPage, StoreError> {
+impl EventStore for StubStore {
+    async fn page(&self, _query: EventQuery) -> Result<EventPage, StoreError> {
         match self {
             Self::Fails(error) => Err(error()),
-            Self::Never | Self::HasNoStore => std::future::pending().await,
+            Self::Never => std::future::pending().await,
             Self::WaitsFor { entered, leave } => {
                 entered.notify_one();
                 leave.notified().await;
@@ -46,25 +32,24 @@ fn config(max_concurrent: u16, timeout_ms: u64) -> QueryConfig {
 }
 
 #[tokio::test]
-async fn a_store_that_cannot_answer_is_said_to_the_caller_without_its_reasons() {
-    let away = || StoreError::Unavailable { reason: "10.0.0.7 refused".into() };
+async fn store_failure_is_answered_without_its_reason() {
+    let unavailable = || StoreError::Unavailable { reason: "10.0.0.7 refused".into() };
     let failed = || StoreError::Failed { reason: "syntax at secret".into() };
     let cases = [
-        (StubSink::Fails(away), 503, r#"{"detail":"The store is away or too busy. Try again."}"#),
+        (StubStore::Fails(unavailable), 503, r#"{"detail":"The store is unavailable or too busy. Try again."}"#),
         (
-            StubSink::Fails(failed),
+            StubStore::Fails(failed),
             500,
             r#"{"detail":"The store could not answer the query. The server's log says why."}"#,
         ),
-        (StubSink::HasNoStore, 500, r#"{"detail":"The store could not answer the query. The server's log says why."}"#),
         (
-            StubSink::Never,
+            StubStore::Never,
             503,
             r#"{"detail":"The query took too long. Try again, or ask for less with a filter or a smaller `limit`."}"#,
         ),
     ];
-    for (sink, status, body) in cases {
-        let api = router(Arc::new(sink), &config(1, 1), false, ALLOWED);
+    for (store, status, body) in cases {
+        let api = app(Arc::new(store), &config(1, 1), false);
         for _again in 0..2 {
             let answer = get(&api, "/api/event/").await;
             assert_eq!((answer.status.as_u16(), answer.text.as_str()), (status, body));
@@ -75,10 +60,10 @@ async fn a_store_that_cannot_answer_is_said_to_the_caller_without_its_reasons() 
 }
 
 #[tokio::test]
-async fn one_query_too_many_waits_shortly_and_is_refused() {
-    let sink = Arc::new(StubSink::WaitsFor { entered: Notify::new(), leave: Notify::new() });
-    let StubSink::WaitsFor { entered, leave } = &*sink else { unreachable!() };
-    let api = router(sink.clone(), &config(1, 60_000), false, ALLOWED);
+async fn query_above_the_bound_gets_503() {
+    let store = Arc::new(StubStore::WaitsFor { entered: Notify::new(), leave: Notify::new() });
+    let StubStore::WaitsFor { entered, leave } = &*store else { unreachable!() };
+    let api = app(store.clone(), &config(1, 60_000), false);
     let first = tokio::spawn({
         let api = api.clone();
         async move { get(&api, "/api/event/").await }
@@ -90,16 +75,16 @@ async fn one_query_too_many_waits_shortly_and_is_refused() {
     assert_eq!(second.text, r#"{"detail":"Too many queries run at once. Try again."}"#);
     assert!(second.headers.contains_key(RETRY_AFTER));
     let invalid = get(&api, "/api/event/?limit=0").await;
-    assert_eq!(invalid.status, StatusCode::BAD_REQUEST, "needs no place");
+    assert_eq!(invalid.status, StatusCode::BAD_REQUEST, "needs no permit");
 
     leave.notify_one();
     assert_eq!(first.await.unwrap().status, StatusCode::OK);
     leave.notify_one();
-    assert_eq!(get(&api, "/api/event/").await.status, StatusCode::OK, "the place is free again");
+    assert_eq!(get(&api, "/api/event/").await.status, StatusCode::OK, "the permit is free again");
 }
 
 #[tokio::test]
-async fn pages_that_nobody_takes_are_bounded_and_hold_up_only_large_ones() {
+async fn unread_pages_hold_up_only_large_ones() {
     let large = Event::from(EventFields {
         id: EventId::nil(),
         timestamp: Timestamp::MIN,
@@ -108,28 +93,29 @@ async fn pages_that_nobody_takes_are_bounded_and_hold_up_only_large_ones() {
         category: "large",
         name: "n",
         data: &format!("\"{}\"", "x".repeat(MAX_PAGE_BYTES)),
+        origin: &ORIGIN,
     });
-    let api = api(MemorySink::with([large, event(2)]));
+    let api = api(MemoryStore::with([large, event(2)]));
     let ask = |url: &'static str| api.clone().oneshot(Request::get(url).body(Body::empty()).unwrap());
 
-    let mut untaken = Vec::new();
+    let mut unread = Vec::new();
     loop {
         let answer = ask("/api/event/?category=large").await.unwrap();
         if answer.status() == StatusCode::SERVICE_UNAVAILABLE {
             break;
         }
-        untaken.push(answer);
-        assert!(untaken.len() * MAX_PAGE_BYTES <= MAX_UNSENT_BYTES, "no bound");
+        unread.push(answer);
+        assert!(unread.len() * MAX_PAGE_BYTES <= MAX_UNSENT_BYTES as usize, "no bound");
     }
-    assert!(untaken.len() >= 4, "several are possible");
+    assert!(unread.len() >= 4, "several are possible");
     assert_eq!(ask("/api/event/?category=even").await.unwrap().status(), StatusCode::OK);
 
-    untaken.pop();
-    assert_eq!(ask("/api/event/?category=large").await.unwrap().status(), StatusCode::OK, "a client that is gone");
+    unread.pop();
+    assert_eq!(ask("/api/event/?category=large").await.unwrap().status(), StatusCode::OK, "a client has disconnected");
 }
 
 #[test]
-fn the_configuration_has_defaults_and_refuses_zero() {
+fn configuration_has_defaults_and_refuses_zero() {
     let read = |json: Value| serde_json::from_value::<QueryConfig>(json);
     assert_eq!(read(json!({})).unwrap(), config(16, 30_000));
     assert_eq!(read(json!({ "sink": "store" })).unwrap().sink.as_deref(), Some("store"));

@@ -1,25 +1,30 @@
-//! The query string, read strictly: every wrong parameter is reported, all at once.
+//! The query string of `GET /api/event/`, parsed strictly.
+//!
+//! [`Params::parse`] reports every wrong parameter at once, each under its own name.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use eye_config::did_you_mean;
 use eye_core::store::{EventFilter, EventQuery, MAX_PAGE_EVENTS, PageStart};
 use eye_core::timestamp::Timestamp;
+use percent_encoding::percent_decode_str;
 
-use super::body::Include;
 use super::cursor;
+use super::include::Include;
 
-/// What a caller asks for.
+/// A parsed query string.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Params {
-    /// What the store is asked.
+    /// The query for the store.
     pub(super) query: EventQuery,
-    /// Which further keys each result has.
+    /// Further keys of each result.
     pub(super) include: Include,
-    /// What the caller gave, decoded, for the links.
+    /// The caller's parameters, decoded, for the links.
     pub(super) given: BTreeMap<&'static str, String>,
 }
 
-/// Parameter → what is wrong with it.
+/// Faults by parameter.
 pub(super) type ParamErrors = BTreeMap<String, Vec<String>>;
 
 const NAMES: [&str; 12] = [
@@ -40,12 +45,15 @@ const NAMES: [&str; 12] = [
 const DEFAULT_LIMIT: u32 = 100;
 
 impl Params {
-    /// Reads a query string.
+    /// Parses a query string.
     ///
-    /// As in Django, a parameter with an empty value counts as not given, and the last of two equal ones wins. Both
-    /// names of one bound may be given; both apply.
+    /// As in Django, an empty value counts as absent, and the last of two values wins. If both names of a bound are given,
+    /// both apply.
+    ///
+    /// # Errors
+    /// All faults.
     pub(super) fn parse(query: &str) -> Result<Self, ParamErrors> {
-        let mut reader = Reader::decode(query);
+        let mut reader = ParamReader::new(query);
         let after = [reader.read("timestamp_after", timestamp), reader.read("timestamp_start", timestamp)];
         let before = [reader.read("timestamp_before", timestamp), reader.read("timestamp_end", timestamp)];
         let filter = EventFilter {
@@ -56,7 +64,7 @@ impl Params {
             timestamp_before: before.into_iter().flatten().min(),
         };
         let limit = reader.read("limit", limit).unwrap_or(DEFAULT_LIMIT);
-        let include = reader.read("include", include).unwrap_or_default();
+        let include = reader.read("include", Include::parse).unwrap_or_default();
         reader.read("format", format);
         let start = match (reader.read("offset", offset), reader.read("cursor", cursor)) {
             (None, None) => PageStart::Newest,
@@ -75,14 +83,15 @@ impl Params {
     }
 }
 
+/// The decoded parameters, and the faults found so far.
 #[derive(Default)]
-struct Reader {
+struct ParamReader {
     given: BTreeMap<&'static str, String>,
     errors: ParamErrors,
 }
 
-impl Reader {
-    fn decode(query: &str) -> Self {
+impl ParamReader {
+    fn new(query: &str) -> Self {
         let mut reader = Self::default();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -96,7 +105,7 @@ impl Reader {
             };
             match decode(value) {
                 None => reader.refuse(known, NOT_DECODABLE),
-                // No event has one, and not every database bears to be asked.
+                // No event has one, and PostgreSQL refuses it as a parameter.
                 Some(value) if value.contains('\0') => reader.refuse(known, "Null characters are not allowed."),
                 Some(value) if value.is_empty() => drop(reader.given.remove(known)),
                 Some(value) => drop(reader.given.insert(known, value)),
@@ -122,30 +131,19 @@ impl Reader {
 
 const NOT_DECODABLE: &str = "Not valid percent-encoded UTF-8.";
 
-/// `application/x-www-form-urlencoded`, but strict: `None` for a broken escape or invalid UTF-8.
+/// Decodes `application/x-www-form-urlencoded`. Returns `None` for a broken escape or invalid UTF-8.
 fn decode(encoded: &str) -> Option<String> {
-    let mut decoded = Vec::with_capacity(encoded.len());
-    let mut bytes = encoded.bytes();
-    let digit = |bytes: &mut std::str::Bytes<'_>| char::from(bytes.next()?).to_digit(16);
-    while let Some(byte) = bytes.next() {
-        decoded.push(match byte {
-            b'+' => b' ',
-            b'%' => u8::try_from(digit(&mut bytes)? * 16 + digit(&mut bytes)?).ok()?,
-            _ => byte,
-        });
+    let is_escape = |rest: &str| rest.len() >= 2 && rest.bytes().take(2).all(|byte| byte.is_ascii_hexdigit());
+    if !encoded.split('%').skip(1).all(is_escape) {
+        return None;
     }
-    String::from_utf8(decoded).ok()
+    let spaced = encoded.replace('+', " ");
+    percent_decode_str(&spaced).decode_utf8().ok().map(Cow::into_owned)
 }
 
 fn unknown(name: &str) -> String {
-    let name = name.to_lowercase();
-    let nearest = NAMES
-        .iter()
-        .map(|known| (strsim::jaro_winkler(&name, known), known))
-        .filter(|(likeness, _)| *likeness > 0.85)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b));
-    match nearest {
-        Some((_, known)) => format!("Unknown parameter. Did you mean `{known}`?"),
+    match did_you_mean(name, NAMES) {
+        Some(known) => format!("Unknown parameter. Did you mean `{known}`?"),
         None => "Unknown parameter.".to_owned(),
     }
 }
@@ -159,8 +157,9 @@ fn timestamp(value: &str) -> Result<Timestamp, String> {
     parsed.ok_or_else(|| "Enter a valid date/time.".to_owned())
 }
 
-/// `2021-01-01T00:00:00 02:00`: somebody sent the `+` of an offset unencoded, and it became a space. Only a text that is
-/// no timestamp as it stands is read so: `2021-01-01 02:00` is a time of day.
+/// Restores the `+` of an offset that was sent unencoded and decoded as a space: `2021-01-01T00:00:00 02:00`.
+///
+/// For text that is no timestamp as it is: in `2021-01-01 02:00`, the space precedes a time of day.
 fn with_plus(value: &str) -> Option<String> {
     let (time, offset) = value.rsplit_once(' ')?;
     Some(format!("{time}+{offset}"))
@@ -168,7 +167,7 @@ fn with_plus(value: &str) -> Option<String> {
 
 fn limit(value: &str) -> Result<u32, String> {
     let limit = integer(value, 1)?;
-    // More than a page may have is cut, as in Django REST framework.
+    // As in Django REST framework, a larger limit counts as the maximum.
     Ok(u32::try_from(limit).unwrap_or(u32::MAX).min(MAX_PAGE_EVENTS))
 }
 
@@ -182,7 +181,7 @@ fn offset(value: &str) -> Result<u64, String> {
     }
 }
 
-/// What is too large becomes the largest.
+/// Parses an integer. One above `u64::MAX` becomes `u64::MAX`.
 fn integer(value: &str, min: u64) -> Result<u64, String> {
     let digits = value.strip_prefix('-').unwrap_or(value);
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -194,18 +193,6 @@ fn integer(value: &str, min: u64) -> Result<u64, String> {
         return Err(format!("Ensure this value is greater than or equal to {min}."));
     }
     Ok(size)
-}
-
-fn include(value: &str) -> Result<Include, String> {
-    let mut include = Include::default();
-    for key in value.split(',') {
-        match key.trim() {
-            "id" => include.id = true,
-            "received_at" => include.received_at = true,
-            other => return Err(format!("Unknown key `{other}`. Known keys: id, received_at.")),
-        }
-    }
-    Ok(include)
 }
 
 fn format(value: &str) -> Result<(), String> {
@@ -243,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn without_parameters_a_page_is_the_newest_hundred() {
+    fn empty_query_is_the_newest_hundred() {
         for query in ["", "&", "&&", "session_id=", "limit=", "session_id", "limit=7&limit=", "cursor=&offset="] {
             let expected = EventQuery { limit: 100, ..EventQuery::default() };
             assert_eq!(
@@ -255,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn text_filters_are_decoded_and_otherwise_kept() {
+    fn text_filters_are_decoded() {
         let cases = [
             ("a", "a"),
             ("page+interaction", "page interaction"),
@@ -291,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn both_names_of_a_bound_are_the_same() {
+    fn both_names_of_a_bound_mean_the_same() {
         let noon = Some(at("2021-01-01T12:00:00Z"));
         for sent in
             ["2021-01-01T12:00:00Z", "2021-01-01+12:00", "2021-01-01%2012%3A00%3A00", "2021-01-01T14:00:00%2B02:00"]
@@ -317,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unencoded_plus_of_an_offset_is_understood_where_it_can_only_be_one() {
+    fn unencoded_plus_of_an_offset_is_restored() {
         let after = |sent: &str| {
             Params::parse(&format!("timestamp_after={sent}")).ok().and_then(|p| p.query.filter.timestamp_after)
         };
@@ -329,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn paging_is_read() {
+    fn paging_is_parsed() {
         let limits = [
             ("1", 1),
             ("100", 100),
@@ -354,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn include_and_format_are_read() {
+    fn include_and_format_are_parsed() {
         let cases = [
             ("id", true, false),
             ("received_at", false, true),

@@ -74,7 +74,7 @@ async fn sqlite_on_a_full_disk_refuses_and_takes_again() {
         if round % 2 == 1 {
             // There is no room for these either: SQLite makes them at the start, and a crash may take them along.
             start_again(&mut eye, &load, || {
-                for shared_memory in ["eye.db-shm", "eye.db-inbox-shm"] {
+                for shared_memory in ["eye.db-shm", "eye.db-staging-shm"] {
                     fs::remove_file(disk.path().join(shared_memory)).unwrap();
                 }
                 disk.fill();

@@ -287,7 +287,7 @@ impl Db {
 
     /// Has the next `eye migrate` count all events anew.
     async fn forget_counts(&mut self) -> Result<()> {
-        const SQL: &str = "DELETE FROM eye_migration WHERE version = 'm0002_event_count'";
+        const SQL: &str = "DELETE FROM eye_migration WHERE version = 'm0001_initial'";
         let forgotten = match self {
             Self::Postgres(db) => sqlx::query(SQL).execute(db).await?.rows_affected(),
             Self::Sqlite(db) => sqlx::query(SQL).execute(db).await?.rows_affected(),

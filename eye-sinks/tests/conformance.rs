@@ -1,4 +1,4 @@
-//! All sinks pass the public suites, each on a real database.
+//! The public suites, run by all sinks on real databases.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -14,7 +14,7 @@ use eye_core::store::EventStore;
 use eye_core::testkit;
 use eye_core::testkit::sink::SinkFixture;
 use eye_core::timestamp::Timestamp;
-use eye_harness::{MariaDb, Postgres, Server, sqlite_with_inbox};
+use eye_harness::{MariaDb, Postgres, Server, sqlite_with_staging};
 use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
 use sqlx::{AssertSqlSafe, Connection, Executor, MySqlConnection, PgConnection, SqliteConnection};
 use tempfile::TempDir;
@@ -27,7 +27,7 @@ async fn sqlite_conforms() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sqlite_conforms_with_half_of_its_events_in_either_file() {
+async fn sqlite_conforms_with_half_of_its_events_staged() {
     let fixture = async || SqliteFixture { flushes_half: true, ..SqliteFixture::new() };
     testkit::sink::suite(fixture).await;
     testkit::store::suite(fixture).await;
@@ -43,7 +43,7 @@ async fn mariadb_conforms() {
     server_conforms::<MysqlConfig>(MariaDb::start(), MARIADB).await;
 }
 
-/// Two events are there already, one of them twice in the batch.
+/// Two events are stored already, one of them is twice in the batch.
 async fn duplicates(sink: Box<dyn Sink>) -> usize {
     sink.prepare().await.unwrap();
     assert_eq!(sink.write(&testkit::events(0, 600)).await.unwrap().duplicates, 0);
@@ -52,7 +52,7 @@ async fn duplicates(sink: Box<dyn Sink>) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_there_already_is_told() {
+async fn duplicates_are_reported() {
     assert_eq!(duplicates(SqliteFixture::new().open().await).await, 3, "SQLite");
     let database = Postgres::shared().create_database();
     assert_eq!(duplicates(build::<PostgresConfig>(&database.url).await).await, 3, "PostgreSQL");
@@ -70,7 +70,7 @@ async fn server_conforms<C: SinkConfig + Sync>(server: Server, kind: Kind) {
     testkit::store::suite(fixture).await;
 }
 
-/// A row as it is stored, read by nothing of the sink's: microseconds, id, session, category, name, data, microseconds.
+/// A stored row: timestamp in microseconds, id, session, category, name, data, time of receipt in microseconds.
 type Row = (i64, Uuid, String, String, String, String, i64);
 
 fn events(rows: Vec<Row>) -> Vec<Event> {
@@ -97,10 +97,10 @@ impl SqliteFixture {
     }
 }
 
-/// A connection that sees what both files have.
+/// Opens a connection that reads both files.
 async fn sqlite(file: &str) -> SqliteConnection {
     let mut connection = SqliteConnection::connect(&format!("sqlite://{file}")).await.unwrap();
-    connection.execute(AssertSqlSafe(sqlite_with_inbox(file))).await.unwrap();
+    connection.execute(AssertSqlSafe(sqlite_with_staging(file))).await.unwrap();
     connection
 }
 
@@ -126,28 +126,27 @@ impl SinkFixture for SqliteFixture {
     }
 }
 
-/// Brings, after each batch, the older half of what is in the inbox to the other file, and removes none of it: as if a sink
-/// had done so and been killed.
+/// A sink that after each batch flushes the older half of the staged events without deleting them, as a killed one does.
 struct FlushesHalf {
     file: String,
     sink: Box<dyn Sink>,
 }
 
 const FLUSH_HALF: &str = "
-    CREATE TEMP TABLE half AS SELECT number, delta FROM event_inbox_delta WHERE number > COALESCE(
-        (SELECT number FROM event_inbox_flushed WHERE inbox = (SELECT id FROM event_inbox_id)), 0
+    CREATE TEMP TABLE half AS SELECT number, delta FROM event_staging_delta WHERE number > COALESCE(
+        (SELECT number FROM event_staging_flushed WHERE staging = (SELECT id FROM event_staging_id)), 0
     );
     DELETE FROM half WHERE number > (
         SELECT number FROM half ORDER BY number LIMIT 1 OFFSET (SELECT COUNT(*) / 2 FROM half)
     );
-    INSERT INTO main.event (timestamp, id, session_id, category, name, data, received_at)
-        SELECT timestamp, id, session_id, category, name, data, received_at FROM event_inbox
+    INSERT INTO main.event (timestamp, id, session_id, category, name, origin, data, received_at)
+        SELECT timestamp, id, session_id, category, name, origin, data, received_at FROM event_staging
         WHERE number <= (SELECT MAX(number) FROM half) AND number > COALESCE(
-            (SELECT number FROM event_inbox_flushed WHERE inbox = (SELECT id FROM event_inbox_id)), 0
+            (SELECT number FROM event_staging_flushed WHERE staging = (SELECT id FROM event_staging_id)), 0
         );
     INSERT INTO event_count_delta (delta) SELECT delta FROM half;
-    REPLACE INTO event_inbox_flushed (inbox, number)
-        SELECT id, (SELECT MAX(number) FROM half) FROM event_inbox_id WHERE EXISTS (SELECT 1 FROM half);
+    REPLACE INTO event_staging_flushed (staging, number)
+        SELECT id, (SELECT MAX(number) FROM half) FROM event_staging_id WHERE EXISTS (SELECT 1 FROM half);
 ";
 
 #[async_trait]
@@ -182,7 +181,7 @@ struct ServerFixture<C> {
     config: PhantomData<C>,
 }
 
-/// How to look at what a server has.
+/// SQL for one kind of server.
 #[derive(Clone, Copy)]
 struct Kind {
     select: &'static str,

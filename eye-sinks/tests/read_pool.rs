@@ -1,4 +1,4 @@
-//! Queries whose database goes away in their midst.
+//! Queries whose connections hang.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -17,7 +17,7 @@ use sqlx::{Connection, Executor, PgConnection};
 const READ_CONNECTIONS: usize = 4;
 
 #[tokio::test]
-async fn connections_of_which_nothing_is_heard_any_more_keep_no_place() {
+async fn hanging_connections_are_replaced() {
     let server = Postgres::start();
     let database = server.create_database();
     let sink = open::<PostgresConfig>(&database.url).await;
@@ -41,7 +41,7 @@ async fn connections_of_which_nothing_is_heard_any_more_keep_no_place() {
         let pids = waiting.iter().map(i32::to_string);
         assert!(Command::new("kill").arg("-STOP").args(pids).status().unwrap().success());
         holder.close().await.unwrap();
-        // The time passes as soon as there is nothing left to wait for but it.
+        // tokio advances the clock while all tasks wait for it.
         tokio::time::pause();
     };
     let queries = join_all((0..READ_CONNECTIONS).map(|_| store.query(query())));

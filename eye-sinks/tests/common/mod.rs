@@ -1,4 +1,4 @@
-//! What the tests of all sinks share.
+//! Helpers for the tests of all sinks.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test program uses a part of it")]
 
 use eye_core::event::{Event, EventFields};
@@ -8,13 +8,13 @@ use eye_core::timestamp::Timestamp;
 use serde::de::value::{Error, MapDeserializer};
 use uuid::Uuid;
 
-/// A configuration with nothing but a URL.
+/// Parses a configuration that has a URL alone.
 pub(crate) fn parse<C: SinkConfig>(url: &str) -> Result<C, String> {
     let keys = MapDeserializer::<_, Error>::new([("url", url)].into_iter());
     C::deserialize(keys).map_err(|error| error.to_string())
 }
 
-/// A sink that is ready to write.
+/// Opens a sink that is ready to write.
 pub(crate) async fn open<C: SinkConfig>(url: &str) -> Box<dyn Sink> {
     let sink = build::<C>(url).await;
     sink.prepare().await.unwrap();
@@ -25,7 +25,7 @@ pub(crate) async fn build<C: SinkConfig>(url: &str) -> Box<dyn Sink> {
     parse::<C>(url).unwrap().build().await.unwrap()
 }
 
-/// The event number `number`, a microsecond younger than the one before.
+/// Creates event number `number`, one microsecond newer than its predecessor.
 pub(crate) fn event(number: u64) -> Event {
     named(number, "name", "{}")
 }
@@ -42,7 +42,7 @@ pub(crate) fn named(number: u64, name: &str, data: &str) -> Event {
     })
 }
 
-/// An event at an instant.
+/// Creates an event at an instant.
 pub(crate) fn at(timestamp: Timestamp) -> Event {
     let (id, received_at) = (Uuid::max(), timestamp);
     Event::from(EventFields { id, timestamp, received_at, session_id: "s", category: "c", name: "n", data: "1" })
@@ -64,8 +64,8 @@ pub(crate) async fn query(sink: &dyn Sink, filter: EventFilter, start: PageStart
     sink.store().unwrap().query(EventQuery { filter, start, limit }).await.unwrap()
 }
 
-/// A page that starts beside an event knows of that event, though it is the only one on that side.
-pub(crate) async fn assert_the_key_itself_counts(sink: &dyn Sink) {
+/// Checks that a page beside a key reports the event of the key as its neighbour.
+pub(crate) async fn assert_page_reports_event_of_its_key(sink: &dyn Sink) {
     let [older, newer] = [1, 2].map(event);
     sink.write(&[older.clone(), newer.clone()]).await.unwrap();
     let page_older = page(sink, PageStart::OlderThan(newer.key()), 10).await;

@@ -20,5 +20,5 @@ pub use keeper::{Kept, temporary_folder};
 pub use nats::NatsServer;
 pub use proxy::{Cut, Proxy};
 pub use sentry::{SentryServer, event_text};
-pub use sqlite::sqlite_with_inbox;
+pub use sqlite::sqlite_with_staging;
 pub use wait::{eventually, holds_within};

@@ -1,31 +1,35 @@
-//! Queries on a program that holds many events, while more arrive.
+//! Queries on a database with many events, while more events arrive.
+//!
+//! [`measure`] fills a database, or uses a running program, and prints the latencies of first pages, of pages by cursor
+//! and of large pages. It fails when the load could not keep its rate, because the figures would mean nothing.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use chrono::{DateTime, SecondsFormat};
 use clap::Args;
 use eye_harness::Eye;
 use serde::Deserialize;
 
-use crate::ProgramArg;
-use crate::client::HttpClient;
-use crate::database::{Kind, Servers, ServersArgs, Store};
-use crate::direct::FillWith;
-use crate::events::{Sessions, now_us};
-use crate::figures::median;
-use crate::origin::Origin;
-use crate::process::Killed;
-use crate::report::{against, whole};
+use crate::client::HttpConnection;
+use crate::database::DatabaseKind;
+use crate::direct::FillArgs;
+use crate::environment::MeasurementEnvironment;
+use crate::events::{SessionPattern, now_us};
+use crate::numbers::{median, quantile, target_note, thousands};
+use crate::process::KillOnDrop;
+use crate::servers::{BenchDatabase, DatabaseServers, ServersArgs};
+use crate::settings::ProgramArg;
 
+/// Arguments of the command `queries`.
 #[derive(Args)]
 pub(crate) struct QueriesArgs {
-    /// The database to make and to fill
+    /// Kind of the database to create and fill
     #[arg(required_unless_present = "url", conflicts_with = "url")]
-    kind: Option<Kind>,
-    /// A program that runs already, such as http://127.0.0.1:8000, to be asked instead
+    kind: Option<DatabaseKind>,
+    /// URL of a running program to query instead, such as http://127.0.0.1:8000
     #[arg(long)]
     url: Option<String>,
     #[command(flatten)]
@@ -33,124 +37,144 @@ pub(crate) struct QueriesArgs {
     #[command(flatten)]
     servers: ServersArgs,
     #[command(flatten)]
-    fill: FillWith,
+    fill: FillArgs,
+    /// Sessions of the events
     #[arg(long, value_enum, default_value = "come-and-go")]
-    sessions: Sessions,
+    sessions: SessionPattern,
     #[command(flatten)]
-    questions: Questions,
+    options: QueryOptions,
 }
 
+/// The load during the queries, and the number of queries.
 #[derive(Args)]
-pub(crate) struct Questions {
-    /// Events a second that arrive while it is asked
+pub(crate) struct QueryOptions {
+    /// Rate at which events arrive during the queries, in events/s
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
-    /// How often each query is asked, each time for something else; less often when that takes longer than 10 s
+    /// Number of times that each query is sent, each time with other values; fewer when they take longer than 10 s
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
     times: u32,
-    /// To which page cursors are followed
+    /// Number of the page to follow cursors to
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(2..))]
     pages: u32,
 }
 
-/// A query is asked for so long.
-const LONGEST: Duration = Duration::from_secs(10);
+/// Longest time for one kind of query.
+const MAX_DURATION: Duration = Duration::from_secs(10);
 
-/// Of a first page with its count.
+/// Target for the 99th percentile of a first page with its count.
 const MAX_P99_MS: f64 = 20.0;
-/// How many times as long as page 1 a later one may take. They are the same when it is within the noise.
+/// Target for a later page as a multiple of the first page. A tenth is within the noise.
 const MAX_OF_PAGE_1: f64 = 1.1;
-/// Of a page of 1,000 events.
+/// Target for a page of 1,000 events.
 const MIN_MB_PER_S: f64 = 50.0;
-/// What of the events that were to arrive must have arrived, or it was not measured under this load.
+/// Smallest share of the load's rate that makes a valid measurement.
 const MIN_ARRIVED: f64 = 0.95;
 
-/// What filters ask for.
+/// Values of a stored event for the filters.
 #[derive(Deserialize)]
-struct Sample {
+struct SampledEvent {
     session_id: String,
     category: String,
     name: String,
     timestamp: String,
 }
 
+/// One page of a response.
 #[derive(Deserialize)]
-struct Page {
+struct ResultPage {
     count: u64,
     next: Option<String>,
-    results: Vec<Sample>,
+    results: Vec<SampledEvent>,
 }
 
 /// The documented filters.
 const FILTERS: [&str; 5] = ["session_id", "category", "name", "timestamp_after", "timestamp_before"];
 
+/// Runs the command `queries`.
 pub(crate) async fn measure(args: &QueriesArgs) -> Result<()> {
-    let (fill, questions) = (&args.fill, &args.questions);
+    let (fill, options) = (&args.fill, &args.options);
     if let Some(url) = &args.url {
-        println!("{}; {url}.\n", Origin::here());
-        return ask(url, questions, fill.days).await;
+        println!("{}; {url}.\n", MeasurementEnvironment::without_databases());
+        return measure_queries(url, options, fill.days).await;
     }
-    let (kind, program) = (args.kind.context("a database, or --url")?, args.program.path()?);
-    let servers = Servers::new(&args.servers);
-    println!("{}.\n", Origin::of([kind], &servers, &program).await?);
-    let store = servers.create(kind, &program)?;
-    store.fill(fill, args.sessions, &program).await?;
-    println!("{} events of {} days, sessions: {}", whole(fill.events as f64), fill.days, args.sessions);
-    ask_store(&store, &program, questions, fill.days).await
+    let (kind, program) = (args.kind.context("name a database or --url")?, args.program.path()?);
+    let servers = DatabaseServers::new(&args.servers.innodb_buffer_pool_size);
+    println!("{}.\n", MeasurementEnvironment::with_databases([kind], &servers, &program).await?);
+    let database = servers.create(kind, &program)?;
+    database.fill(fill, args.sessions, &program).await?;
+    println!("{} events of {} days, sessions: {}", thousands(fill.events as f64), fill.days, args.sessions);
+    measure_database(&database, &program, options, fill.days).await
 }
 
-/// Starts `program` on what is stored, and asks it.
-pub(crate) async fn ask_store(store: &Store<'_>, program: &Path, questions: &Questions, days: u32) -> Result<()> {
-    let eye = Eye::start(program, &store.config());
+/// Starts `program` on a filled database and measures queries.
+pub(crate) async fn measure_database(
+    database: &BenchDatabase<'_>,
+    program: &Path,
+    options: &QueryOptions,
+    days: u32,
+) -> Result<()> {
+    let eye = Eye::start(program, &database.config());
     eye.wait_ready().await;
-    println!("\nQueries on {}, while {} events/s arrive:\n", store.kind, questions.rate);
-    ask(&eye.url(""), questions, days).await
+    println!("\nQueries on {}, while {} events/s arrive:\n", database.kind, options.rate);
+    measure_queries(&eye.url(""), options, days).await
 }
 
-/// Measures every filter and every two of them, then pages by cursor, then large pages.
-async fn ask(url: &str, questions: &Questions, days: u32) -> Result<()> {
-    let mut load = Killed(
+/// Measures queries by each filter and each pair of filters, then pages by cursor, then large pages.
+async fn measure_queries(url: &str, options: &QueryOptions, days: u32) -> Result<()> {
+    let mut load = KillOnDrop(
         Command::new(std::env::current_exe()?)
             .args(["load", "--url", &format!("{url}/api/event/"), "--connections", "16"])
-            .args(["--rate", &questions.rate.to_string(), "--duration-s", "86400"])
+            .args(["--rate", &options.rate.to_string(), "--duration-s", "86400"])
             .stdout(Stdio::null())
             .spawn()?,
     );
-    let mut client = HttpClient::new(url)?;
+    let mut client = HttpConnection::new(url)?;
     let samples = samples(&mut client, days).await?;
     let (started, before) = (Instant::now(), stored(&mut client).await?);
-    first_pages(&mut client, questions, &samples, days).await?;
-    cursors(&mut client, questions).await?;
-    large_pages(&mut client, questions).await?;
+    first_pages(&mut client, options, &samples, days).await?;
+    cursors(&mut client, options).await?;
+    large_pages(&mut client, options).await?;
     let arrived = (stored(&mut client).await? - before) as f64 / started.elapsed().as_secs_f64();
-    println!("Meanwhile {} events/s arrived.\n", whole(arrived));
-    ensure!(load.0.try_wait()?.is_none(), "what sends events has ended: nothing of this was measured under load");
-    let wanted = f64::from(questions.rate) * MIN_ARRIVED;
-    ensure!(arrived >= wanted, "{arrived:.0} events/s arrived instead of {}: this is no answer", questions.rate);
+    println!("Meanwhile {} events/s arrived.\n", thousands(arrived));
+    ensure!(load.0.try_wait()?.is_none(), "the load generator has ended: the figures were not measured under load");
+    let wanted = f64::from(options.rate) * MIN_ARRIVED;
+    ensure!(
+        arrived >= wanted,
+        "only {arrived:.0} of {} events/s arrived: the figures were not measured under this load",
+        options.rate
+    );
     Ok(())
 }
 
-/// How many events there are.
-async fn stored(client: &mut HttpClient) -> Result<u64> {
+/// Returns the number of stored events.
+async fn stored(client: &mut HttpConnection) -> Result<u64> {
     Ok(get(client, "/api/event/?limit=1").await?.page()?.count)
 }
 
-/// Events of all ages.
-async fn samples(client: &mut HttpClient, days: u32) -> Result<Vec<Sample>> {
+/// Returns stored events of all ages, in random order.
+async fn samples(client: &mut HttpConnection, days: u32) -> Result<Vec<SampledEvent>> {
     let span_us = i64::from(days) * 86_400_000_000;
     let mut samples = Vec::new();
     for _ in 0..50 {
-        let instant = DateTime::from_timestamp_micros(now_us() - fastrand::i64(0..span_us)).expect("of this age");
+        let instant =
+            DateTime::from_timestamp_micros(now_us() - fastrand::i64(0..span_us)).expect("a timestamp of this age");
         let instant = instant.to_rfc3339_opts(SecondsFormat::Micros, true);
         let path = format!("/api/event/?limit=10&timestamp_before={instant}");
         samples.extend(get(client, &path).await?.page()?.results);
     }
-    ensure!(!samples.is_empty(), "nothing is stored from the last {days} days");
+    ensure!(!samples.is_empty(), "the last {days} days have no events");
     fastrand::shuffle(&mut samples);
     Ok(samples)
 }
 
-async fn first_pages(client: &mut HttpClient, questions: &Questions, samples: &[Sample], days: u32) -> Result<()> {
+/// Measures first pages by each filter and each pair of filters.
+async fn first_pages(
+    client: &mut HttpConnection,
+    options: &QueryOptions,
+    samples: &[SampledEvent],
+    days: u32,
+) -> Result<()> {
     println!(
         "| first page, filtered by | p50 ms | p99 ms | max ms | median count | asked |\n|---|---:|---:|---:|---:|---:|"
     );
@@ -159,28 +183,28 @@ async fn first_pages(client: &mut HttpClient, questions: &Questions, samples: &[
     for filters in std::iter::once(Vec::new()).chain(singles).chain(pairs) {
         let (mut times, mut counts) = (Vec::new(), Vec::new());
         let started = Instant::now();
-        for sample in samples.iter().cycle().take(questions.times as usize) {
-            if started.elapsed() > LONGEST {
+        for sample in samples.iter().cycle().take(options.times as usize) {
+            if started.elapsed() > MAX_DURATION {
                 break;
             }
             let conditions: Vec<String> =
                 filters.iter().map(|filter| condition(filter, sample, &filters, days)).collect();
             let answer = get(client, &format!("/api/event/?{}", conditions.join("&"))).await?;
-            times.push(answer.ms());
+            times.push(answer.ms);
             counts.push(answer.page()?.count as f64);
         }
         let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| quantile(&mut times, share));
         let count = median(counts).unwrap_or_default();
         let name = if filters.is_empty() { "nothing".to_owned() } else { filters.join(", ") };
-        let bound = against("≤", MAX_P99_MS, p99 <= MAX_P99_MS);
-        let (count, asked) = (whole(count), times.len());
+        let bound = target_note("≤", MAX_P99_MS, p99 <= MAX_P99_MS);
+        let (count, asked) = (thousands(count), times.len());
         println!("| {name} | {p50:.1} | {p99:.1}{bound} | {max:.1} | {count} | {asked} |");
     }
     Ok(())
 }
 
-/// One condition that the sample fulfils. Where both ends of a range are given, it starts up to 30 of the days before.
-fn condition(filter: &str, sample: &Sample, filters: &[&str], days: u32) -> String {
+/// Returns one condition that matches the sample. A range with two ends covers up to 30 days.
+fn condition(filter: &str, sample: &SampledEvent, filters: &[&str], days: u32) -> String {
     let value = match filter {
         "session_id" => sample.session_id.clone(),
         "category" => sample.category.clone(),
@@ -195,84 +219,63 @@ fn condition(filter: &str, sample: &Sample, filters: &[&str], days: u32) -> Stri
     format!("{filter}={}", value.replace(' ', "%20"))
 }
 
-/// Follows `next`, then asks for the first page and the last one in turns.
-async fn cursors(client: &mut HttpClient, questions: &Questions) -> Result<()> {
+/// Follows `next` to the last page, then measures the first page and the last page in turns.
+async fn cursors(client: &mut HttpConnection, options: &QueryOptions) -> Result<()> {
     let first = "/api/event/".to_owned();
     let (mut last, mut page) = (first.clone(), 1);
-    while page < questions.pages {
+    while page < options.pages {
         let Some(next) = get(client, &last).await?.page()?.next else { break };
-        // `next` is absolute.
-        last = next.find("/api/").map(|start| next[start..].to_owned()).context("`next` leads elsewhere")?;
+        // `next` is an absolute URL.
+        last = next.find("/api/").map(|start| next[start..].to_owned()).context("`next` leads to another path")?;
         page += 1;
     }
     let [mut first_ms, mut last_ms] = [const { Vec::new() }; 2];
     let started = Instant::now();
-    while first_ms.len() < questions.times as usize && started.elapsed() < LONGEST {
-        first_ms.push(get(client, &first).await?.ms());
-        last_ms.push(get(client, &last).await?.ms());
+    while first_ms.len() < options.times as usize && started.elapsed() < MAX_DURATION {
+        first_ms.push(get(client, &first).await?.ms);
+        last_ms.push(get(client, &last).await?.ms);
     }
     let [first_ms, last_ms] = [first_ms, last_ms].map(|times| median(times).unwrap_or_default());
-    let is_as_fast = last_ms <= first_ms * MAX_OF_PAGE_1;
+    let is_met = last_ms <= first_ms * MAX_OF_PAGE_1;
     println!(
         "\nBy cursor, medians: page 1 {first_ms:.2} ms, page {} {last_ms:.2} ms{}.",
-        whole(f64::from(page)),
-        if is_as_fast { "" } else { " (no slower: **missed**)" },
+        thousands(f64::from(page)),
+        if is_met { "" } else { " (no slower: **missed**)" },
     );
     Ok(())
 }
 
-async fn large_pages(client: &mut HttpClient, questions: &Questions) -> Result<()> {
+/// Measures pages of 1,000 events.
+async fn large_pages(client: &mut HttpConnection, options: &QueryOptions) -> Result<()> {
     let mut rates = Vec::new();
     let started = Instant::now();
-    while rates.len() < questions.times as usize && started.elapsed() < LONGEST {
+    while rates.len() < options.times as usize && started.elapsed() < MAX_DURATION {
         let answer = get(client, "/api/event/?limit=1000").await?;
-        rates.push(answer.body.len() as f64 / 1e6 / answer.elapsed.as_secs_f64());
+        rates.push(answer.body.len() as f64 / 1000.0 / answer.ms);
     }
     let rate = median(rates).unwrap_or_default();
-    let bound = against("≥", MIN_MB_PER_S, rate >= MIN_MB_PER_S);
+    let bound = target_note("≥", MIN_MB_PER_S, rate >= MIN_MB_PER_S);
     println!("A page of 1,000 events, from the request to its end, median: {rate:.0} MB/s{bound}.");
     Ok(())
 }
 
-struct Answer {
+/// A response, with the milliseconds from the request to its end.
+struct TimedResponse {
     body: Vec<u8>,
-    elapsed: Duration,
+    ms: f64,
 }
 
-impl Answer {
-    fn ms(&self) -> f64 {
-        self.elapsed.as_secs_f64() * 1000.0
-    }
-
-    fn page(&self) -> Result<Page> {
+impl TimedResponse {
+    fn page(&self) -> Result<ResultPage> {
         Ok(serde_json::from_slice(&self.body)?)
     }
 }
 
-async fn get(client: &mut HttpClient, path: &str) -> Result<Answer> {
+async fn get(client: &mut HttpConnection, path: &str) -> Result<TimedResponse> {
     let mut body = Vec::new();
-    let asked = Instant::now();
-    let status = client.get(path, |part| body.extend(part)).await.map_err(|error| anyhow!("{path}: {error}"))?;
-    let elapsed = asked.elapsed();
+    let started = Instant::now();
+    let status = client.get(path, |part| body.extend(part)).await.with_context(|| path.to_owned())?;
+    let ms = started.elapsed().as_secs_f64() * 1000.0;
     ensure!(status == 200, "{path}: {status} {}", String::from_utf8_lossy(&body));
-    Ok(Answer { body, elapsed })
-}
-
-/// The least value that so large a share of all does not exceed.
-fn quantile(values: &mut [f64], share: f64) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let place = (values.len() as f64 * share).ceil() as usize;
-    values.get(place.saturating_sub(1)).copied().unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quantiles_of_few_values() {
-        let mut values: Vec<f64> = (1..=100).rev().map(f64::from).collect();
-        assert_eq!([0.5, 0.99, 1.0].map(|share| quantile(&mut values, share)), [50.0, 99.0, 100.0]);
-        assert_eq!(quantile(&mut [], 0.5), 0.0);
-    }
+    Ok(TimedResponse { body, ms })
 }

@@ -1,20 +1,20 @@
-//! The command line.
+//! The command line, as clap parses it.
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::running;
+use crate::running_program;
 use crate::telemetry::LogFormat;
 
-/// Exit code for a configuration that cannot be used, as in BSD's `sysexits.h`.
+/// The exit code for an invalid configuration, as in BSD's `sysexits.h`.
 pub const EXIT_CONFIG: u8 = 78;
 
 /// The Eye collects events from applications, stores them and answers queries.
 #[derive(Parser, Debug)]
 #[command(name = "eye", version, after_help = EXAMPLES)]
 pub struct Cli {
-    /// What to do; `run` when nothing is said.
+    /// The command; `run` without one.
     #[command(subcommand)]
     command: Option<Command>,
 
@@ -23,7 +23,7 @@ pub struct Cli {
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
 
-    /// How log lines look on stderr; RUST_LOG chooses which are shown
+    /// Format of log lines on stderr; RUST_LOG selects them
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "text", global = true)]
     pub log_format: LogFormat,
 }
@@ -32,16 +32,16 @@ const EXAMPLES: &str = "\
 Examples:
   eye                                      run with ./eye.toml, or with the built-in configuration
   eye run --config /etc/eye/eye.toml       run with this configuration
-  eye check --config eye.toml              say what is wrong with it, and start nothing
+  eye check --config eye.toml              report every fault in it, and start nothing
   eye migrate --config eye.toml            bring the databases' schema up to date, then exit
-  eye audit --config eye.toml              see that every event is accounted for
-  eye dead-letters list                    what was refused after it was acknowledged, as NDJSON
-  eye dead-letters replay --all            send all of it again to the program that runs
+  eye audit --config eye.toml              check that every event is accounted for
+  eye dead-letters list                    list events refused after acknowledgement, as NDJSON
+  eye dead-letters replay --all            send all of them to the running program again
   RUST_LOG=debug eye --log-format json     more log lines, as JSON
 
 Exit codes: 0 success, 1 failure, 2 wrong usage, 78 wrong configuration.";
 
-/// What to do.
+/// A command.
 #[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Take events, store them and answer queries, until SIGTERM or SIGINT (the default)
@@ -50,68 +50,68 @@ pub enum Command {
     Check,
     /// Bring the schema of every configured database up to date
     Migrate,
-    /// Ask the running program what became of every event; exit with 1 when it does not add up
+    /// Check the accounting of the running program; exit with 1 when it does not balance
     Audit {
-        /// Where the program runs, such as http://127.0.0.1:8000 [default: where `[server] listen` says]
-        #[arg(long, value_name = "URL", value_parser = running::parse_url)]
+        /// URL of the running program, such as http://127.0.0.1:8000 [default: the address of `[server] listen`]
+        #[arg(long, value_name = "URL", value_parser = running_program::parse_url)]
         url: Option<String>,
     },
-    /// See, send again or delete the events that were refused after they had been acknowledged
+    /// Show, replay or delete events that were refused after they had been acknowledged
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
 }
 
 const DEAD_LETTERS_EXAMPLES: &str = "\
 Examples:
-  eye dead-letters list | jq -r .reason | sort | uniq -c    how many for which reason
+  eye dead-letters list | jq -r .reason | sort | uniq -c    the number for each reason
   eye dead-letters show transport/123.store                 one of them, with the event
   eye dead-letters list | jq -r 'select(.refused_by == \"sinks.store\") | .id' | xargs eye dead-letters replay
 
-Run them where the program runs, with its configuration; it need not be stopped.";
+Run these commands on the program's machine, with its configuration. The program may be running.";
 
-/// What to do with dead letters.
+/// A command on dead letters.
 #[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
 #[command(after_help = DEAD_LETTERS_EXAMPLES)]
 pub enum DeadLettersCommand {
-    /// List them on stdout, one JSON object a line: those of the transport, then those of each source, the oldest first
+    /// List dead letters on stdout, one JSON object a line: the transport's, then each source's, oldest first
     List,
-    /// Show them whole on stdout, one JSON object a line
+    /// Show dead letters with their events on stdout, one JSON object a line
     Show {
-        /// As `list` shows it, such as transport/123.store
+        /// Id from `list`, such as transport/123.store
         #[arg(value_name = "ID", required = true)]
         ids: Vec<String>,
     },
-    /// Send them to the running program as events; each is removed once it was taken, and stays where it was not
+    /// Send dead letters to the running program as events; remove each one that is accepted
     Replay {
-        /// Which of them.
+        /// The dead letters.
         #[command(flatten)]
-        which: Which,
-        /// Where the program runs, such as http://127.0.0.1:8000 [default: where `[server] listen` says]
-        #[arg(long, value_name = "URL", value_parser = running::parse_url)]
+        selection: Selection,
+        /// URL of the running program, such as http://127.0.0.1:8000 [default: the address of `[server] listen`]
+        #[arg(long, value_name = "URL", value_parser = running_program::parse_url)]
         url: Option<String>,
     },
-    /// Remove them for good
+    /// Delete dead letters for good
     Delete {
-        /// Which of them.
+        /// The dead letters.
         #[command(flatten)]
-        which: Which,
+        selection: Selection,
     },
 }
 
-/// Some dead letters, or all.
+/// A selection of dead letters.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 #[group(required = true, multiple = false)]
-pub struct Which {
-    /// As `list` shows it, such as transport/123.store
+pub struct Selection {
+    /// Id from `list`, such as transport/123.store
     #[arg(value_name = "ID")]
     pub ids: Vec<String>,
-    /// All that are there when the command starts
+    /// All dead letters that exist when the command starts
     #[arg(long)]
     pub all: bool,
 }
 
 impl Cli {
-    /// What to do.
+    /// Returns the command.
     pub fn command(&self) -> Command {
         self.command.clone().unwrap_or(Command::Run)
     }
@@ -119,7 +119,7 @@ impl Cli {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use clap::CommandFactory;
     use clap::error::ErrorKind;
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn the_definition_is_sound() {
+    fn definition_is_valid() {
         <Cli as CommandFactory>::command().debug_assert();
     }
 

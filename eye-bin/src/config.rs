@@ -1,4 +1,6 @@
-//! Which configuration is used, and what it says.
+//! The program's configuration: its file, and the sections that it holds.
+//!
+//! [`Config::load`] finds the file and reports every fault in it at once.
 
 use std::env::{self, VarError};
 use std::ffi::OsString;
@@ -8,50 +10,51 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use eye_core::config::{ConfigErrors, Document, PipelineConfig};
+use eye_api::events::QueryConfig;
+use eye_config::{ConfigErrors, Document};
+use eye_core::pipeline_config::PipelineConfig;
 use eye_core::registry::Registry;
 use eye_core::writer::WriterConfig;
+use eye_http::config::ServerConfig;
 
-use crate::api::QueryConfig;
-use crate::server::ServerConfig;
 use crate::telemetry::SentryConfig;
 
-/// Everything that operators can set.
+/// Every setting of the program.
 #[derive(Debug)]
 pub struct Config {
-    /// Where it is from: a file as it was given, or `built-in configuration`.
+    /// The file as it was named, or `built-in configuration`.
     pub file: String,
-    /// How long a shutdown may take.
+    /// The time limit of a shutdown.
     pub shutdown_timeout: Duration,
-    /// The listener.
+    /// Settings of the listener.
     pub server: ServerConfig,
-    /// Where panics and errors are reported.
+    /// Settings of the reports to Sentry.
     pub sentry: SentryConfig,
-    /// Answers to queries.
+    /// Settings of queries.
     pub query: QueryConfig,
-    /// Batches and retries, for every sink.
+    /// Batches and retries of every sink.
     pub writer: WriterConfig,
-    /// Sources, transport, sinks, and who answers queries.
+    /// Sources, transport, sinks, and the sink that answers queries.
     pub pipeline: PipelineConfig,
 }
 
-/// What `eye` runs without any configuration.
+/// The configuration without a file.
 const BUILT_IN_NAME: &str = "built-in configuration";
 const BUILT_IN: &str = include_str!("../../config/sqlite.toml");
 
-/// The file in the working folder that is used where nothing is said.
+/// The file in the working folder that applies without `--config` and `$EYE_CONFIG`.
 const DEFAULT_FILE: &str = "eye.toml";
 
 impl Config {
-    /// Whether no file was there to be read.
+    /// Returns true if no file was found, so that the built-in configuration applies.
     pub fn is_built_in(&self) -> bool {
         self.file == BUILT_IN_NAME
     }
 
-    /// The configuration of `option` (`--config`), else of `$EYE_CONFIG`, else of `./eye.toml`, else the built-in one.
+    /// Loads the configuration of `option` (`--config`), else of `$EYE_CONFIG`, else of `./eye.toml`, else the built-in one.
     ///
     /// # Errors
-    /// When a file that was asked for is not there, a file cannot be read, or what it says is wrong.
+    /// Fails if a named file does not exist, a file cannot be read, or its content has faults.
     pub fn load(option: Option<PathBuf>, registry: &Registry) -> Result<Self, ConfigError> {
         let (file, text) = find(option, env::var_os("EYE_CONFIG"), Path::new(DEFAULT_FILE))?;
         Ok(Self::parse(file, &text, registry, |name| env::var(name))?)
@@ -69,12 +72,12 @@ impl Config {
         let sentry = document.section("sentry");
         let query = document.section("query");
         let writer = document.section("writer");
-        let pipeline = document.into_pipeline(registry)?;
+        let pipeline = PipelineConfig::read(document, registry)?;
         Ok(Self { file, shutdown_timeout, server, sentry, query, writer, pipeline })
     }
 }
 
-/// The text to use, and the name of where it is from.
+/// Returns the name and the text of the configuration.
 fn find(option: Option<PathBuf>, variable: Option<OsString>, default: &Path) -> Result<(String, String), ConfigError> {
     if let Some(file) = option {
         return read(&file, "give --config a file that can be read");
@@ -99,14 +102,14 @@ fn read(file: &Path, way_out: &'static str) -> Result<(String, String), ConfigEr
     match String::from_utf8(bytes) {
         Ok(text) => Ok((name, text)),
         Err(error) => {
-            let sound = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-            let line = sound.iter().filter(|byte| **byte == b'\n').count() + 1;
+            let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+            let line = valid.iter().filter(|byte| **byte == b'\n').count() + 1;
             Err(ConfigError::NotUtf8 { name, line })
         }
     }
 }
 
-/// What the pipeline consists of, in one line.
+/// Lists the pipeline's components in one line.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let PipelineConfig { sources, transport, sinks, query_sink } = &self.pipeline;
@@ -127,41 +130,41 @@ impl fmt::Display for Config {
     }
 }
 
-/// Why there is no configuration to run with. The program exits with [`crate::cli::EXIT_CONFIG`].
+/// A configuration that cannot be used. The program exits with [`crate::cli::EXIT_CONFIG`].
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// No such file, or no right to read it.
+    /// A file that does not exist or may not be read.
     #[error("{name}: {error}; {way_out}")]
     Unreadable {
         /// The file.
         name: String,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
-        /// What to do.
+        /// The way out.
         way_out: &'static str,
     },
-    /// Not a text file.
+    /// A file that is not UTF-8 text.
     #[error("{name}:{line}: this is not UTF-8 text")]
     NotUtf8 {
         /// The file.
         name: String,
-        /// The line of the first byte that is not.
+        /// The line of the first invalid byte.
         line: usize,
     },
-    /// What the file says is wrong.
+    /// Faults in the content.
     #[error(transparent)]
     Faults(#[from] ConfigErrors),
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
     use crate::built_in as registry;
 
     #[test]
-    fn an_option_goes_before_the_variable_and_the_variable_before_the_working_folder() {
+    fn option_precedes_variable_precedes_folder() {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str| {
             let path = folder.path().join(name);
@@ -180,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_missing_default_file_falls_back_to_the_built_in_configuration() {
+    fn only_a_missing_default_file_means_built_in() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("none.toml");
         assert_eq!(find(None, None, &missing).unwrap(), ("built-in configuration".into(), BUILT_IN.into()));
@@ -197,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_not_utf_8_is_refused_with_its_line() {
+    fn invalid_utf_8_is_refused_with_its_line() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("eye.toml");
         fs::write(&file, b"a = 1\n# \xff\n").unwrap();

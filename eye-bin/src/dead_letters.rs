@@ -1,50 +1,54 @@
-//! `eye dead-letters`: what was refused for good after it had been acknowledged, seen and sent again by its operator.
+//! `eye dead-letters`: lists, shows, replays and deletes dead letters.
+//!
+//! [`DeadLetterStores`] holds the store of every component that has one. The commands work beside a running program, and
+//! without one, except for replay.
 
 mod replay;
 
 use std::borrow::Cow;
 use std::io::{self, ErrorKind};
+use std::iter;
 
 use anyhow::{Context, bail};
-use eye_core::config::PipelineConfig;
-use eye_core::dead_letter::{DeadLetter, DeadLetters};
+use eye_core::dead_letter::{DeadLetter, DeadLetterStore};
 use eye_core::json::{JsonText, Scanner};
+use eye_core::pipeline_config::PipelineConfig;
 use eye_core::timestamp::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use self::replay::Replay;
-use crate::cli::{DeadLettersCommand, Which};
+use crate::cli::{DeadLettersCommand, Selection};
 use crate::config::Config;
-use crate::running::Running;
-use crate::say;
+use crate::print_line;
+use crate::running_program::RunningProgram;
 
-/// Does what the command says.
+/// Executes the command.
 ///
 /// # Errors
-/// When something could not be done: what, is logged.
+/// Fails if a dead letter is missing or stays; the log names each one.
 pub(crate) async fn run(config: Config, command: DeadLettersCommand) -> anyhow::Result<()> {
-    let keepers = Keepers::new(&config.pipeline);
+    let stores = DeadLetterStores::new(&config.pipeline);
     match command {
-        DeadLettersCommand::List => quietly(keepers.list().await),
-        DeadLettersCommand::Show { ids } => quietly(keepers.show(&ids).await),
-        DeadLettersCommand::Replay { which, url } => {
-            let replay = Replay::new(Running::new(url.as_deref(), &config.server)?);
+        DeadLettersCommand::List => ignore_closed_pipe(stores.list().await),
+        DeadLettersCommand::Show { ids } => ignore_closed_pipe(stores.show(&ids).await),
+        DeadLettersCommand::Replay { selection, url } => {
+            let replay = Replay::new(RunningProgram::new(url.as_deref(), &config.server)?);
             let mut tally = Tally::default();
-            let done = keepers.each(&which, &mut tally, async |keeper, letter| replay.one(keeper, letter).await).await;
+            let done = stores.each(&selection, &mut tally, async |store, letter| replay.one(store, letter).await).await;
             tally.report("replayed", done)
         }
-        DeadLettersCommand::Delete { which } => {
+        DeadLettersCommand::Delete { selection } => {
             let mut tally = Tally::default();
-            let delete = async |keeper: &Keeper, letter: DeadLetter| keeper.delete(&letter.id).await;
-            let done = keepers.each(&which, &mut tally, delete).await;
+            let delete = async |store: &NamedStore, letter: DeadLetter| store.delete(&letter.id).await;
+            let done = stores.each(&selection, &mut tally, delete).await;
             tally.report("deleted", done)
         }
     }
 }
 
-/// Who has read enough closes the pipe; that is no failure.
-fn quietly(result: anyhow::Result<()>) -> anyhow::Result<()> {
+/// Ignores a closed pipe: a reader such as `head` has read enough.
+fn ignore_closed_pipe(result: anyhow::Result<()>) -> anyhow::Result<()> {
     let is_closed = |error: &io::Error| error.kind() == ErrorKind::BrokenPipe;
     match result {
         Err(error) if error.downcast_ref().is_some_and(is_closed) => Ok(()),
@@ -52,47 +56,48 @@ fn quietly(result: anyhow::Result<()>) -> anyhow::Result<()> {
     }
 }
 
-/// A component that keeps dead letters.
-struct Keeper {
-    /// Its key in the configuration.
+/// The dead-letter store of one component.
+struct NamedStore {
+    /// The component's key in the configuration.
     key: String,
-    letters: Box<dyn DeadLetters>,
+    letters: Box<dyn DeadLetterStore>,
 }
 
-impl Keeper {
-    /// What names a dead letter on the command line.
+impl NamedStore {
+    /// Returns the id of a dead letter on the command line.
     fn full_id(&self, id: &str) -> String {
         format!("{}/{id}", self.key)
     }
 
-    /// True: also where somebody else was quicker, it is gone.
+    /// Deletes a dead letter. Returns true even if it was deleted before.
     async fn delete(&self, id: &str) -> anyhow::Result<bool> {
         self.letters.delete(id).await.with_context(|| self.full_id(id))?;
         Ok(true)
     }
 }
 
-/// Every component that keeps dead letters.
-struct Keepers(Vec<Keeper>);
+/// The dead-letter stores of all components.
+struct DeadLetterStores(Vec<NamedStore>);
 
-impl Keepers {
+impl DeadLetterStores {
     fn new(pipeline: &PipelineConfig) -> Self {
         let transport = &pipeline.transport;
-        let kept = [(transport.key(), transport.dead_letters())];
-        let kept = kept.into_iter().chain(pipeline.sources.iter().map(|source| (source.key(), source.dead_letters())));
-        let keepers: Vec<_> =
-            kept.filter_map(|(key, letters)| Some(Keeper { key: key.to_owned(), letters: letters? })).collect();
-        if keepers.is_empty() {
+        let sources = pipeline.sources.iter().map(|source| (source.key(), source.dead_letters()));
+        let stores: Vec<_> = iter::once((transport.key(), transport.dead_letters()))
+            .chain(sources)
+            .filter_map(|(key, letters)| Some(NamedStore { key: key.to_owned(), letters: letters? }))
+            .collect();
+        if stores.is_empty() {
             tracing::info!(
                 transport = transport.type_name(),
-                "nothing keeps dead letters with this configuration: producers are told what is refused"
+                "no component of this configuration stores dead letters: producers are told what is refused"
             );
         }
-        Self(keepers)
+        Self(stores)
     }
 
     async fn list(&self) -> anyhow::Result<()> {
-        let line = async |keeper: &Keeper, letter| print(&Line::listed(keeper, &letter));
+        let line = async |store: &NamedStore, letter| print(&OutputLine::summary(store, &letter));
         self.walk(line).await
     }
 
@@ -100,34 +105,34 @@ impl Keepers {
         let mut tally = Tally::default();
         for id in ids {
             match self.get(id).await? {
-                Some((keeper, letter)) => print(&Line::whole(keeper, &letter))?,
-                None => tally.is_missing(id),
+                Some((store, letter)) => print(&OutputLine::whole(store, &letter))?,
+                None => tally.add_missing(id),
             }
         }
         tally.result()
     }
 
-    /// Does something with each of these, and counts: true means done, false that it stays, and an error ends it.
+    /// Applies `work` to each selected dead letter and counts the results: true for done, false for left. Stops at an error.
     async fn each(
         &self,
-        which: &Which,
+        selection: &Selection,
         tally: &mut Tally,
-        mut work: impl AsyncFnMut(&Keeper, DeadLetter) -> anyhow::Result<bool>,
+        mut work: impl AsyncFnMut(&NamedStore, DeadLetter) -> anyhow::Result<bool>,
     ) -> anyhow::Result<()> {
-        for id in &which.ids {
+        for id in &selection.ids {
             match self.get(id).await? {
-                Some((keeper, letter)) => tally.count(work(keeper, letter).await?),
-                None => tally.is_missing(id),
+                Some((store, letter)) => tally.add(work(store, letter).await?),
+                None => tally.add_missing(id),
             }
         }
-        if !which.all {
+        if !selection.all {
             return Ok(());
         }
-        // What is refused again comes back as a new one; without this, it would be tried for ever.
+        // A replayed event that is refused again becomes a new dead letter. Without this bound, the walk would not end.
         let started = Timestamp::now();
-        self.walk(async |keeper, letter| {
+        self.walk(async |store, letter| {
             match letter.time <= started {
-                true => tally.count(work(keeper, letter).await?),
+                true => tally.add(work(store, letter).await?),
                 false => tally.later += 1,
             }
             Ok(())
@@ -135,111 +140,114 @@ impl Keepers {
         .await
     }
 
-    /// Calls `work` with every dead letter, keeper by keeper, the oldest first.
-    async fn walk(&self, mut work: impl AsyncFnMut(&Keeper, DeadLetter) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        for keeper in &self.0 {
+    /// Calls `work` with every dead letter, store by store, oldest first.
+    async fn walk(
+        &self,
+        mut work: impl AsyncFnMut(&NamedStore, DeadLetter) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        for store in &self.0 {
             let mut after: Option<String> = None;
             loop {
-                let page = keeper.letters.page(after.as_deref()).await.with_context(|| keeper.key.clone())?;
+                let page = store.letters.page(after.as_deref()).await.with_context(|| store.key.clone())?;
                 let Some(last) = page.last() else { break };
                 after = Some(last.id.clone());
                 for letter in page {
-                    work(keeper, letter).await?;
+                    work(store, letter).await?;
                 }
             }
         }
         Ok(())
     }
 
-    async fn get(&self, full_id: &str) -> anyhow::Result<Option<(&Keeper, DeadLetter)>> {
+    async fn get(&self, full_id: &str) -> anyhow::Result<Option<(&NamedStore, DeadLetter)>> {
         let Some((key, id)) = full_id.split_once('/') else { return Ok(None) };
-        let Some(keeper) = self.0.iter().find(|keeper| keeper.key == key) else { return Ok(None) };
-        let letter = keeper.letters.get(id).await.with_context(|| full_id.to_owned())?;
-        Ok(letter.map(|letter| (keeper, letter)))
+        let Some(store) = self.0.iter().find(|store| store.key == key) else { return Ok(None) };
+        let letter = store.letters.get(id).await.with_context(|| full_id.to_owned())?;
+        Ok(letter.map(|letter| (store, letter)))
     }
 }
 
-/// What became of those that were named.
+/// Counts of the selected dead letters by result.
 #[derive(Default)]
 struct Tally {
     done: usize,
     left: usize,
     missing: usize,
-    /// Refused after the command was started.
+    /// Refused after the command had started.
     later: usize,
 }
 
 impl Tally {
-    fn count(&mut self, done: bool) {
+    fn add(&mut self, done: bool) {
         *(if done { &mut self.done } else { &mut self.left }) += 1;
     }
 
-    fn is_missing(&mut self, id: &str) {
-        tracing::warn!(id, "no such dead letter; `eye dead-letters list` shows those that there are");
+    fn add_missing(&mut self, id: &str) {
+        tracing::warn!(id, "no such dead letter; `eye dead-letters list` shows all");
         self.missing += 1;
     }
 
     fn result(&self) -> anyhow::Result<()> {
         match (self.left, self.missing) {
             (0, 0) => Ok(()),
-            (left, missing) => bail!("not all was done: {left} stay, {missing} were not found"),
+            (left, missing) => bail!("not all dead letters were handled: {left} stay, {missing} were not found"),
         }
     }
 
-    /// A last word on what was done, also before it ended early.
+    /// Logs the counts, also after an early end, and returns the overall result.
     fn report(&self, done: &str, ended: anyhow::Result<()>) -> anyhow::Result<()> {
         tracing::info!(count = self.done, came_later = self.later, "{done}");
         ended.and_then(|()| self.result())
     }
 }
 
-fn print(line: &Line<'_>) -> anyhow::Result<()> {
-    say(&serde_json::to_string(line).context("texts and numbers are JSON")?)
+fn print(line: &OutputLine<'_>) -> anyhow::Result<()> {
+    print_line(&serde_json::to_string(line).context("texts and numbers are JSON")?)
 }
 
-/// A dead letter on stdout.
+/// A line of output for one dead letter.
 #[derive(Serialize)]
-struct Line<'a> {
+struct OutputLine<'a> {
     id: String,
     time: Timestamp,
     refused_by: &'a str,
     reason: &'a str,
     #[serde(flatten)]
-    what: What<'a>,
+    payload: OutputPayload<'a>,
 }
 
-/// What was refused.
+/// The refused event or message.
 #[derive(Serialize)]
 #[serde(untagged)]
-enum What<'a> {
-    Listed(Recognised<'a>),
+enum OutputPayload<'a> {
+    Summary(EventSummary<'a>),
     Json { payload: Box<RawValue> },
     Text { payload_text: Cow<'a, str> },
 }
 
-impl<'a> Line<'a> {
-    fn listed(keeper: &Keeper, letter: &'a DeadLetter) -> Self {
-        Self::new(keeper, letter, What::Listed(Recognised::of(&letter.payload)))
+impl<'a> OutputLine<'a> {
+    fn summary(store: &NamedStore, letter: &'a DeadLetter) -> Self {
+        Self::new(store, letter, OutputPayload::Summary(EventSummary::of(&letter.payload)))
     }
 
-    fn whole(keeper: &Keeper, letter: &'a DeadLetter) -> Self {
-        let what = match json(&letter.payload) {
-            Some(payload) => What::Json { payload },
-            None => What::Text { payload_text: String::from_utf8_lossy(&letter.payload) },
+    fn whole(store: &NamedStore, letter: &'a DeadLetter) -> Self {
+        let shown = match json(&letter.payload) {
+            Some(payload) => OutputPayload::Json { payload },
+            None => OutputPayload::Text { payload_text: String::from_utf8_lossy(&letter.payload) },
         };
-        Self::new(keeper, letter, what)
+        Self::new(store, letter, shown)
     }
 
-    fn new(keeper: &Keeper, letter: &'a DeadLetter, what: What<'a>) -> Self {
+    fn new(store: &NamedStore, letter: &'a DeadLetter, shown: OutputPayload<'a>) -> Self {
         let DeadLetter { id, refused_by, reason, time, .. } = letter;
-        Self { id: keeper.full_id(id), time: *time, refused_by, reason, what }
+        Self { id: store.full_id(id), time: *time, refused_by, reason, payload: shown }
     }
 }
 
-/// What helps to recognise an event; nothing, where there is none or several.
+/// The fields that identify an event. Empty if the payload is not exactly one event.
 #[derive(Default, Deserialize, Serialize)]
 #[serde(default)]
-struct Recognised<'a> {
+struct EventSummary<'a> {
     #[serde(borrow, deserialize_with = "text_or_number", skip_serializing_if = "Option::is_none")]
     session_id: Option<&'a RawValue>,
     #[serde(borrow, deserialize_with = "text_or_number", skip_serializing_if = "Option::is_none")]
@@ -250,7 +258,7 @@ struct Recognised<'a> {
     timestamp: Option<&'a RawValue>,
 }
 
-impl<'a> Recognised<'a> {
+impl<'a> EventSummary<'a> {
     fn of(payload: &'a [u8]) -> Self {
         serde_json::from_slice(payload).unwrap_or_default()
     }
@@ -262,7 +270,7 @@ fn text_or_number<'a, D: Deserializer<'a>>(deserializer: D) -> Result<Option<&'a
         .filter(|value| value.get().starts_with(['"', '-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'])))
 }
 
-/// The tokens of a single JSON value as they are, without the line breaks between them.
+/// Returns a single JSON value with its tokens unchanged and without the white space between them.
 fn json(payload: &[u8]) -> Option<Box<RawValue>> {
     std::str::from_utf8(payload).ok()?;
     let text = JsonText::new(payload);

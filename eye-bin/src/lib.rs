@@ -1,14 +1,14 @@
-//! The program, as a library: what `main.rs` runs, and what a program with plug-ins of its own runs.
+//! The program as a library, for `main.rs` and for programs with plug-ins of their own.
+//!
+//! [`run`] parses the command line and executes the command with the plug-ins of a [`Registry`]. [`built_in`] returns the
+//! plug-ins of The Eye.
 
-pub mod api;
 mod audit;
 pub mod cli;
 pub mod config;
 mod dead_letters;
-mod metrics;
 mod run;
-mod running;
-pub mod server;
+mod running_program;
 pub mod telemetry;
 
 use std::io::{self, Write};
@@ -27,7 +27,7 @@ use eye_transports::memory::MemoryConfig;
 use cli::{Cli, Command, EXIT_CONFIG};
 use config::Config;
 
-/// Every plug-in that comes with The Eye; add your own to it.
+/// Returns a registry of every built-in plug-in. Add your own to it.
 pub fn built_in() -> Registry {
     Registry::new()
         .source::<HttpConfig>()
@@ -40,27 +40,27 @@ pub fn built_in() -> Registry {
         .sink::<MysqlConfig>()
 }
 
-/// Does what the command line says, with these plug-ins. Blocks until the program is to exit with this code.
+/// Executes the command line with these plug-ins. Blocks until the command ends, and returns the exit code.
 pub fn run(registry: &Registry) -> ExitCode {
     let cli = Cli::parse();
     let command = cli.command();
     let _logs = match telemetry::start_logs(cli.log_format) {
         Ok(guard) => guard,
         Err(error) => {
-            complain(&format!("cannot start the thread that writes the log: {error}"));
+            print_error(&format!("cannot start the thread that writes the log: {error}"));
             return ExitCode::FAILURE;
         }
     };
     let config = match Config::load(cli.config, registry) {
         Ok(config) => config,
         Err(error) => {
-            complain(&error.to_string());
+            print_error(&error.to_string());
             return ExitCode::from(EXIT_CONFIG);
         }
     };
     let _reports = telemetry::start_sentry(&config.sentry);
     let done = match command {
-        Command::Check => say(&format!("{}: ok: {config}", config.file)),
+        Command::Check => print_line(&format!("{}: ok: {config}", config.file)),
         Command::Run => run::block_on(run::run(config)),
         Command::Migrate => run::block_on(run::migrate(config)),
         Command::Audit { url } => audit::run(url.as_deref(), &config.server),
@@ -75,12 +75,12 @@ pub fn run(registry: &Registry) -> ExitCode {
     }
 }
 
-/// Before there is a log. A stderr that is closed does not change the exit code.
-fn complain(message: &str) {
+/// Writes an error to stderr before the log exists. A closed stderr does not change the exit code.
+fn print_error(message: &str) {
     let _ = writeln!(io::stderr(), "{message}");
 }
 
-/// What was asked for, on stdout.
-fn say(line: &str) -> anyhow::Result<()> {
+/// Writes a line of output to stdout.
+fn print_line(line: &str) -> anyhow::Result<()> {
     writeln!(io::stdout(), "{line}").context("cannot write to stdout")
 }

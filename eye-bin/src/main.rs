@@ -1,10 +1,10 @@
-//! The Eye with the plug-ins that come with it.
+//! The Eye with its built-in plug-ins.
 
 use std::process::ExitCode;
 
 use mimalloc::MiMalloc;
 
-/// Each event is allocated by one thread and often freed by another, which is the system's allocator's weakness.
+/// Events are often freed by another thread than the one that allocated them, which is slow with glibc's allocator.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
@@ -13,11 +13,12 @@ fn main() -> ExitCode {
     eye::run(&eye::built_in())
 }
 
-/// The allocator asks the system for pages of 2 MiB, most of which would stay empty: a quarter of the memory, for nothing
-/// that could be measured. Those that it has by now are few.
+/// Disables transparent huge pages for the process.
+///
+/// mimalloc asks for pages of 2 MiB, which stay mostly empty: they took a quarter of the memory and no measurable time.
 #[cfg(target_os = "linux")]
 fn refuse_huge_pages() {
-    // A system that knows of no huge pages cannot refuse them, and need not.
+    // A kernel without huge pages returns an error and needs no setting.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 

@@ -1,24 +1,29 @@
-//! The way of the program from start to stop.
+//! `eye run` and `eye migrate`: the program from startup to shutdown.
+//!
+//! [`run`] wires listener and pipeline together and shuts them down in order: first clients, then the pipeline.
 
 use std::io::{self, Write};
 use std::process;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
+use eye_api::events::QueryConfig;
+use eye_api::{audit, events, health, index, metrics};
+use eye_core::context::{BuildContext, Extensions};
 use eye_core::health::HealthBoard;
 use eye_core::pipeline::Pipeline;
+use eye_core::sink::BuiltSink;
+use eye_http::mount::{MountError, Mounts};
+use eye_http::server::Server;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::api;
-use crate::audit;
 use crate::config::Config;
-use crate::server::{self, Server};
 use crate::telemetry;
 
-/// The part of the shutdown's time that slow clients may use up; the rest is the writers'.
+/// The share of the shutdown's time that slow clients may use. The rest is for the writers.
 const CLIENTS_SHARE: f64 = 0.75;
 
-/// Runs `work` to its end. What still runs then, nobody waits for: none of it was acknowledged.
+/// Runs `work` to its end on a runtime. Tasks that still run then are dropped; none of their events was acknowledged.
 pub(crate) fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     let result = runtime.block_on(work);
@@ -26,10 +31,10 @@ pub(crate) fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow
     result
 }
 
-/// Runs the pipeline and the listener until a signal comes or a component ends by itself.
+/// Runs pipeline and listener until a signal arrives or a component fails.
 ///
 /// # Errors
-/// When something cannot be started, ended by itself, or was not done within the shutdown's time.
+/// Fails if a component cannot be started or fails, or the shutdown exceeds its time limit.
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut signals = Signals::new()?;
@@ -37,14 +42,11 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let summary = config.to_string();
     let server = Server::bind(config.server.clone()).await?;
     let board = HealthBoard::default();
-    let pipeline = Pipeline::build(config.pipeline, config.writer, &board).await?;
-
-    let ingest = pipeline.routes();
-    let allow = server::event_methods(!ingest.is_empty(), true);
-    let query = pipeline.query_sink();
-    let query = query.map(|sink| api::router(sink, &config.query, config.server.trust_proxy, allow));
-    let books = audit::router(pipeline.accounts().clone());
-    let app = server::app(ingest, query, books, board)?;
+    let (mounts, extensions) = (Mounts::default(), Extensions::default());
+    extensions.insert(mounts.clone());
+    let pipeline = Pipeline::build(config.pipeline, &config.writer, &board, &extensions).await?;
+    add_endpoints(&mounts, &pipeline, &config.query, config.server.trust_proxy, board)?;
+    let app = mounts.router("Events are at /api/event/.");
 
     let address = server.local_addr();
     let mut pipeline = pipeline.start();
@@ -62,12 +64,12 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
             None
         }
     };
-    exit_at_the_next_signal(signals);
+    exit_at_next_signal(signals);
     let for_clients = config.shutdown_timeout.mul_f64(CLIENTS_SHARE);
     let stopping = pipeline.stop(async {
-        // A panic of a connection's task is logged by the listener; the listener itself has none.
+        // The listener does not panic: it catches and logs panics of its connections.
         if tokio::time::timeout(for_clients, listener).await.is_err() {
-            tracing::warn!("not waiting any longer for requests that are still open");
+            tracing::warn!("requests are still open; the shutdown no longer waits for them");
         }
     });
     let stopped = tokio::time::timeout(config.shutdown_timeout, stopping).await;
@@ -77,7 +79,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     match stopped {
         Ok(result) => result?,
         Err(_elapsed) => bail!(
-            "not stopped within shutdown_timeout_s = {}: events that were still being written were not acknowledged",
+            "not stopped within shutdown_timeout_s = {}: events in flight were not acknowledged",
             config.shutdown_timeout.as_secs()
         ),
     }
@@ -85,27 +87,44 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Registers the endpoints of the API.
+fn add_endpoints(
+    mounts: &Mounts,
+    pipeline: &Pipeline,
+    query: &QueryConfig,
+    trust_proxy: bool,
+    board: HealthBoard,
+) -> Result<(), MountError> {
+    let accounting = pipeline.accounting();
+    let [livez, readyz] = health::mounts(board);
+    let endpoints =
+        [index::mount(), livez, readyz, audit::mount(accounting.clone()), metrics::mount(accounting.clone())];
+    let events = pipeline.store().map(|store| events::mount(store, query, trust_proxy));
+    endpoints.into_iter().chain(events).try_for_each(|mount| mounts.add(mount))
+}
+
 /// Brings every sink's schema up to date.
 ///
 /// # Errors
-/// At the first sink that cannot be made ready.
+/// At the first sink that cannot be prepared.
 pub(crate) async fn migrate(config: Config) -> anyhow::Result<()> {
     for configured in config.pipeline.sinks {
-        let key = configured.key().to_owned();
-        let sink = configured.build().await?;
+        let component = configured.component;
+        let key = component.key().to_owned();
+        let BuiltSink { sink, .. } = component.build(&BuildContext::standalone(&key)).await?;
         sink.prepare().await.with_context(|| format!("{key}: not migrated"))?;
         sink.close().await.with_context(|| key.clone())?;
-        crate::say(&format!("{key}: up to date"))?;
+        crate::print_line(&format!("{key}: up to date"))?;
     }
     Ok(())
 }
 
-/// What someone needs who started the program with nothing.
+/// Prints a first command for a user without a configuration.
 fn greet(address: &str) {
-    // A stderr that is closed is no reason to stop.
+    // A closed stderr must not stop the program.
     let _ = writeln!(
         io::stderr(),
-        "\n  The Eye takes events at http://{address}/api/event/ and stores them in eye-data/eye.db\n\n  \
+        "\n  The Eye accepts events at http://{address}/api/event/ and stores them in eye-data/eye.db\n\n  \
          Send one:\n    curl -H 'Content-Type: application/json' http://{address}/api/event/ -d \
          '{{\"session_id\": \"s1\", \"category\": \"demo\", \"name\": \"hello\", \"data\": {{}}, \"timestamp\": \"{}\"}}'\n  \
          See it:\n    curl http://{address}/api/event/\n",
@@ -133,11 +152,11 @@ impl Signals {
     }
 }
 
-/// Who sends a second signal does not want to wait.
-fn exit_at_the_next_signal(mut signals: Signals) {
+/// Exits at the next signal, without waiting for events in flight.
+fn exit_at_next_signal(mut signals: Signals) {
     tokio::spawn(async move {
         let name = signals.next().await;
-        tracing::warn!(signal = name, "exiting at once: events that were still being written were not acknowledged");
+        tracing::warn!(signal = name, "exiting at once: events in flight were not acknowledged");
         telemetry::flush_logs();
         process::exit(1);
     });

@@ -2,11 +2,11 @@
 
 use std::fmt::Debug;
 
-use eye::api::QueryConfig;
-use eye::server::ServerConfig;
 use eye::telemetry::SentryConfig;
+use eye_api::events::QueryConfig;
 use eye_core::config::field_names;
 use eye_core::writer::WriterConfig;
+use eye_http::config::ServerConfig;
 use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
 use eye_sources::http::HttpConfig;
 use eye_sources::nats::NatsConfig;
@@ -16,7 +16,7 @@ use eye_transports::memory::MemoryConfig;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-/// What `[transport]` is called here where its `type` is `disk` or `jetstream`.
+/// Names for the two further `[transport]` tables of the file, of type `disk` and `jetstream`.
 const DISK: &str = "transport_on_disk";
 const JETSTREAM: &str = "transport_over_jetstream";
 
@@ -48,7 +48,7 @@ fn section(path: &[&str]) -> Table {
 fn assert_every_key<T: DeserializeOwned>(path: &[&str]) {
     let section = section(path);
     let mut documented: Vec<&str> = section.keys().map(String::as_str).collect();
-    let mut known = field_names::<T>().to_vec();
+    let mut known = field_names::<T>();
     documented.sort_unstable();
     known.sort_unstable();
     assert!(!known.is_empty(), "{path:?}");
@@ -88,7 +88,8 @@ fn every_documented_value_is_the_default() {
     assert_defaults::<ServerConfig>(&["server"], &[]);
     assert_defaults::<QueryConfig>(&["query"], &[("sink", "store".into())]);
     assert_defaults::<SentryConfig>(&["sentry"], &[("dsn", "".into())]);
-    assert_defaults::<WriterConfig>(&["writer"], &[]);
+    // The default depends on the transport.
+    assert_defaults::<WriterConfig>(&["writer"], &[("max_wait_ms", 0.into())]);
     assert_defaults::<HttpConfig>(&["sources", "web"], &[]);
     let nats = [("url", "nats://host".into()), ("mode", "core".into()), ("subjects", vec!["a"].into())];
     assert_defaults::<NatsConfig>(&["sources", "bus"], &nats);

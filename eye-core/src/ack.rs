@@ -1,25 +1,27 @@
-//! The two ends of an outcome: a sink's side settles the [`Ack`], the source's side awaits the [`Receipt`].
+//! The two ends of an outcome: the writer settles an [`Ack`], the source awaits the [`Receipt`].
+//!
+//! A transport creates both when events are published and hands the ack to every sink's writer. The receipt resolves
+//! exactly once, to the worst outcome of all sinks. An ack that is dropped counts as a failure, so no code path can
+//! leave a producer without an answer.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::oneshot;
 
-use crate::accounts::Entry;
-
-/// What became of the events of one publish.
+/// The result for the events of one publish.
 ///
 /// Ordered by severity: where several sinks answer for the same events, the worst outcome wins
 /// (`Failed` > `Rejected` > `Delivered`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Someone durable has every event.
+    /// Every event is in durable custody.
     Delivered,
-    /// The events listed were refused for good; someone durable has all the others.
+    /// The listed events were refused for good; all others are in durable custody.
     Rejected(Vec<Rejection>),
-    /// Nobody answers for the events: they may be stored or not. Sending them again is safe when they carry an id.
+    /// The events may be stored or not. Sending them again is safe when they carry an id.
     Failed {
-        /// What went wrong, for the producer and the log.
+        /// The cause, for the producer and the log.
         reason: Arc<str>,
     },
 }
@@ -27,19 +29,19 @@ pub enum Outcome {
 /// One event that was refused for good.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
-    /// The event's place in what was published, from 0.
+    /// The event's index in the published list, from 0.
     pub index: usize,
-    /// Why, for the producer.
+    /// The reason, for the producer.
     pub reason: Arc<str>,
 }
 
 impl Outcome {
-    /// A failure with its reason.
+    /// Creates a failure with its reason.
     pub fn failed(reason: impl Into<Arc<str>>) -> Self {
         Self::Failed { reason: reason.into() }
     }
 
-    /// The worse of two outcomes; refusals of different events add up, one an event.
+    /// Keeps the worse of two outcomes. Rejections of different events add up, one for each event.
     fn merge(&mut self, other: Outcome) {
         match (&mut *self, other) {
             (Self::Failed { .. }, _) | (_, Self::Delivered) => {}
@@ -53,10 +55,10 @@ impl Outcome {
     }
 }
 
-/// The obligation to say what became of the events of one publish.
+/// The obligation to report an outcome for the events of one publish.
 ///
-/// A transport clones it for every sink. When the last clone is settled or dropped, the worst outcome is handed on,
-/// exactly once. A clone that is dropped unsettled counts as [`Outcome::Failed`], so forgetting one is safe.
+/// A transport clones it for every sink. When the last clone is settled or dropped, the worst outcome is reported,
+/// exactly once. A clone that is dropped unsettled counts as [`Outcome::Failed`].
 #[must_use = "an ack that is dropped unsettled fails its events"]
 pub struct Ack {
     shared: Option<Arc<Settlement>>,
@@ -70,7 +72,7 @@ struct Settlement {
 }
 
 impl Ack {
-    /// An ack that calls `on_settled` with the worst outcome once all its clones are settled or dropped.
+    /// Creates an ack that calls `on_settled` with the worst outcome once all its clones are settled or dropped.
     ///
     /// The callback runs on the task that settles last, so it must not block.
     pub fn new(on_settled: impl FnOnce(Outcome) + Send + 'static) -> Self {
@@ -78,7 +80,7 @@ impl Ack {
         Self { shared: Some(Arc::new(Settlement { state })) }
     }
 
-    /// Says what became of the events, for this clone.
+    /// Reports the outcome of this clone.
     pub fn settle(mut self, outcome: Outcome) {
         if let Some(shared) = self.shared.take() {
             shared.merge(outcome);
@@ -122,32 +124,21 @@ impl Drop for Settlement {
     }
 }
 
-/// The producer's end: resolves to the [`Outcome`] once someone durable has the events, or nobody will.
+/// The producer's end: resolves to the [`Outcome`] once the events are in durable custody, or will not be.
 #[derive(Debug)]
-pub struct Receipt {
-    outcome: oneshot::Receiver<Outcome>,
-    /// What its source's account says of the events, once it is handed to a source.
-    pub(crate) entry: Option<Entry>,
-}
+pub struct Receipt(oneshot::Receiver<Outcome>);
 
 impl Receipt {
-    /// A receipt and the callback that settles it, to be given to [`Ack::new`].
+    /// Creates a receipt and the callback that settles it, to be given to [`Ack::new`].
     pub fn pair() -> (impl FnOnce(Outcome) + Send + 'static, Self) {
         let (sender, outcome) = oneshot::channel();
-        // A source that stopped waiting takes nothing back: the outcome is simply not heard.
-        (move |outcome| drop(sender.send(outcome)), Self { outcome, entry: None })
+        // A source that stopped waiting revokes nothing: its outcome is ignored.
+        (move |outcome| drop(sender.send(outcome)), Self(outcome))
     }
 
-    /// Waits for the outcome. No bound of its own: the source sets one. Dropping it cancels nothing, but in the source's
-    /// account the events have failed then.
+    /// Waits for the outcome, without a bound of its own. Dropping the future cancels nothing.
     pub async fn outcome(self) -> Outcome {
-        let outcome = self.outcome.await;
-        let outcome =
-            outcome.unwrap_or_else(|_| Outcome::failed("the transport stopped before the events were stored"));
-        if let Some(entry) = self.entry {
-            entry.settle(&outcome);
-        }
-        outcome
+        self.0.await.unwrap_or_else(|_| Outcome::failed("the transport stopped before the events were stored"))
     }
 }
 
@@ -165,21 +156,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_settled_ack_reaches_the_receipt() {
+    async fn settled_ack_reaches_the_receipt() {
         let (ack, receipt) = pair();
         ack.settle(Outcome::Delivered);
         assert_eq!(receipt.outcome().await, Outcome::Delivered);
     }
 
     #[tokio::test]
-    async fn a_dropped_ack_is_a_failure() {
+    async fn dropped_ack_counts_as_failed() {
         let (ack, receipt) = pair();
         drop(ack);
         assert!(matches!(receipt.outcome().await, Outcome::Failed { .. }));
     }
 
     #[tokio::test]
-    async fn one_dropped_clone_fails_what_the_others_delivered() {
+    async fn dropped_clone_fails_delivered_events() {
         let (ack, receipt) = pair();
         let other = ack.clone();
         ack.settle(Outcome::Delivered);
@@ -188,8 +179,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_worst_outcome_wins_whatever_the_order() {
-        let failed = || Outcome::failed("away");
+    async fn worst_outcome_wins_in_any_order() {
+        let failed = || Outcome::failed("unavailable");
         let cases: [(Vec<Outcome>, Outcome); 5] = [
             (vec![Outcome::Delivered, rejected(&[1])], rejected(&[1])),
             (vec![rejected(&[1]), Outcome::Delivered], rejected(&[1])),
@@ -209,7 +200,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_receipt_waits_for_the_last_clone() {
+    async fn receipt_waits_for_the_last_clone() {
         let (ack, receipt) = pair();
         let other = ack.clone();
         ack.settle(Outcome::Delivered);

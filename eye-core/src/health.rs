@@ -1,11 +1,13 @@
-//! How each component is: for `/readyz`, and one log line for each change.
+//! The health of each component: for readiness reports, and one log line for each change.
+//!
+//! Every component gets a [`Health`] handle of the program's [`HealthBoard`] when it is built.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long a component that stays away is silent before another reason is logged.
+/// The time for which an unavailable component is not logged again for another reason.
 const OTHER_REASON_AFTER: Duration = Duration::from_secs(30);
 
 /// The states of all components.
@@ -17,11 +19,11 @@ pub struct HealthBoard {
 #[derive(Debug)]
 struct Entry {
     component: Component,
-    /// The last reason that was logged, and when.
+    /// The last reason that was logged, and its time.
     logged: Option<(String, Instant)>,
 }
 
-/// One component's place on the board.
+/// One component's handle to report its state.
 #[derive(Clone, Debug)]
 pub struct Health {
     board: HealthBoard,
@@ -29,50 +31,50 @@ pub struct Health {
     name: Arc<str>,
 }
 
-/// One component and how it is.
+/// One component and its state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Component {
-    /// Kind and name as in the configuration, such as `sinks.store`.
+    /// The key in the configuration, such as `sinks.store`.
     pub name: Arc<str>,
-    /// How it is.
-    pub state: State,
-    /// Whether the program can take events without it.
-    pub may_be_away: bool,
+    /// The state.
+    pub state: ComponentState,
+    /// True if the program can take events while the component is unavailable.
+    pub optional: bool,
 }
 
-/// How a component is.
+/// The state of a component.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Not ready yet, for the first time.
+pub enum ComponentState {
+    /// Not ready for the first time yet.
     Starting,
-    /// At work.
+    /// Working.
     Ready,
-    /// Cannot work now; it keeps trying.
+    /// Unable to work now; it keeps trying.
     Unavailable {
-        /// Why, for the operator. No secrets.
+        /// The reason, for the operator. No secrets.
         reason: String,
     },
 }
 
 impl HealthBoard {
-    /// Adds a component; it is [`State::Starting`].
+    /// Adds a component, in state [`ComponentState::Starting`].
     pub fn component(&self, name: impl Into<Arc<str>>) -> Health {
         self.add(name.into(), false)
     }
 
-    /// Adds a component without which the program can take events; otherwise as [`component`](Self::component).
-    pub fn component_that_may_be_away(&self, name: impl Into<Arc<str>>) -> Health {
+    /// Adds a component as [`component`](Self::component) does, without which the program can take events.
+    pub fn optional_component(&self, name: impl Into<Arc<str>>) -> Health {
         self.add(name.into(), true)
     }
 
-    fn add(&self, name: Arc<str>, may_be_away: bool) -> Health {
+    fn add(&self, name: Arc<str>, optional: bool) -> Health {
         let mut entries = self.lock();
-        let component = Component { name: name.clone(), state: State::Starting, may_be_away };
+        let component = Component { name: name.clone(), state: ComponentState::Starting, optional };
         entries.push(Entry { component, logged: None });
         Health { board: self.clone(), index: entries.len() - 1, name }
     }
 
-    /// Every component, in the order they were added.
+    /// Returns every component, in the order in which they were added.
     pub fn components(&self) -> Vec<Component> {
         self.lock().iter().map(|entry| entry.component.clone()).collect()
     }
@@ -83,38 +85,40 @@ impl HealthBoard {
 }
 
 impl Health {
-    /// Kind and name of the component, such as `sinks.store`.
+    /// Returns the component's key in the configuration, such as `sinks.store`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The component is at work.
+    /// Reports that the component works.
     pub fn ready(&self) {
-        if self.change(State::Ready) {
+        if self.change(ComponentState::Ready) {
             tracing::info!(component = self.name(), "ready");
         }
     }
 
-    /// The component cannot work now. While it stays away, further reasons are shown at once, and logged now and then: the
-    /// first one is not always the one that lasts.
+    /// Reports that the component cannot work now. While it stays unavailable, further reasons are shown at once and
+    /// logged from time to time: the first one is not always the one that lasts.
     pub fn unavailable(&self, reason: impl Into<String>) {
         let reason = reason.into();
-        if self.change(State::Unavailable { reason: reason.clone() }) {
+        if self.change(ComponentState::Unavailable { reason: reason.clone() }) {
             tracing::warn!(component = self.name(), reason, "unavailable, trying again");
         }
     }
 
-    /// Sets the state; whether that is to be logged.
-    fn change(&self, state: State) -> bool {
+    /// Sets the state. Returns whether the change is to be logged.
+    fn change(&self, state: ComponentState) -> bool {
         let entry = &mut self.board.lock()[self.index];
         let before = std::mem::replace(&mut entry.component.state, state.clone());
         let is_news = match (&state, &entry.logged) {
-            (State::Unavailable { reason }, Some((logged, at))) if matches!(before, State::Unavailable { .. }) => {
+            (ComponentState::Unavailable { reason }, Some((logged, at)))
+                if matches!(before, ComponentState::Unavailable { .. }) =>
+            {
                 reason != logged && at.elapsed() >= OTHER_REASON_AFTER
             }
             _ => std::mem::discriminant(&before) != std::mem::discriminant(&state),
         };
-        if let State::Unavailable { reason } = state
+        if let ComponentState::Unavailable { reason } = state
             && is_news
         {
             entry.logged = Some((reason, Instant::now()));
@@ -128,13 +132,13 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_reason_is_logged_once_and_another_one_now_and_then() {
+    async fn reason_is_logged_once_and_another_one_later() {
         let health = HealthBoard::default().component("sinks.store");
-        let away = |reason: &str| health.change(State::Unavailable { reason: reason.to_owned() });
-        assert_eq!([away("reset"), away("reset"), away("refused")], [true, false, false]);
+        let unavailable = |reason: &str| health.change(ComponentState::Unavailable { reason: reason.to_owned() });
+        assert_eq!([unavailable("reset"), unavailable("reset"), unavailable("refused")], [true, false, false]);
         tokio::time::advance(OTHER_REASON_AFTER).await;
-        assert_eq!([away("reset"), away("refused"), away("reset")], [false, true, false]);
-        assert_eq!([health.change(State::Ready), health.change(State::Ready)], [true, false]);
-        assert_eq!([away("reset"), away("refused")], [true, false]);
+        assert_eq!([unavailable("reset"), unavailable("refused"), unavailable("reset")], [false, true, false]);
+        assert_eq!([health.change(ComponentState::Ready), health.change(ComponentState::Ready)], [true, false]);
+        assert_eq!([unavailable("reset"), unavailable("refused")], [true, false]);
     }
 }

@@ -1,8 +1,8 @@
-//! One forward scan over JSON text: checks it, and copies its tokens without the white space between them.
+//! A JSON scanner: one forward pass that checks the text and copies its tokens without the white space between them.
 //!
-//! Iterative, so that no nesting overflows the stack. There are two kinds of error. A [`SyntaxError`] means that the
-//! text is not JSON, and ends the scan. A [`Problem`] means that it is JSON which some database could not store: it
-//! belongs to one value, and the scan goes on behind it.
+//! [`Scanner`] is iterative, so deep nesting cannot overflow the stack. It reports two kinds of error. A [`SyntaxError`]
+//! means that the text is not JSON, and ends the scan. A [`ValueProblem`] means that a value is JSON which some database
+//! could not store; the scan continues behind the value.
 
 mod errors;
 mod strings;
@@ -12,13 +12,13 @@ use std::fmt;
 use std::ops::Range;
 
 use errors::Found;
-pub use errors::{Problem, SyntaxError};
+pub use errors::{SyntaxError, ValueProblem};
 use strings::{plain_length, unescape};
 
 /// Text to be scanned. A byte order mark at its start is skipped.
 pub struct JsonText<'a> {
     text: Cow<'a, str>,
-    /// As it was sent, where that was not UTF-8: bytes and `text` have the same length.
+    /// The original bytes where they are not UTF-8; as long as `text`.
     not_utf8: Option<&'a [u8]>,
 }
 
@@ -32,14 +32,14 @@ impl<'a> JsonText<'a> {
         }
     }
 
-    /// The text; a byte that is not UTF-8 stands as U+007F.
+    /// Returns the text, with U+007F in place of each byte that is not UTF-8.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 }
 
-/// U+007F takes the place of what is not UTF-8: one byte for one byte, so that positions stay, and like that byte it is
-/// a syntax error outside of strings. Within strings [`Scanner::value`] looks at the bytes themselves.
+/// Replaces each byte that is not UTF-8 by U+007F, so that positions stay. Outside of strings that is a syntax error as
+/// well. Within strings [`Scanner::value`] looks at the original bytes.
 fn mask_invalid_utf8(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
@@ -49,43 +49,43 @@ fn mask_invalid_utf8(bytes: &[u8]) -> String {
     text
 }
 
-/// The scan's place in a text.
+/// A scan over a text, at one position.
 pub struct Scanner<'a> {
     text: &'a str,
     not_utf8: Option<&'a [u8]>,
     position: usize,
-    /// Where the counting of lines and columns starts, and which line that is.
+    /// The start of the line `line`, from which lines and columns are counted.
     line_start: usize,
     line: usize,
-    /// Where the tokens start that are not yet copied.
+    /// The start of the tokens that are not copied yet.
     copy_from: usize,
-    problem: Option<Problem>,
-    /// What closes each open container, from the outermost on.
+    problem: Option<ValueProblem>,
+    /// The closing byte of each open container, the outermost first.
     closers: Vec<u8>,
     copied: String,
 }
 
-/// What [`Scanner::value`] has read.
+/// A value that [`Scanner::value`] has read.
 #[derive(Debug)]
-pub struct Value {
-    /// What it is.
-    pub kind: Kind,
-    /// How deep containers are nested in it: 0 for a scalar, 1 for `{}`.
+pub struct ScannedValue {
+    /// Its kind.
+    pub kind: JsonKind,
+    /// The depth of nested containers: 0 for a scalar, 1 for `{}`.
     pub levels: usize,
-    /// The first reason why it cannot be stored.
-    pub problem: Option<Problem>,
-    /// Its tokens, in [`Scanner::copied`].
+    /// The first reason for which it cannot be stored.
+    pub problem: Option<ValueProblem>,
+    /// The range of its tokens in [`Scanner::copied`].
     pub tokens: Range<usize>,
-    /// Its place in the text.
+    /// Its range in the text.
     span: Range<usize>,
-    /// A string that has escapes.
+    /// True for a string with escapes.
     escaped: bool,
 }
 
-/// What a JSON value is.
+/// The kind of a JSON value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names of JSON")]
-pub enum Kind {
+pub enum JsonKind {
     Null,
     Boolean,
     Number,
@@ -94,7 +94,7 @@ pub enum Kind {
     Object,
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for JsonKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Null => "null",
@@ -107,11 +107,11 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What the copies of a usual event need, so that they are made in one allocation.
+/// The initial capacity of the copies: enough for a typical event.
 const USUAL_COPIED_BYTES: usize = 1024;
 
 impl<'a> Scanner<'a> {
-    /// A scan from the start of `text`.
+    /// Creates a scan from the start of `text`.
     pub fn new(text: &'a JsonText<'a>) -> Self {
         Self {
             text: &text.text,
@@ -126,7 +126,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Goes to a line of `text` and sees nothing behind it. `number` is the line's, from 1.
+    /// Moves to a line of `text` and ends the scan at its end. `number` is the line's, from 1.
     pub fn enter_line(&mut self, text: &'a JsonText<'a>, line: Range<usize>, number: usize) {
         self.text = &text.text[..line.end];
         self.position = line.start;
@@ -134,12 +134,12 @@ impl<'a> Scanner<'a> {
         self.line = number;
     }
 
-    /// The place in the text, in bytes.
+    /// Returns the position in the text, in bytes.
     pub fn position(&self) -> usize {
         self.position
     }
 
-    /// The next byte, without taking it.
+    /// Returns the next byte without taking it.
     pub fn peek(&self) -> Option<u8> {
         self.text.as_bytes().get(self.position).copied()
     }
@@ -151,14 +151,14 @@ impl<'a> Scanner<'a> {
         is_next
     }
 
-    /// Goes to the next token, or to the end.
+    /// Moves to the next token, or to the end.
     pub fn skip_white_space(&mut self) {
         while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
             self.position += 1;
         }
     }
 
-    /// The error that something else than `expected` is here.
+    /// Creates the error that `expected` was not found here.
     pub fn unexpected(&self, expected: &'static str) -> SyntaxError {
         let before = &self.text[self.line_start..self.position];
         let last_line = before.rsplit('\n').next().unwrap_or(before);
@@ -171,17 +171,17 @@ impl<'a> Scanner<'a> {
         SyntaxError { line, column: last_line.chars().count() + 1, expected, found }
     }
 
-    /// The copies made since [`clear`](Self::clear).
+    /// Returns the copies made since [`clear`](Self::clear).
     pub fn copied(&self) -> &str {
         &self.copied
     }
 
-    /// Forgets the copies.
+    /// Removes the copies.
     pub fn clear(&mut self) {
         self.copied.clear();
     }
 
-    /// Copies what was copied once more, to stand in the order that is given.
+    /// Copies parts of the copies once more, in the given order.
     pub fn join(&mut self, parts: [Range<usize>; 4]) -> &str {
         let start = self.copied.len();
         for part in parts {
@@ -190,11 +190,11 @@ impl<'a> Scanner<'a> {
         &self.copied[start..]
     }
 
-    /// Reads a value at this place and copies its tokens.
+    /// Reads a value at this position and copies its tokens.
     ///
     /// # Errors
-    /// [`SyntaxError`] where this is no JSON value.
-    pub fn value(&mut self) -> Result<Value, SyntaxError> {
+    /// [`SyntaxError`] when there is no JSON value.
+    pub fn value(&mut self) -> Result<ScannedValue, SyntaxError> {
         let (start, tokens_start) = (self.position, self.copied.len());
         self.copy_from = start;
         self.problem = None;
@@ -227,23 +227,23 @@ impl<'a> Scanner<'a> {
         self.copy_tokens();
         let span = start..self.position;
         let kind = match self.text.as_bytes()[start] {
-            b'{' => Kind::Object,
-            b'[' => Kind::Array,
-            b'"' => Kind::String,
-            b't' | b'f' => Kind::Boolean,
-            b'n' => Kind::Null,
-            _ => Kind::Number,
+            b'{' => JsonKind::Object,
+            b'[' => JsonKind::Array,
+            b'"' => JsonKind::String,
+            b't' | b'f' => JsonKind::Boolean,
+            b'n' => JsonKind::Null,
+            _ => JsonKind::Number,
         };
         let problem = self.take_problem(&span);
-        Ok(Value { kind, levels, problem, tokens: tokens_start..self.copied.len(), span, escaped })
+        Ok(ScannedValue { kind, levels, problem, tokens: tokens_start..self.copied.len(), span, escaped })
     }
 
-    /// Reads an object's key and the colon behind it; the place is then that of the value. Gives the key as it is
-    /// without escapes, and the first reason why it cannot be stored.
+    /// Reads an object's key and the colon behind it, and moves to the value. Returns the key without escapes, and the
+    /// first reason for which it cannot be stored.
     ///
     /// # Errors
-    /// [`SyntaxError`] where this is no key.
-    pub fn key(&mut self) -> Result<(Cow<'a, str>, Option<Problem>), SyntaxError> {
+    /// [`SyntaxError`] when there is no key.
+    pub fn key(&mut self) -> Result<(Cow<'a, str>, Option<ValueProblem>), SyntaxError> {
         if self.peek() != Some(b'"') {
             return Err(self.unexpected("a key in double quotes"));
         }
@@ -268,9 +268,9 @@ impl<'a> Scanner<'a> {
         Ok((key, problem))
     }
 
-    /// The content of a string without its escapes, or the text of a number, in [`copied`](Self::copied).
-    pub fn content(&mut self, value: &Value) -> Range<usize> {
-        if value.kind != Kind::String {
+    /// Returns the range in [`copied`](Self::copied) of a string without its escapes, or of a number's text.
+    pub fn content(&mut self, value: &ScannedValue) -> Range<usize> {
+        if value.kind != JsonKind::String {
             return value.tokens.clone();
         }
         if !value.escaped {
@@ -281,8 +281,8 @@ impl<'a> Scanner<'a> {
         start..self.copied.len()
     }
 
-    /// A value is complete: closes the containers that end with it. True when none is open any more; otherwise the
-    /// place is that of the next value.
+    /// Closes the containers that end with a complete value. Returns true when none is open any more; otherwise moves to
+    /// the next value.
     fn close_containers(&mut self) -> Result<bool, SyntaxError> {
         while let Some(&closer) = self.closers.last() {
             self.drop_white_space();
@@ -329,7 +329,7 @@ impl<'a> Scanner<'a> {
         self.copied.push_str(&self.text[self.copy_from..self.position]);
     }
 
-    /// Reads a string; true when it has escapes.
+    /// Reads a string. Returns true when it has escapes.
     fn string(&mut self) -> Result<bool, SyntaxError> {
         self.position += 1;
         let mut escaped = false;
@@ -357,9 +357,9 @@ impl<'a> Scanner<'a> {
             Some(b'u') => {
                 self.position += 1;
                 match self.hex_digits()? {
-                    0 => self.report(Problem::NullCharacter),
+                    0 => self.report(ValueProblem::NullCharacter),
                     0xD800..=0xDBFF if self.eat_low_surrogate() => {}
-                    0xD800..=0xDFFF => self.report(Problem::LoneSurrogate),
+                    0xD800..=0xDFFF => self.report(ValueProblem::LoneSurrogate),
                     _ => {}
                 }
             }
@@ -378,7 +378,7 @@ impl<'a> Scanner<'a> {
         Ok(code)
     }
 
-    /// Takes `\uDC00` to `\uDFFF`. Anything else is left to the loop over the string.
+    /// Takes `\uDC00` to `\uDFFF` if that is next.
     fn eat_low_surrogate(&mut self) -> bool {
         let rest = &self.text.as_bytes()[self.position..];
         let is_low = matches!(
@@ -410,7 +410,7 @@ impl<'a> Scanner<'a> {
         if has_exponent || self.position - start > 308 {
             let number = self.text[start..self.position].parse::<f64>();
             if !number.is_ok_and(f64::is_finite) {
-                self.report(Problem::NumberTooLarge);
+                self.report(ValueProblem::NumberTooLarge);
             }
         }
         self.word_end()
@@ -432,7 +432,7 @@ impl<'a> Scanner<'a> {
         self.word_end()
     }
 
-    /// Numbers and literals end where they end: `01` and `truefalse` are not two values.
+    /// Checks that a number or literal ends here: `01` and `truefalse` are not two values.
     fn word_end(&self) -> Result<(), SyntaxError> {
         match self.peek() {
             Some(b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'.' | b'+' | b'-' | b'_') => {
@@ -442,13 +442,13 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    fn report(&mut self, problem: Problem) {
+    fn report(&mut self, problem: ValueProblem) {
         self.problem.get_or_insert(problem);
     }
 
-    fn take_problem(&mut self, span: &Range<usize>) -> Option<Problem> {
+    fn take_problem(&mut self, span: &Range<usize>) -> Option<ValueProblem> {
         let not_utf8 = self.not_utf8.is_some_and(|bytes| std::str::from_utf8(&bytes[span.clone()]).is_err());
-        self.problem.take().or(not_utf8.then_some(Problem::InvalidUtf8))
+        self.problem.take().or(not_utf8.then_some(ValueProblem::InvalidUtf8))
     }
 }
 

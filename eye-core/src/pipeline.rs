@@ -1,108 +1,143 @@
-//! Wires the components together: starts from the sinks up, stops from the sources down.
+//! The pipeline: builds all components, starts them from the sinks up and stops them from the sources down.
+//!
+//! [`Pipeline::build`] wires everything and runs nothing. [`Pipeline::start`] gives a [`RunningPipeline`], which ends
+//! when it is stopped or when a component fails for good.
 
 use std::sync::Arc;
 
-use axum::Router;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::accounts::{Accounts, SinkAccount};
-use crate::config::PipelineConfig;
+use crate::accounting::Accounting;
+use crate::context::{BuildContext, Extensions};
+use crate::counters::SinkCounters;
+use crate::error::BuildError;
+use crate::filter::SinkFilter;
 use crate::health::{Health, HealthBoard};
-use crate::registry::BuildError;
-use crate::sink::Sink;
-use crate::source::{Outlet, Source, SourceError};
+use crate::pipeline_config::{ConfiguredSink, PipelineConfig};
+use crate::refusals::Refusals;
+use crate::sink::{BuiltSink, Sink};
+use crate::source::{Outlet, Source, SourceContext, SourceError};
+use crate::store::EventStore;
 use crate::transport::{Subscription, Transport, TransportError};
 use crate::writer::{Writer, WriterConfig, WriterError};
 
-/// Every component, made and wired, nothing running yet.
+/// Every component, built and wired; nothing runs yet.
 pub struct Pipeline {
-    sources: Vec<(Box<dyn Source>, Outlet)>,
+    sources: Vec<(String, Box<dyn Source>)>,
     transport: Arc<dyn Transport>,
     transport_health: Health,
-    writers: Vec<(Health, Writer, Box<dyn Subscription>)>,
-    query_sink: Option<Arc<dyn Sink>>,
-    accounts: Accounts,
+    writers: Vec<(String, Writer, Box<dyn Subscription>)>,
+    store: Option<Arc<dyn EventStore>>,
+    accounting: Accounting,
     shutdown: CancellationToken,
 }
 
 impl Pipeline {
-    /// Makes every component. What can fail for good fails here; servers that are away are tried again later.
+    /// Builds every component. Permanent failures appear here; unavailable servers are tried again later.
     ///
     /// # Errors
-    /// The first component that cannot be made, by its key in the configuration.
+    /// The first component that cannot be built, by its key in the configuration.
     pub async fn build(
         config: PipelineConfig,
-        writer: WriterConfig,
+        writer: &WriterConfig,
         board: &HealthBoard,
+        extensions: &Extensions,
     ) -> Result<Self, PipelineError> {
         let shutdown = CancellationToken::new();
+        let context = |health: &Health| BuildContext::new(health.clone(), shutdown.clone(), extensions.clone());
+
         let transport_health = board.component(config.transport.key());
-        let transport: Arc<dyn Transport> = Arc::from(config.transport.build().await?);
-        let mut writers = Vec::new();
-        let mut query_sink = None;
-        let mut accounts = Accounts { sources: Vec::new(), transport: transport.clone(), sinks: Vec::new() };
-        for configured in config.sinks {
-            let health = match transport.is_durable() {
-                true => board.component_that_may_be_away(configured.key()),
-                false => board.component(configured.key()),
+        let transport: Arc<dyn Transport> = Arc::from(config.transport.build(&context(&transport_health)).await?);
+        let mut pipeline = Self {
+            sources: Vec::new(),
+            accounting: Accounting::new(transport.clone()),
+            transport,
+            transport_health,
+            writers: Vec::new(),
+            store: None,
+            shutdown: shutdown.clone(),
+        };
+        for ConfiguredSink { component, writer: overrides, filter } in config.sinks {
+            let health = match pipeline.transport.is_durable() {
+                true => board.optional_component(component.key()),
+                false => board.component(component.key()),
             };
-            let name = configured.name().to_owned();
-            let sink: Arc<dyn Sink> = Arc::from(configured.build().await?);
+            let name = component.name().to_owned();
+            let BuiltSink { sink, store } = component.build(&context(&health)).await?;
             if config.query_sink.as_ref() == Some(&name) {
-                query_sink = Some(sink.clone());
+                pipeline.store = store;
             }
-            let subscription = transport.subscribe(&name).await.map_err(PipelineError::Transport)?;
-            let account = Arc::new(SinkAccount::default());
-            accounts.sinks.push((name, account.clone()));
-            let writer = Writer::new(sink, health.clone(), account, writer.clone(), shutdown.clone());
-            writers.push((health, writer, subscription));
+            pipeline.add_writer(name, sink, health, &writer.with(&overrides), filter).await?;
         }
-        let mut sources = Vec::new();
         for configured in config.sources {
-            let outlet = Outlet::new(transport.clone(), board.component(configured.key()));
-            accounts.sources.push((configured.name().to_owned(), outlet.account().clone()));
-            sources.push((configured.build().await?, outlet));
+            let health = board.component(configured.key());
+            let outlet = Outlet::new(pipeline.transport.clone(), health.clone());
+            let counters = outlet.counters().clone();
+            pipeline.accounting.sources.push((configured.name().to_owned(), counters));
+            let context = SourceContext { component: context(&health), outlet };
+            let key = configured.key().to_owned();
+            pipeline.sources.push((key, configured.build(&context).await?));
         }
-        Ok(Self { sources, transport, transport_health, writers, query_sink, accounts, shutdown })
+        Ok(pipeline)
     }
 
-    /// The HTTP routes of the sources that have any.
-    pub fn routes(&self) -> Vec<Router> {
-        self.sources.iter().filter_map(|(source, outlet)| source.routes(outlet)).collect()
+    async fn add_writer(
+        &mut self,
+        name: String,
+        sink: Arc<dyn Sink>,
+        health: Health,
+        config: &WriterConfig,
+        filter: SinkFilter,
+    ) -> Result<(), PipelineError> {
+        let subscription = self.transport.subscribe(&name).await.map_err(PipelineError::Transport)?;
+        let counters = Arc::new(SinkCounters::default());
+        self.accounting.sinks.push((name, counters.clone()));
+        let key = health.name().to_owned();
+        let writer = Writer {
+            sink,
+            refusals: Refusals::new(&*key),
+            health,
+            counters,
+            filter,
+            limits: config.batch_limits(self.transport.default_max_wait()),
+            retry_for: config.retry_for(),
+            dead_letters: self.transport.dead_letters(),
+            shutdown: self.shutdown.clone(),
+        };
+        self.writers.push((key, writer, subscription));
+        Ok(())
     }
 
-    /// The sink that answers queries.
-    pub fn query_sink(&self) -> Option<Arc<dyn Sink>> {
-        self.query_sink.clone()
+    /// Returns the store that answers queries.
+    pub fn store(&self) -> Option<Arc<dyn EventStore>> {
+        self.store.clone()
     }
 
-    /// What its components count.
-    pub fn accounts(&self) -> &Accounts {
-        &self.accounts
+    /// Returns the accounting of all components.
+    pub fn accounting(&self) -> &Accounting {
+        &self.accounting
     }
 
     /// Starts the writers, then the sources.
     pub fn start(self) -> RunningPipeline {
         let mut writers = JoinSet::new();
-        for (health, writer, subscription) in self.writers {
+        for (key, writer, subscription) in self.writers {
             writers.spawn(async move {
                 let ended = writer.run(subscription).await;
-                ended.map_err(|error| PipelineError::Writer { key: health.name().to_owned(), error })
+                ended.map_err(|error| PipelineError::Writer { key, error })
             });
         }
         let mut sources = JoinSet::new();
-        for (source, outlet) in self.sources {
+        for (key, source) in self.sources {
             let shutdown = self.shutdown.clone();
-            sources.spawn(async move {
-                let key = outlet.health().name().to_owned();
-                source.run(outlet, shutdown).await.map_err(|error| PipelineError::Source { key, error })
-            });
+            sources
+                .spawn(async move { source.run(shutdown).await.map_err(|error| PipelineError::Source { key, error }) });
         }
         let (transport, health) = (self.transport, self.transport_health);
         let watched = transport.clone();
         let watch = tokio::spawn(async move { watched.watch(health).await });
-        RunningPipeline { sources, transport, watch, writers, accounts: self.accounts, shutdown: self.shutdown }
+        RunningPipeline { sources, transport, watch, writers, accounting: self.accounting, shutdown: self.shutdown }
     }
 }
 
@@ -113,17 +148,17 @@ pub struct RunningPipeline {
     // Ends only when the transport is broken.
     watch: JoinHandle<TransportError>,
     writers: JoinSet<Result<(), PipelineError>>,
-    accounts: Accounts,
+    accounting: Accounting,
     shutdown: CancellationToken,
 }
 
 impl RunningPipeline {
-    /// Cancelled when the pipeline stops: whoever shares its sources, such as the listener, stops with them.
+    /// Returns the token that is cancelled when the pipeline stops, for whatever must stop with its sources.
     pub fn shutdown(&self) -> &CancellationToken {
         &self.shutdown
     }
 
-    /// Waits until a component ends that should not: as long as all is well, for ever. Cancel-safe.
+    /// Waits until a component ends that should not: for ever, as long as all is well. Cancel-safe.
     pub async fn failed(&mut self) -> PipelineError {
         loop {
             let ended = tokio::select! {
@@ -152,7 +187,7 @@ impl RunningPipeline {
         let (sources, ()) = tokio::join!(join_all(&mut self.sources), listener);
         self.transport.close();
         let writers = join_all(&mut self.writers).await;
-        self.accounts.report_refusals();
+        self.accounting.report_refusals();
         sources.and(writers)
     }
 }
@@ -165,30 +200,30 @@ async fn join_all(tasks: &mut JoinSet<Result<(), PipelineError>>) -> Result<(), 
     result
 }
 
-/// Why a pipeline could not be built, or stopped by itself.
+/// A pipeline that could not be built, or that stopped by itself.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PipelineError {
-    /// A component could not be made.
+    /// A component could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
     /// A sink could not subscribe to the transport, or the transport broke.
     #[error("transport: {0}")]
     Transport(TransportError),
-    /// A source ended.
+    /// A source ended by itself.
     #[error("{key}: {error}")]
     Source {
-        /// Its key in the configuration.
+        /// The source's key in the configuration.
         key: String,
-        /// Why.
+        /// The cause.
         error: SourceError,
     },
-    /// A sink said that it will never be ready.
+    /// A sink will never be ready.
     #[error("{key}: {error}")]
     Writer {
-        /// Its key in the configuration.
+        /// The sink's key in the configuration.
         key: String,
-        /// Why.
+        /// The cause.
         error: WriterError,
     },
     /// A component panicked, which is a fault of the program or of a plug-in.

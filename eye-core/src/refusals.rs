@@ -1,4 +1,6 @@
-//! Refused events: counted by kind for the operator, never shown.
+//! Reports of refused events: counted by kind, without anything from an event.
+//!
+//! [`Refusals`] logs the first refusal of a kind at once and later ones together, once a minute.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,16 +12,16 @@ use tokio::time::sleep;
 /// The `tracing` target of the reports, all at level WARN. Sentry gets these and errors.
 pub const TARGET: &str = "eye_core::refusals";
 
-/// How often a kind of refusal is reported at most.
+/// The shortest time between two reports of one kind.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// A kind of refusal. It consists of the program's own words, so nothing of an event can get into a report, and there
-/// are only so many kinds.
+/// A kind of refusal. It consists of constant texts, so no report can contain anything from an event, and the number of
+/// kinds is bounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Refusal {
-    /// What was wrong: a field of the event, the whole event, or the body.
+    /// The part at fault: a field of the event, the whole event, or the body.
     pub part: &'static str,
-    /// What was wrong with it.
+    /// Its fault.
     pub problem: &'static str,
 }
 
@@ -29,34 +31,34 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// One component's refusals. The first of a kind is reported at once, further ones together once a minute, and what is
-/// left by [`report_rest`](Self::report_rest) or when this is dropped.
+/// One component's refusals. The first of a kind is reported at once, and further ones together once a minute. The rest
+/// is reported by [`report_rest`](Self::report_rest) or on drop.
 #[derive(Debug)]
-pub struct Refusals(Arc<Counts>);
+pub struct Refusals(Arc<RefusalCounts>);
 
 #[derive(Debug)]
-struct Counts {
+struct RefusalCounts {
     component: String,
-    kinds: Mutex<HashMap<Refusal, Kind>>,
+    kinds: Mutex<HashMap<Refusal, KindCount>>,
 }
 
-/// What there is to say of one kind.
+/// The refusals of one kind.
 #[derive(Debug, Default)]
-struct Kind {
+struct KindCount {
     total: u64,
-    /// How many came since the last report.
+    /// The number since the last report.
     unreported: usize,
-    /// It was reported within the last minute, and will be when that is over, where there is something to report.
+    /// True while the last report is less than a minute old and a task waits to report again.
     recent: bool,
 }
 
 impl Refusals {
-    /// For the component of this name, such as `sources.web`.
+    /// Creates the refusals of a component, such as `sources.web`.
     pub fn new(component: impl Into<String>) -> Self {
-        Self(Arc::new(Counts { component: component.into(), kinds: Mutex::default() }))
+        Self(Arc::new(RefusalCounts { component: component.into(), kinds: Mutex::default() }))
     }
 
-    /// Counts refusals. Does not block; must be called within a Tokio runtime, which waits for the next report.
+    /// Counts refusals. Does not block. Must be called within a Tokio runtime, on which a task waits for the next report.
     pub fn note(&self, refusals: impl IntoIterator<Item = Refusal>) {
         let mut new = Vec::new();
         let mut kinds = self.0.lock();
@@ -75,19 +77,19 @@ impl Refusals {
         }
     }
 
-    /// Reports what was not reported yet. For the end of the program, which may come before the last owner drops this.
+    /// Reports the refusals that are not reported yet: for a shutdown, which may come before the last owner is dropped.
     pub fn report_rest(&self) {
         self.0.report_rest();
     }
 
-    /// How many there were of each kind so far.
+    /// Returns the number of each kind so far.
     pub fn totals(&self) -> Vec<(Refusal, u64)> {
         self.0.lock().iter().map(|(refusal, kind)| (*refusal, kind.total)).collect()
     }
 }
 
-/// Until there is nothing to report for once.
-async fn report_each_interval(counts: Weak<Counts>, refusal: Refusal) {
+/// Reports once a minute, until there is nothing to report.
+async fn report_each_interval(counts: Weak<RefusalCounts>, refusal: Refusal) {
     loop {
         sleep(INTERVAL).await;
         let Some(counts) = counts.upgrade() else { return };
@@ -97,8 +99,8 @@ async fn report_each_interval(counts: Weak<Counts>, refusal: Refusal) {
     }
 }
 
-impl Counts {
-    /// Whether there was anything to report; the kind is new again where there was not.
+impl RefusalCounts {
+    /// Reports one kind. Returns false, and treats the kind as new again, if there was nothing to report.
     fn report(&self, refusal: Refusal) -> bool {
         let count = self.lock().get_mut(&refusal).map_or(0, |kind| {
             kind.recent = kind.unreported > 0;
@@ -117,12 +119,12 @@ impl Counts {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Refusal, Kind>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Refusal, KindCount>> {
         self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Counts {
+impl Drop for RefusalCounts {
     fn drop(&mut self) {
         self.report_rest();
     }
@@ -142,7 +144,7 @@ pub(crate) mod tests {
     const NO_TIME: Refusal = Refusal { part: "timestamp", problem: "missing" };
     const NO_JSON: Refusal = Refusal { part: "body", problem: "not JSON" };
 
-    /// The reports of this thread while it lives: the fields of each.
+    /// The reports of this thread, as their fields.
     #[derive(Clone, Default)]
     pub(crate) struct Logged(Arc<Mutex<Vec<String>>>);
 
@@ -187,7 +189,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_first_of_a_kind_is_reported_at_once_and_further_ones_together() {
+    async fn first_refusal_is_reported_at_once_and_later_ones_together() {
         let (logged, _guard) = Logged::start();
         let refusals = Refusals::new("sources.web");
         refusals.note([NO_TIME, NO_JSON, NO_TIME]);
@@ -210,7 +212,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn after_a_quiet_minute_the_next_is_reported_at_once_again() {
+    async fn refusal_after_a_quiet_minute_is_reported_at_once() {
         let (logged, _guard) = Logged::start();
         let refusals = Refusals::new("sources.web");
         refusals.note([NO_TIME]);
@@ -221,7 +223,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_left_at_the_end_is_reported() {
+    async fn unreported_rest_is_reported_on_drop() {
         let (logged, _guard) = Logged::start();
         let refusals = Refusals::new("sources.web");
         refusals.note([NO_TIME]);
@@ -234,7 +236,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_rest_is_reported_once() {
+    async fn rest_is_reported_once() {
         let (logged, _guard) = Logged::start();
         let refusals = Refusals::new("sources.web");
         refusals.note([NO_TIME]);

@@ -1,118 +1,148 @@
-//! Where events come from.
+//! The trait of sources, which take events in and answer their producers.
+//!
+//! A source parses input with [`crate::event`], publishes the events to its [`Outlet`], and answers each producer from
+//! the [`PendingReceipt`] alone: "ok" only after [`Outcome::Delivered`]. It retries nothing. Read [`Source`] first.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use axum::Router;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use crate::accounts::{Entry, SourceAccount};
-use crate::ack::Receipt;
-use crate::dead_letter::DeadLetters;
-use crate::event::Event;
+use crate::ack::{Outcome, Receipt};
+use crate::context::BuildContext;
+use crate::counters::{SourceCounters, WaitingEvents};
+use crate::dead_letter::DeadLetterStore;
+use crate::error::BuildError;
+use crate::event::{Event, Origin};
 use crate::health::Health;
 use crate::refusals::{Refusal, Refusals};
-use crate::registry::BuildError;
 use crate::transport::{PublishError, Transport};
 
 /// Takes events in and answers their producers.
-///
-/// A source parses through the gate ([`crate::event`]), publishes to its [`Outlet`], and answers each producer from the
-/// [`Receipt`] alone: "ok" only after [`Outcome::Delivered`](crate::ack::Outcome::Delivered). It retries nothing.
 #[async_trait]
 pub trait Source: Send + 'static {
-    /// The HTTP routes of this source, for the one listener that ingest, queries and health share.
-    ///
-    /// Called once, before [`run`](Source::run). A handler runs to its end even when its client disconnects.
-    fn routes(&self, _outlet: &Outlet) -> Option<Router> {
-        None
-    }
-
     /// Takes events until `shutdown` is cancelled, then stops taking, waits for the receipts it owes an answer to, and
-    /// returns. A source that lives from its routes alone keeps the default: the listener drains those.
+    /// returns. A source that only serves requests of a listener keeps the default: the listener drains those.
     ///
     /// # Errors
-    /// Only what cannot be cured by trying again: the program stops. A server that is away is retried inside.
-    async fn run(self: Box<Self>, _outlet: Outlet, shutdown: CancellationToken) -> Result<(), SourceError> {
+    /// Only failures that no retry can cure: the program stops. An unavailable server is retried inside.
+    async fn run(self: Box<Self>, shutdown: CancellationToken) -> Result<(), SourceError> {
         shutdown.cancelled().await;
         Ok(())
     }
 }
 
-/// A source's way into the pipeline.
+/// The environment handed to a source when it is built.
+#[derive(Clone)]
+pub struct SourceContext {
+    /// The part that every component has.
+    pub component: BuildContext,
+    /// The source's entrance to the pipeline.
+    pub outlet: Outlet,
+}
+
+/// A source's entrance to the pipeline. Cloning shares it.
 #[derive(Clone)]
 pub struct Outlet {
     transport: Arc<dyn Transport>,
     health: Health,
-    account: Arc<SourceAccount>,
+    counters: Arc<SourceCounters>,
+    origin: Arc<Origin>,
 }
 
 impl Outlet {
-    /// An outlet into `transport`; `health` is the source's own entry in `/readyz`.
+    /// Creates an outlet into `transport`; `health` is the source's own entry in the health report.
     pub fn new(transport: Arc<dyn Transport>, health: Health) -> Self {
-        let account = Arc::new(SourceAccount::new(health.name()));
-        Self { transport, health, account }
+        let counters = Arc::new(SourceCounters::new(health.name()));
+        let name = health.name().rsplit('.').next().unwrap_or_default();
+        let origin = Arc::new(Origin::new(name, None));
+        Self { transport, health, counters, origin }
     }
 
-    /// Hands events on. See [`Transport::publish`]. Whatever becomes of them, the source's account has it: what the
-    /// receipt says, or that they failed, where they were not taken or the receipt was dropped.
+    /// Publishes events. See [`Transport::publish`]. The source's counters include the events whatever their outcome:
+    /// as the receipt says, or as failed when they were not taken or the receipt was dropped.
     ///
     /// # Errors
     /// [`PublishError`] when the events were not taken; the producer may send them again.
-    pub async fn publish(&self, events: Vec<Event>) -> Result<Receipt, PublishError> {
-        let entry = Entry::open(self.account.clone(), events.len());
-        let mut receipt = self.transport.publish(events).await?;
-        receipt.entry = Some(entry);
-        Ok(receipt)
+    pub async fn publish(&self, events: Vec<Event>) -> Result<PendingReceipt, PublishError> {
+        let waiting = WaitingEvents::new(self.counters.clone(), events.len());
+        let receipt = self.transport.publish(events).await?;
+        Ok(PendingReceipt { receipt, waiting })
     }
 
-    /// Notes that so many events did not pass the gate, and what was wrong with them: one thing or several for each.
-    pub fn reject(&self, events: usize, refusals: impl IntoIterator<Item = Refusal>) {
-        self.account.reject(events, refusals);
+    /// Counts events that were invalid, and their faults: one or several for each event.
+    pub fn reject_invalid(&self, events: usize, refusals: impl IntoIterator<Item = Refusal>) {
+        self.counters.reject_invalid(events, refusals);
     }
 
-    /// Where the source notes what else it refuses or loses: a body or message in which no event could be read.
+    /// Returns the reports of further refusals and losses, such as a body in which no event could be read.
     pub fn refusals(&self) -> &Refusals {
-        self.account.refusals()
+        self.counters.refusals()
     }
 
-    /// What the source has done with its events so far.
-    pub fn account(&self) -> &Arc<SourceAccount> {
-        &self.account
+    /// Returns the source's counters.
+    pub fn counters(&self) -> &Arc<SourceCounters> {
+        &self.counters
     }
 
-    /// Where the source says how it is.
+    /// Returns the source's entry in the health report.
     pub fn health(&self) -> &Health {
         &self.health
     }
+
+    /// Returns the origin of events whose producer is not known any better: the source's name.
+    pub fn origin(&self) -> &Arc<Origin> {
+        &self.origin
+    }
 }
 
-/// Why a source ended.
+/// The receipt of one publish, counted by the source. Dropped without an outcome, its events count as failed.
+#[derive(Debug)]
+pub struct PendingReceipt {
+    receipt: Receipt,
+    waiting: WaitingEvents,
+}
+
+impl PendingReceipt {
+    /// Waits for the outcome and counts it. No bound of its own: the source sets one.
+    pub async fn outcome(self) -> Outcome {
+        let outcome = self.receipt.outcome().await;
+        self.waiting.settle(&outcome);
+        outcome
+    }
+}
+
+/// A source that ended by itself.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct SourceError(pub String);
 
-/// What operators write below `[sources.NAME]`. See [`crate::sink::SinkConfig`] for the rules.
+/// The settings that operators write below `[sources.NAME]`. See [`crate::sink::SinkConfig`] for the rules.
 pub trait SourceConfig: DeserializeOwned + Send + 'static {
-    /// The `type` that picks this plug-in.
+    /// The `type` that selects this plug-in.
     const TYPE: &'static str;
 
-    /// Whether it has [`routes`](Source::routes). The one listener serves one source: a second one is an error of the
-    /// configuration.
-    const HAS_ROUTES: bool = false;
-
-    /// All that is wrong with the values together, where each alone is good. Each fault begins with the key at whose value
-    /// `eye check` reports it. Nothing is opened or connected.
+    /// Returns the faults of values that are valid each but not together. Opens and connects nothing.
     fn check(&self) -> Vec<BuildError> {
         Vec::new()
     }
 
-    /// Makes the source. A server that is away is not a failure here: [`Source::run`] keeps trying.
-    fn build(self) -> impl Future<Output = Result<Box<dyn Source>, BuildError>> + Send;
+    /// Returns what only one source of the program may have, such as an endpoint of the shared listener. A second
+    /// source that claims the same is a fault of the configuration.
+    fn claims(&self) -> Vec<String> {
+        Vec::new()
+    }
 
-    /// Where it keeps dead letters; `None` where it keeps none. Nothing is opened or connected yet.
-    fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
+    /// Builds the source.
+    ///
+    /// # Errors
+    /// Permanent failures. An unavailable server is not a failure here: [`Source::run`] keeps trying.
+    fn build(self, context: &SourceContext) -> impl Future<Output = Result<Box<dyn Source>, BuildError>> + Send;
+
+    /// Returns the dead letters of a source with these settings, for commands that work without the source. `None`
+    /// where it keeps none. Opens and connects nothing yet.
+    fn dead_letters(&self) -> Option<Box<dyn DeadLetterStore>> {
         None
     }
 }

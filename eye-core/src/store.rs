@@ -1,8 +1,10 @@
-//! What a sink can answer: the read side of a store.
+//! The read side of a sink: queries for stored events.
+//!
+//! Read [`EventStore`] first. Every store must pass the conformance suite in `testkit::store`.
 
 use async_trait::async_trait;
 
-use crate::event::{Event, EventId};
+use crate::event::{Event, EventKey};
 use crate::timestamp::Timestamp;
 
 /// Answers queries for stored events, newest first.
@@ -10,103 +12,88 @@ use crate::timestamp::Timestamp;
 /// The order is `timestamp` descending, then `id` descending: it is total, and the same on every page.
 #[async_trait]
 pub trait EventStore: Send + Sync {
-    /// One page and the exact count of all events that match the filter, both from one snapshot.
+    /// Returns one page and the exact count of all events that match the filter, both from one snapshot.
     ///
-    /// Safe to drop at any time: the store runs its database work to its end elsewhere.
+    /// Safe to drop at any time: the store finishes its database work in the background.
     ///
     /// # Errors
-    /// [`StoreError`] when the store is away or cannot answer.
-    async fn query(&self, query: EventQuery) -> Result<EventPage, StoreError>;
+    /// [`StoreError`] when the store is unavailable or cannot answer.
+    async fn page(&self, query: EventQuery) -> Result<EventPage, StoreError>;
 }
 
-/// Which events, and which page of them.
+/// A query for one page of the matching events.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EventQuery {
-    /// Which events match.
+    /// The conditions on events.
     pub filter: EventFilter,
-    /// Where the page starts.
+    /// The start of the page.
     pub start: PageStart,
-    /// How many events the page has at most; the caller has checked it against [`MAX_PAGE_EVENTS`].
+    /// The most events of the page; the caller keeps it within [`MAX_PAGE_EVENTS`].
     pub limit: u32,
 }
 
-/// The most events one page may have. A store may cut a larger `limit` to it.
+/// The most events that one page may have. A store may cut a larger `limit` to it.
 pub const MAX_PAGE_EVENTS: u32 = 1000;
 
-/// A page ends with the event that brings it to so many bytes of events, so that what a query takes is bounded, too.
+/// The bytes of events after which a page ends, so that the memory of a query is bounded. The event that reaches the
+/// bound is the last one of the page.
 pub const MAX_PAGE_BYTES: usize = 16 * 1024 * 1024;
 
 /// Exact, case-sensitive conditions, combined with AND. `None` matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EventFilter {
-    /// The event's session.
+    /// The session's id.
     pub session_id: Option<String>,
-    /// The event's category.
+    /// The category.
     pub category: Option<String>,
-    /// The event's name.
+    /// The name.
     pub name: Option<String>,
-    /// Not before this instant (inclusive).
+    /// The earliest time, inclusive.
     pub timestamp_after: Option<Timestamp>,
-    /// Not after this instant (inclusive).
+    /// The latest time, inclusive.
     pub timestamp_before: Option<Timestamp>,
 }
 
-/// Where a page starts.
+/// The start of a page.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum PageStart {
-    /// With the newest event.
+    /// The newest event.
     #[default]
     Newest,
-    /// After so many events, counted from the newest.
+    /// The event after so many, counted from the newest.
     Offset(u64),
-    /// With the first event that is older than this one.
+    /// The first event that is older than this one.
     OlderThan(EventKey),
-    /// So that the page ends with the last event that is newer than this one.
+    /// The page that ends with the last event that is newer than this one.
     NewerThan(EventKey),
-}
-
-/// An event's place in the order of all events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct EventKey {
-    /// When the event happened.
-    pub timestamp: Timestamp,
-    /// Breaks ties.
-    pub id: EventId,
-}
-
-impl Event {
-    /// The event's place in the order of all events.
-    pub fn key(&self) -> EventKey {
-        EventKey { timestamp: self.timestamp(), id: self.id() }
-    }
 }
 
 /// One page of events.
 #[derive(Clone, Debug, Default)]
 pub struct EventPage {
-    /// Events that match the filter, on whatever page.
+    /// The number of events that match the filter, on all pages.
     pub count: u64,
-    /// The page, newest first.
+    /// The events of the page, newest first.
     pub events: Vec<Event>,
-    /// Whether matching events older than the page's last exist.
+    /// True if matching events older than the page's last exist.
     pub has_older: bool,
-    /// Whether matching events newer than the page's first exist.
+    /// True if matching events newer than the page's first exist.
     pub has_newer: bool,
 }
 
-/// Why a store gave no answer.
+/// A query without an answer.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The store is away or too busy; asking again later may help.
-    #[error("the store is away: {reason}")]
+    /// The store is unavailable or too busy; asking again later may help.
+    #[error("the store is unavailable: {reason}")]
     Unavailable {
-        /// What the store said, for the log: no secrets, no data of events.
+        /// The store's message, for the log: no secrets, no data of events.
         reason: String,
     },
     /// The store answered with an error; asking again will not help.
     #[error("the store could not answer: {reason}")]
     Failed {
-        /// What the store said, for the log: no secrets, no data of events.
+        /// The store's message, for the log: no secrets, no data of events.
         reason: String,
     },
 }

@@ -1,14 +1,14 @@
-//! Instants with microseconds: what is accepted, and how they are written.
+//! Points in time with microseconds: the accepted text forms, and the one form that is written.
 
 use std::fmt;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, Utc};
 use serde::{Serialize, Serializer};
 
 const SECONDS_PER_DAY: i64 = 86_400;
 const MICROS_PER_SECOND: i64 = 1_000_000;
 
-/// An instant from 1970 to 9999, in UTC, to the microsecond.
+/// A point in time from 1970 to 9999, in UTC, to the microsecond.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp {
     micros: i64,
@@ -20,12 +20,12 @@ impl Timestamp {
     /// 9999-12-31T23:59:59.999999Z.
     pub const MAX: Self = Self { micros: 253_402_300_799_999_999 };
 
-    /// The current time.
+    /// Returns the current time.
     pub fn now() -> Self {
         Self { micros: Utc::now().timestamp_micros().clamp(Self::MIN.micros, Self::MAX.micros) }
     }
 
-    /// Reads a date, or a date and a time, as producers and queries write them.
+    /// Parses a date, or a date and a time, as producers and queries write them.
     ///
     /// `2021-01-01`, `2021-01-01 09:15`, `2021-01-01T09:15:27.243860Z`, `2021-1-1 9:15:27,5+0200`: UTC unless there is
     /// an offset, a bare date is its midnight in UTC, and digits after the microseconds are cut.
@@ -33,40 +33,38 @@ impl Timestamp {
     /// # Errors
     /// [`InvalidTimestamp`], whose text tells the producer what to write instead.
     pub fn parse(text: &str) -> Result<Self, InvalidTimestamp> {
-        let mut reader = Reader { rest: text.as_bytes() };
-        let (year, month, day) = reader.date()?;
-        let micros_of_day = if reader.rest.is_empty() { 0 } else { reader.time_and_offset()? };
-        if !(1..=12).contains(&month) || !(1..=days_in_month(year, month)).contains(&day) {
-            return Err(InvalidTimestamp::Date);
-        }
-        let days = days_from_civil(year, month, day);
+        let mut parser = TimestampParser { rest: text.as_bytes() };
+        let (year, month, day) = parser.date()?;
+        let micros_of_day = if parser.rest.is_empty() { 0 } else { parser.time_and_offset()? };
+        let date = NaiveDate::from_ymd_opt(year as i32, month as u32, day as u32).ok_or(InvalidTimestamp::Date)?;
+        let days = i64::from(date.to_epoch_days());
         Self::from_micros(days * SECONDS_PER_DAY * MICROS_PER_SECOND + micros_of_day).ok_or(InvalidTimestamp::Year)
     }
 
-    /// Microseconds since 1970-01-01T00:00:00Z; `None` outside of the years 1970 to 9999.
+    /// Creates a timestamp from microseconds since 1970-01-01T00:00:00Z; `None` outside of the years 1970 to 9999.
     pub fn from_micros(micros: i64) -> Option<Self> {
         (Self::MIN.micros..=Self::MAX.micros).contains(&micros).then_some(Self { micros })
     }
 
-    /// Microseconds since 1970-01-01T00:00:00Z.
+    /// Returns the microseconds since 1970-01-01T00:00:00Z.
     pub fn as_micros(self) -> i64 {
         self.micros
     }
 
-    /// The same instant for the libraries that speak `chrono`.
+    /// Converts the timestamp for libraries that use `chrono`.
     pub fn to_chrono(self) -> DateTime<Utc> {
         DateTime::from_timestamp_micros(self.micros).expect("the years 1970 to 9999 are within chrono's range")
     }
 
-    /// Writes the text of [`Display`](fmt::Display) into `buffer`. By hand, because it runs for every event and row.
+    /// Writes the text of [`Display`](fmt::Display) into `buffer`, without an allocation for each event and row.
     fn write(self, buffer: &mut [u8; 27]) -> &str {
         let (seconds, fraction) = (self.micros / MICROS_PER_SECOND, self.micros % MICROS_PER_SECOND);
-        let (days, second_of_day) = (seconds / SECONDS_PER_DAY, seconds % SECONDS_PER_DAY);
-        let (year, month, day) = civil_from_days(days);
+        let second_of_day = seconds % SECONDS_PER_DAY;
+        let date = self.to_chrono().date_naive();
         *buffer = *b"0000-00-00T00:00:00.000000Z";
-        write_digits(&mut buffer[0..4], year);
-        write_digits(&mut buffer[5..7], month);
-        write_digits(&mut buffer[8..10], day);
+        write_digits(&mut buffer[0..4], date.year().into());
+        write_digits(&mut buffer[5..7], date.month().into());
+        write_digits(&mut buffer[8..10], date.day().into());
         write_digits(&mut buffer[11..13], second_of_day / 3600);
         write_digits(&mut buffer[14..16], second_of_day / 60 % 60);
         write_digits(&mut buffer[17..19], second_of_day % 60);
@@ -81,24 +79,24 @@ impl Timestamp {
     }
 }
 
-/// RFC 3339 in UTC with 6 digits of fraction, or none when it is zero.
+/// Writes RFC 3339 in UTC with 6 digits of fraction, or none when it is zero.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.write(&mut [0; 27]))
     }
 }
 
-/// As the text of [`Display`](fmt::Display).
+/// Serialises as the text of [`Display`](fmt::Display).
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.write(&mut [0; 27]))
     }
 }
 
-/// Why a text is not a timestamp.
+/// A text that is not a timestamp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidTimestamp {
-    /// It is not written in one of the accepted forms.
+    /// The text has none of the accepted forms.
     #[error(
         "Datetime has wrong format. Use one of these formats instead: \
          YYYY-MM-DDThh:mm[:ss[.uuuuuu]][+HH:MM|-HH:MM|Z], YYYY-MM-DD."
@@ -118,13 +116,13 @@ pub enum InvalidTimestamp {
     Year,
 }
 
-/// What is left to read.
-struct Reader<'a> {
+/// A parser over the rest of a text.
+struct TimestampParser<'a> {
     rest: &'a [u8],
 }
 
-impl Reader<'_> {
-    /// Year, month and day, which the calendar may not have.
+impl TimestampParser<'_> {
+    /// Reads year, month and day, which the calendar may not have.
     fn date(&mut self) -> Result<(i64, i64, i64), InvalidTimestamp> {
         let year = self.number(4, 4)?;
         self.expect(b"-")?;
@@ -134,7 +132,7 @@ impl Reader<'_> {
         Ok((year, month, day))
     }
 
-    /// Microseconds since the date's midnight in UTC: negative, or more than a day, where the offset moves the date.
+    /// Reads the microseconds since the date's midnight in UTC: negative, or more than a day, where the offset moves the date.
     fn time_and_offset(&mut self) -> Result<i64, InvalidTimestamp> {
         self.expect(b"T ")?;
         let hour = self.number(1, 2)?;
@@ -155,7 +153,7 @@ impl Reader<'_> {
         Ok(seconds * MICROS_PER_SECOND + micros)
     }
 
-    /// The fraction's first six digits as microseconds; the others are cut, not rounded.
+    /// Reads the fraction's first 6 digits as microseconds; the others are cut, not rounded.
     fn fraction(&mut self) -> Result<i64, InvalidTimestamp> {
         let length = self.rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
         let kept = length.min(6);
@@ -164,7 +162,7 @@ impl Reader<'_> {
         Ok(digits * 10_i64.pow(6 - kept as u32))
     }
 
-    /// Minutes east of UTC, at the end of the text.
+    /// Reads the minutes east of UTC, at the end of the text.
     fn offset_minutes(&mut self) -> Result<i64, InvalidTimestamp> {
         let Some(sign) = self.eat(b"Z+-") else { return self.end(0) };
         if sign == b'Z' {
@@ -188,7 +186,7 @@ impl Reader<'_> {
         if self.rest.is_empty() { Ok(value) } else { Err(InvalidTimestamp::Format) }
     }
 
-    /// A number of `min` to `max` digits.
+    /// Reads a number of `min` to `max` digits.
     fn number(&mut self, min: usize, max: usize) -> Result<i64, InvalidTimestamp> {
         let (mut value, mut length) = (0, 0);
         while length < max
@@ -214,43 +212,6 @@ impl Reader<'_> {
     fn expect(&mut self, bytes: &[u8]) -> Result<(), InvalidTimestamp> {
         self.eat(bytes).map(|_| ()).ok_or(InvalidTimestamp::Format)
     }
-}
-
-fn days_in_month(year: i64, month: i64) -> i64 {
-    match month {
-        2 if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) => 29,
-        2 => 28,
-        4 | 6 | 9 | 11 => 30,
-        _ => 31,
-    }
-}
-
-/// Days from 0000-03-01 to 1970-01-01. Years that start in March have their leap day at the end, which keeps the sums
-/// below simple.
-const EPOCH_DAYS: i64 = 719_468;
-
-/// Days since 1970-01-01, in the Gregorian calendar.
-fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
-    let march_year = if month <= 2 { year - 1 } else { year };
-    let months_since_march = (month + 9) % 12;
-    let day_of_year = (153 * months_since_march + 2) / 5 + day - 1;
-    let leap_days = march_year.div_euclid(4) - march_year.div_euclid(100) + march_year.div_euclid(400);
-    march_year * 365 + leap_days + day_of_year - EPOCH_DAYS
-}
-
-/// Year, month and day of a day since 1970-01-01 (not before).
-fn civil_from_days(days: i64) -> (i64, i64, i64) {
-    const DAYS_PER_400_YEARS: i64 = 146_097;
-    let days = days + EPOCH_DAYS;
-    let (cycle, day_of_cycle) = (days / DAYS_PER_400_YEARS, days % DAYS_PER_400_YEARS);
-    // Takes the leap days out: one each 4 years but not each 100, and the one that ends the cycle.
-    let year_of_cycle = (day_of_cycle - day_of_cycle / 1_460 + day_of_cycle / 36_524 - day_of_cycle / 146_096) / 365;
-    let day_of_year = day_of_cycle - (365 * year_of_cycle + year_of_cycle / 4 - year_of_cycle / 100);
-    let months_since_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * months_since_march + 2) / 5 + 1;
-    let month = (months_since_march + 2) % 12 + 1;
-    let year = cycle * 400 + year_of_cycle + i64::from(month <= 2);
-    (year, month, day)
 }
 
 fn write_digits(place: &mut [u8], mut number: i64) {

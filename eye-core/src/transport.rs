@@ -1,72 +1,85 @@
-//! What lies between sources and sinks.
+//! The trait of transports, which carry events from the sources to every sink.
+//!
+//! A transport is bounded, and durable or not. **Custody** decides when a producer hears "ok": the receipt of a publish
+//! settles when the events are in durable custody. A durable transport takes custody at its own commit, and keeps
+//! dead letters; any other transport settles the receipt when every sink's ack is settled. Read [`Transport`] first,
+//! then [`Subscription`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
 use crate::ack::{Ack, Receipt};
-use crate::batch::BatchLimits;
-use crate::dead_letter::DeadLetters;
+use crate::context::BuildContext;
+use crate::dead_letter::DeadLetterStore;
+use crate::error::BuildError;
 use crate::event::Event;
 use crate::health::Health;
-use crate::registry::BuildError;
 
-/// Carries events from the sources to every sink, bounded, or durable.
-///
-/// **Custody**: the receipt settles when someone durable has the events. A transport that is not durable settles it when
-/// every subscriber's ack is settled; a durable one at its own commit.
+/// Carries events from the sources to every sink.
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
     /// Takes the events of one request, all or none. An empty list is taken and delivered at once.
     ///
-    /// May wait a short time while there is no room. Dropping the future while it waits takes nothing.
+    /// May wait a short time for capacity. Dropping the future while it waits takes nothing.
     ///
     /// # Errors
     /// [`PublishError`]: nothing was taken.
     async fn publish(&self, events: Vec<Event>) -> Result<Receipt, PublishError>;
 
-    /// A subscription of its own for each `consumer` (a sink's name). Every subscription gets every event. All
+    /// Creates the subscription of one `consumer` (a sink's name). Every subscription gets every event. All consumers
     /// subscribe before the first event is published.
     ///
     /// # Errors
-    /// [`TransportError`] when the subscription cannot be made.
+    /// [`TransportError`] when the subscription cannot be created.
     async fn subscribe(&self, consumer: &str) -> Result<Box<dyn Subscription>, TransportError>;
 
-    /// Takes nothing more: `publish` answers [`PublishError::Closed`], and each subscription ends once it is drained. A
-    /// durable transport may end it sooner: what it keeps is delivered after the next start.
+    /// Takes no more events: `publish` answers [`PublishError::Closed`], and each subscription ends once it is drained.
+    /// A durable transport may end it sooner and deliver the rest after the next start.
     fn close(&self);
 
-    /// Whether what was acknowledged is safe here while sinks are away: then a sink that is away does not make the
-    /// program unready, since it keeps nobody from sending.
-    fn is_durable(&self) -> bool {
-        false
+    /// Returns the store of dead letters, which every durable transport has and no other: the writer puts there the
+    /// acknowledged events that a sink refuses.
+    fn dead_letters(&self) -> Option<Arc<dyn DeadLetterStore>> {
+        None
     }
 
-    /// Whether other programs put events in and take them out as well: then what one of them writes to its sinks is not
-    /// what it has acknowledged.
+    /// Returns whether acknowledged events are safe here while sinks are unavailable. An unavailable sink then keeps
+    /// nobody from sending, so the program stays ready.
+    fn is_durable(&self) -> bool {
+        self.dead_letters().is_some()
+    }
+
+    /// Returns whether other programs publish and receive here as well. The events that one of them writes to its sinks
+    /// are then not the events that it has acknowledged.
     fn is_shared(&self) -> bool {
         false
     }
 
-    /// How the custody of the events for one consumer (a sink's name) stands, for the books. Cheap, and does not block;
-    /// all zero for a name that has not subscribed.
+    /// Returns how long a subscription waits for a full batch unless the operator sets `max_wait_ms`. Zero where
+    /// producers wait for the sink.
+    fn default_max_wait(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// Returns the custody of events for one consumer (a sink's name), for the accounting. Cheap and non-blocking; all
+    /// zero for a name that has not subscribed.
     ///
-    /// Whoever reads the books relies on this, at every moment when no event moves:
+    /// The accounting relies on the following, at every moment when no event moves:
     ///
-    /// * `taken` has an event before its publisher's receipt can settle as [`Delivered`](crate::ack::Outcome::Delivered),
-    ///   where the transport is not [shared](Self::is_shared). `at_start` never has it, and never changes.
-    /// * An event leaves `pending` when it is settled for good: by any outcome where the transport is not durable, since
-    ///   its producer was told; by `Delivered` or `Rejected` where it is. After `Failed`, a durable transport delivers it
-    ///   again, and it stays; or, where the transport is shared, it goes back for whoever asks next, and leaves `taken`,
-    ///   too.
-    /// * `pending` and `missing` come from what the transport holds, never from what the writer says: the books compare
+    /// * `taken` includes an event before its receipt can settle as [`Delivered`](crate::ack::Outcome::Delivered),
+    ///   unless the transport is [shared](Self::is_shared). `at_start` does not include it, and never changes.
+    /// * An event leaves `pending` at its terminal outcome: any outcome where the transport is not durable, since its
+    ///   producer was told; `Delivered` or `Rejected` where it is. After `Failed`, a durable transport delivers the
+    ///   event again, so it stays pending. A shared transport returns it to all programs, so it leaves `taken` too.
+    /// * `pending` and `missing` come from the transport's own state, never from the writer: the accounting compares
     ///   the two.
     fn custody(&self, consumer: &str) -> Custody;
 
-    /// Called once, when all have subscribed, and polled beside the pipeline: tells `health` how the transport is.
-    /// Returns only when it can never work again, and then the program stops. Cancel-safe.
+    /// Reports the transport's state to `health`. Called once, when all consumers have subscribed, and polled beside
+    /// the pipeline. Returns only when the transport can never work again; the program then stops. Cancel-safe.
     async fn watch(&self, health: Health) -> TransportError {
         health.ready();
         std::future::pending().await
@@ -76,29 +89,40 @@ pub trait Transport: Send + Sync + 'static {
 /// One sink's view of the transport.
 #[async_trait]
 pub trait Subscription: Send + 'static {
-    /// Waits until there is at least one delivery, then returns what is there, within `limits`, without waiting for
-    /// more. The first delivery is returned whatever its size. `None` when the transport is closed and drained.
+    /// Waits for at least one delivery, then returns the deliveries that arrive within `limits`. The first delivery is
+    /// returned whatever its size. `None` when the transport is closed and drained.
     ///
-    /// A caller settles what it received before it asks for more: what comes next may depend on it.
+    /// A caller settles the deliveries it has before it asks for more: the next ones may depend on it.
     ///
-    /// Not necessarily cancel-safe: a caller polls the future to its end.
+    /// Not cancel-safe: the caller polls the future to its end.
     async fn receive(&mut self, limits: BatchLimits) -> Option<Vec<Delivery>>;
 }
 
-/// How many events a transport has, and has had, for one consumer, since the program started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// The bounds of one batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// The most events.
+    pub max_events: usize,
+    /// The most bytes of events.
+    pub max_bytes: usize,
+    /// The longest wait for more events after the first, while the batch is not full. Zero takes what has arrived.
+    pub max_wait: Duration,
+}
+
+/// The number of events that a transport has taken for one consumer since the program started, and their state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Custody {
-    /// Taken into custody for it; with those that were pending when the program started.
+    /// Events taken for the consumer, including those that were pending when the program started.
     pub taken: u64,
-    /// Of them, those that were pending when the program started.
+    /// Taken events that were pending when the program started.
     pub at_start: u64,
-    /// Of them, not settled for good: queued, or with the writer.
+    /// Taken events without a terminal outcome: queued, or with the writer.
     pub pending: u64,
-    /// Of them, lost for it, because the storage was damaged.
+    /// Taken events that were lost because the storage was damaged.
     pub missing: u64,
-    /// Messages, of one event or more, that a [shared](Transport::is_shared) transport holds for it, whichever program is to
-    /// get them: as it was at most some seconds ago. `None` while that is not known, and where it is not shared.
-    pub in_stream: Option<u64>,
+    /// Messages, of one event or more, that a [shared](Transport::is_shared) transport holds for the consumer, for any
+    /// program. At most some seconds old. `None` where it is not known or the transport is not shared.
+    pub shared_backlog: Option<u64>,
 }
 
 /// Events with the ack that is owed for them: those of one publish, or of as many as a durable transport likes.
@@ -108,17 +132,45 @@ pub struct Delivery {
     pub events: Vec<Event>,
     /// Settled by the writer.
     pub ack: Ack,
+    /// The position of the first event, from which the keys of dead letters are made. `None` where the transport keeps
+    /// no dead letters.
+    pub position: Option<Position>,
 }
 
-/// Why events were not taken. Nothing of them was; the producer may send them again.
+/// The position of an event in a durable transport. The same event has the same position whenever it is delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Distinguishes messages whose events are numbered on their own, such as `17:`; empty where all events of the
+    /// transport have one sequence of numbers.
+    pub prefix: String,
+    /// The number of the event.
+    pub number: u64,
+}
+
+impl Position {
+    /// Returns the key of the event `index` events after this position.
+    pub fn key(&self, index: usize) -> String {
+        format!("{}{}", self.prefix, self.number + index as u64)
+    }
+}
+
+/// A publish of which no event was taken. The producer may send the events again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// No room, and none came in time.
-    #[error("no room: {reason}")]
+    /// The transport is full, and no capacity became free in time.
+    #[error("no capacity: {reason}")]
     Full {
-        /// Which bound was met.
+        /// The bound that was reached.
         reason: String,
-        /// When to try again.
+        /// The time after which to try again.
+        retry_after: Duration,
+    },
+    /// The transport cannot take events now.
+    #[error("unavailable: {reason}")]
+    Unavailable {
+        /// The cause.
+        reason: String,
+        /// The time after which to try again.
         retry_after: Duration,
     },
     /// The program is shutting down.
@@ -126,27 +178,30 @@ pub enum PublishError {
     Closed,
 }
 
-/// Why a subscription could not be made, or a transport broke.
+/// A subscription that could not be created, or a transport that broke.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct TransportError(pub String);
 
-/// What operators write below `[transport]`. See [`crate::sink::SinkConfig`] for the rules.
+/// The settings that operators write below `[transport]`. See [`crate::sink::SinkConfig`] for the rules.
 pub trait TransportConfig: DeserializeOwned + Send + 'static {
-    /// The `type` that picks this plug-in.
+    /// The `type` that selects this plug-in.
     const TYPE: &'static str;
 
-    /// All that is wrong with the values together, where each alone is good. Each fault begins with the key at whose value
-    /// `eye check` reports it. Nothing is opened or connected.
+    /// Returns the faults of values that are valid each but not together. Opens and connects nothing.
     fn check(&self) -> Vec<BuildError> {
         Vec::new()
     }
 
-    /// Makes the transport.
-    fn build(self) -> impl Future<Output = Result<Box<dyn Transport>, BuildError>> + Send;
+    /// Builds the transport.
+    ///
+    /// # Errors
+    /// Permanent failures, such as a folder that cannot be written. An unavailable server is not a failure here.
+    fn build(self, context: &BuildContext) -> impl Future<Output = Result<Box<dyn Transport>, BuildError>> + Send;
 
-    /// Where it keeps dead letters; `None` where it keeps none. Nothing is opened or connected yet.
-    fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
+    /// Returns the dead letters of a transport with these settings, for commands that work without the transport.
+    /// `None` where it keeps none. Opens and connects nothing yet.
+    fn dead_letters(&self) -> Option<Box<dyn DeadLetterStore>> {
         None
     }
 }

@@ -1,281 +1,180 @@
-//! Takes batches from a subscription and writes them to one sink: the only retry loop in the project.
+//! The writer: takes batches from a subscription and writes them to one sink.
+//!
+//! Every sink has a [`Writer`] of its own, which batches, filters, retries, bisects and settles. While the sink is
+//! unavailable, a batch is retried with growing pauses for `retry_for_ms`. Then its producers are told, and later
+//! events fail at once instead of waiting in a queue, until the sink is available again. Events that the sink refuses
+//! after they were acknowledged become dead letters before their delivery is settled.
 
-use std::collections::VecDeque;
+mod availability;
+mod bisection;
+mod settings;
+
 use std::iter::repeat_n;
 use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Deserialize;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::accounts::{REFUSED_BY_SINK, SinkAccount};
-use crate::batch::{Batch, BatchLimits};
+use crate::batch::Batch;
+use crate::counters::{REFUSED_BY_SINK, SinkCounters};
+use crate::dead_letter::{DeadLetterStore, NewDeadLetter};
 use crate::event::Event;
+use crate::filter::SinkFilter;
 use crate::health::Health;
 use crate::refusals::Refusals;
 use crate::sink::{Sink, WriteError, Written};
-use crate::transport::Subscription;
+use crate::transport::{BatchLimits, Subscription};
 
-/// What operators write below `[writer]`: how events are batched, and how long a batch is retried.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default)]
-pub struct WriterConfig {
-    /// Events in one batch, at most; a single request's events stay together even when they are more.
-    #[serde(deserialize_with = "crate::config::at_least_one")]
-    pub max_events: usize,
-    /// Bytes of events in one batch, at most, with the same exception.
-    #[serde(deserialize_with = "crate::config::at_least_one")]
-    pub max_bytes: usize,
-    /// How long a batch that a sink cannot take now is tried again before its producers are told.
-    pub retry_for_ms: u64,
-}
+use availability::{Availability, Outage, retry_backoff};
+use bisection::{Bisection, PartResult};
+pub use settings::{WriterConfig, WriterOverrides};
 
-impl Default for WriterConfig {
-    fn default() -> Self {
-        Self { max_events: 5_000, max_bytes: 4 * 1024 * 1024, retry_for_ms: 5_000 }
-    }
-}
-
-/// While nothing is written, the sink is asked this often whether it is still there.
-const IDLE_CHECK: Duration = Duration::from_secs(2);
-
-/// A sink whose last batch failed, and that is prepared all the same, such as over a full disk, is not ready for so long
-/// unless a batch is stored: `/readyz` would say so by turns. Doubled with each batch that fails.
-const PROBATION: Duration = Duration::from_secs(5);
-const MAX_PROBATION: Duration = Duration::from_secs(60);
-
-/// A write that takes longer is a reason not to be ready: producers are about to lose patience.
+/// The duration after which a write without an answer makes the sink not ready: producers are about to time out.
 const SLOW_WRITE: Duration = Duration::from_secs(5);
 
-/// The longest that a sink is left alone because it asks for it.
-const MAX_AFTER: Duration = Duration::from_secs(60);
-
-/// How often a batch is tried when the sink cannot say what is wrong, before it is halved.
-const UNKNOWN_TRIES: u32 = 3;
-
-/// So many events from all over a batch, each alone, before an error of unknown kind is taken for an outage. Not a time:
-/// over a slow link the same batch would come to the same end each time, and never get on.
-const MAX_SUSPECTS: usize = 16;
-
 /// One sink's writer.
-///
-/// While the sink is away a batch is tried again, with growing pauses, for `retry_for_ms`; then its producers are told,
-/// and what arrives from then on fails at once instead of waiting in a queue for nothing, until the sink is back.
 pub(crate) struct Writer {
-    sink: Arc<dyn Sink>,
-    health: Health,
-    account: Arc<SinkAccount>,
-    refusals: Refusals,
-    config: WriterConfig,
-    shutdown: CancellationToken,
+    pub(crate) sink: Arc<dyn Sink>,
+    pub(crate) health: Health,
+    pub(crate) counters: Arc<SinkCounters>,
+    pub(crate) refusals: Refusals,
+    pub(crate) filter: SinkFilter,
+    pub(crate) limits: BatchLimits,
+    pub(crate) retry_for: Duration,
+    /// The transport's store; `None` where producers are told of refused events.
+    pub(crate) dead_letters: Option<Arc<dyn DeadLetterStore>>,
+    /// Cuts pauses short: once cancelled, each write is tried once.
+    pub(crate) shutdown: CancellationToken,
 }
 
-/// The sink said that it will never be ready.
+/// A sink that will never be ready.
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}")]
 pub struct WriterError {
     reason: String,
 }
 
-/// What became of a part of a batch.
-enum Fate {
-    Stored,
-    Refused { reason: String, certain: bool },
-    Away(Away),
-}
-
-/// A sink that cannot be written to now.
-struct Away {
-    reason: String,
-    /// How long it asks to be left alone.
-    after: Duration,
-}
-
-impl Away {
-    fn new(reason: String, after: Option<Duration>) -> Self {
-        Self { reason, after: after.unwrap_or_default().min(MAX_AFTER) }
-    }
-}
-
 impl Writer {
-    /// A writer whose pauses are cut short by `shutdown`: from then on each write is tried once.
-    pub(crate) fn new(
-        sink: Arc<dyn Sink>,
-        health: Health,
-        account: Arc<SinkAccount>,
-        config: WriterConfig,
-        shutdown: CancellationToken,
-    ) -> Self {
-        let refusals = Refusals::new(health.name());
-        Self { sink, health, account, refusals, config, shutdown }
-    }
-
     /// Writes until the subscription ends, then closes the sink. Not cancel-safe.
+    ///
+    /// # Errors
+    /// [`WriterError`] when the sink will never be ready.
     pub(crate) async fn run(self, mut subscription: Box<dyn Subscription>) -> Result<(), WriterError> {
-        let limits = BatchLimits { max_events: self.config.max_events, max_bytes: self.config.max_bytes };
-        let mut watch = Watch::new();
-        watch.prepared(self.prepare(false).await?);
+        let mut availability = Availability::new();
+        availability.checked(self.prepare(false).await?);
         loop {
-            let mut receiving = pin!(subscription.receive(limits));
+            let mut receiving = pin!(subscription.receive(self.limits));
             let deliveries = loop {
                 tokio::select! {
                     biased;
-                    () = sleep_until(watch.check_at) => {
-                        let away = self.prepare(watch.on_probation()).await?;
-                        watch.prepared(away);
+                    () = sleep_until(availability.check_at) => {
+                        let outage = self.prepare(availability.on_probation()).await?;
+                        availability.checked(outage);
                     }
                     deliveries = &mut receiving => break deliveries,
                 }
             };
             let Some(deliveries) = deliveries else { break };
-            let mut batch = Batch::collect(deliveries);
-            self.account.begin(batch.events().len());
-            match &watch.away {
-                None => watch.written(self.write(&mut batch).await),
-                Some(away) => batch.fail(0..batch.events().len(), away.reason.as_str()),
+            let mut batch = Batch::collect(deliveries, &self.filter);
+            self.counters.begin(batch.delivered_events());
+            match &availability.outage {
+                None if batch.events().is_empty() => {}
+                None => availability.written(self.write(&mut batch).await),
+                Some(outage) => batch.fail(0..batch.events().len(), outage.reason.as_str()),
             }
-            batch.settle(&self.account);
+            self.store_dead_letters(&mut batch).await;
+            batch.settle(&self.counters);
         }
         if let Err(error) = self.sink.close().await {
-            tracing::error!(component = self.health.name(), %error, "not closed cleanly");
+            tracing::error!(component = self.health.name(), %error, "the sink was not closed cleanly");
         }
         Ok(())
     }
 
-    /// Asks the sink whether it is ready; why not, when it is not.
-    async fn prepare(&self, on_probation: bool) -> Result<Option<Away>, WriterError> {
-        let away = match self.sink.prepare().await {
+    /// Prepares the sink. Returns the outage if it is not ready.
+    async fn prepare(&self, on_probation: bool) -> Result<Option<Outage>, WriterError> {
+        let outage = match self.sink.prepare().await {
             Ok(()) => {
                 if !on_probation {
                     self.health.ready();
                 }
                 return Ok(None);
             }
-            Err(WriteError::Retry { reason, after }) => Away::new(reason, after),
-            Err(WriteError::Unknown { reason }) => Away::new(reason, None),
+            Err(WriteError::Retry { reason, after }) => Outage::new(reason, after),
+            Err(WriteError::Unknown { reason }) => Outage::new(reason, None),
             Err(WriteError::Reject { reason }) => return Err(WriterError { reason }),
         };
-        self.health.unavailable(&away.reason);
-        Ok(Some(away))
+        self.health.unavailable(&outage.reason);
+        Ok(Some(outage))
     }
 
-    /// Writes a batch, halving it around events that are refused. Says so when the sink is away at the end of it.
-    ///
-    /// An error of unknown kind speaks against an event only where another one can be stored, before it and after. Until
-    /// one is, what is tried next lies elsewhere in the batch, so that many bad events in a row do not hide the good ones.
-    async fn write(&self, batch: &mut Batch) -> Option<Away> {
-        let retry_for = Duration::from_millis(self.config.retry_for_ms);
-        let mut give_up_at = Instant::now() + retry_for;
-        let whole = 0..batch.events().len();
-        let mut parts = VecDeque::from([whole]);
-        let mut tries = UNKNOWN_TRIES;
-        let mut stored = None;
-        let mut suspects = Vec::new();
-        let mut elsewhere = false;
-        let mut away = None;
-        while let Some(part) = if elsewhere { parts.pop_front() } else { parts.pop_back() } {
-            let fate = self.write_part(batch, part.clone(), tries, give_up_at).await;
-            if matches!(fate, Fate::Stored | Fate::Refused { certain: true, .. }) {
-                // It is there, so what comes next has its own time.
-                give_up_at = Instant::now() + retry_for;
+    /// Writes a batch and bisects it around events that are refused. Returns the outage that ended the writing, if any.
+    async fn write(&self, batch: &mut Batch) -> Option<Outage> {
+        let mut give_up_at = Instant::now() + self.retry_for;
+        let mut bisection = Bisection::new(batch.events().len());
+        while let Some((part, tries)) = bisection.next_part() {
+            let result = self.write_part(batch, part.clone(), tries, give_up_at).await;
+            if matches!(result, PartResult::Stored | PartResult::Refused { certain: true, .. }) {
+                // The sink is available, so the next part gets the full time.
+                give_up_at = Instant::now() + self.retry_for;
             }
-            // What an unknown error is worth was found out with the whole batch.
-            tries = 1;
-            elsewhere = false;
-            match fate {
-                Fate::Stored => {
-                    if stored.is_none() {
-                        // Maybe nothing could be stored until now.
-                        parts.extend(suspects.drain(..).map(|(index, _)| index..index + 1));
-                    }
-                    stored = Some(part.start);
-                }
-                Fate::Refused { .. } if part.len() > 1 => {
-                    let middle = part.start + part.len() / 2;
-                    parts.extend([middle..part.end, part.start..middle]);
-                }
-                Fate::Refused { reason, certain: true } => batch.reject(part.start, reason),
-                Fate::Refused { reason, certain: false } => {
-                    suspects.push((part.start, reason.clone()));
-                    elsewhere = stored.is_none();
-                    if elsewhere && suspects.len() == MAX_SUSPECTS {
-                        away = Some(Away::new(reason, None));
-                        break;
-                    }
-                }
-                Fate::Away(found) => {
-                    parts.push_back(part);
-                    away = Some(found);
-                    break;
-                }
-            }
+            bisection.record(part, result, batch);
         }
-        // Whoever has gone since does not take again what it has, either.
-        let is_there = match stored {
-            Some(index) if away.is_none() && !suspects.is_empty() => {
-                self.write_once(&batch.events()[index..=index]).await.is_ok()
-            }
-            _ => false,
+        // An unavailable sink does not store again an event that it has, either.
+        let is_available = match bisection.probe() {
+            Some(index) => self.write_once(&batch.events()[index..=index]).await.is_ok(),
+            None => false,
         };
-        for (index, reason) in suspects {
-            if is_there {
-                batch.reject(index, reason);
-            } else {
-                self.health.unavailable(&reason);
-                batch.fail(index..index + 1, reason);
-            }
-        }
-        if let Some(away) = &away {
-            self.health.unavailable(&away.reason);
-            parts.into_iter().for_each(|part| batch.fail(part, away.reason.as_str()));
+        let (outage, failure) = bisection.finish(is_available, batch);
+        if let Some(reason) = failure {
+            self.health.unavailable(reason);
         }
         if batch.rejected() > 0 {
             self.refusals.note(repeat_n(REFUSED_BY_SINK, batch.rejected()));
         }
-        away
+        outage
     }
 
-    /// Tries one part of a batch until it is stored, refused, or the time is up for a sink that is away.
-    async fn write_part(&self, batch: &Batch, part: Range<usize>, tries: u32, give_up_at: Instant) -> Fate {
-        let mut backoff = Backoff::default();
+    /// Tries one part of a batch until it is stored, refused, or the time is up for an unavailable sink.
+    async fn write_part(&self, batch: &Batch, part: Range<usize>, tries: u32, give_up_at: Instant) -> PartResult {
+        let mut backoff = retry_backoff();
         let mut unknown = 0;
         loop {
-            let (away, pause) = match self.write_once(&batch.events()[part.clone()]).await {
+            let (outage, pause) = match self.write_once(&batch.events()[part.clone()]).await {
                 Ok(written) => {
                     self.health.ready();
-                    self.account.note_duplicates(written);
-                    return Fate::Stored;
+                    self.counters.add_duplicates(written.duplicates);
+                    return PartResult::Stored;
                 }
-                Err(WriteError::Reject { reason }) => return Fate::Refused { reason, certain: true },
+                Err(WriteError::Reject { reason }) => return PartResult::Refused { reason, certain: true },
                 Err(WriteError::Unknown { reason }) => {
                     unknown += 1;
                     if unknown >= tries {
-                        return Fate::Refused { reason, certain: false };
+                        return PartResult::Refused { reason, certain: false };
                     }
-                    (Away::new(reason, None), backoff.next_pause())
+                    (Outage::new(reason, None), backoff.next_pause())
                 }
                 Err(WriteError::Retry { reason, after }) => {
                     self.health.unavailable(&reason);
-                    let away = Away::new(reason, after);
-                    let pause = backoff.next_pause().max(away.after);
+                    let outage = Outage::new(reason, after);
+                    let pause = backoff.next_pause().max(outage.pause);
                     if Instant::now() + pause > give_up_at {
-                        return Fate::Away(away);
+                        return PartResult::Unavailable(outage);
                     }
-                    (away, pause)
+                    (outage, pause)
                 }
             };
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = self.shutdown.cancelled() => return Fate::Away(away),
+            if self.is_shut_down_within(pause).await {
+                return PartResult::Unavailable(outage);
             }
-            self.account.note_retry();
+            self.counters.add_retry();
         }
     }
 
-    /// Waits as long as the sink does, but does not keep it to itself that it hangs.
+    /// Writes once, as long as the sink takes, and reports a write that hangs.
     async fn write_once(&self, events: &[Event]) -> Result<Written, WriteError> {
         let mut writing = self.sink.write(events);
         tokio::select! {
@@ -285,72 +184,34 @@ impl Writer {
         self.health.unavailable(format!("no answer to a write for {} s", SLOW_WRITE.as_secs()));
         writing.await
     }
-}
 
-/// Whether the sink is there, as far as is known, and when to ask again.
-struct Watch {
-    away: Option<Away>,
-    backoff: Backoff,
-    check_at: Instant,
-    probation: Duration,
-    proven_at: Instant,
-}
-
-impl Watch {
-    fn new() -> Self {
-        let now = Instant::now();
-        Self { away: None, backoff: Backoff::default(), check_at: now, probation: Duration::ZERO, proven_at: now }
-    }
-
-    fn on_probation(&self) -> bool {
-        Instant::now() < self.proven_at
-    }
-
-    fn prepared(&mut self, away: Option<Away>) {
-        if away.is_some() {
-            // Being prepared is news again.
-            (self.probation, self.proven_at) = (Duration::ZERO, Instant::now());
+    /// Stores refused events as dead letters where they were acknowledged. Retries until that succeeds, without asking
+    /// the sink again; at a shutdown the deliveries fail, so they come again.
+    async fn store_dead_letters(&self, batch: &mut Batch) {
+        let Some(store) = self.dead_letters.as_ref().filter(|_| batch.rejected() > 0) else { return };
+        let letters: Vec<NewDeadLetter> = batch.dead_letters(self.health.name());
+        if letters.is_empty() {
+            return;
         }
-        self.update(away);
+        let mut backoff = retry_backoff();
+        while let Err(error) = store.put(&letters).await {
+            tracing::error!(component = self.health.name(), %error, "cannot store dead letters, trying again");
+            if self.is_shut_down_within(backoff.next_pause()).await {
+                batch.fail_rejected(&format!("dead letters cannot be stored: {error}"));
+                return;
+            }
+        }
+        // The reason may quote an event, so it is in the letter alone.
+        tracing::warn!(
+            component = self.health.name(),
+            count = letters.len(),
+            "refused events were stored as dead letters; `eye dead-letters list` shows them"
+        );
     }
 
-    fn written(&mut self, away: Option<Away>) {
-        self.probation = match &away {
-            Some(_) => (2 * self.probation).clamp(PROBATION, MAX_PROBATION),
-            None => Duration::ZERO,
-        };
-        self.proven_at = Instant::now() + self.probation;
-        self.update(away);
-    }
-
-    fn update(&mut self, away: Option<Away>) {
-        let pause = if let Some(away) = &away {
-            self.backoff.next_pause().max(away.after)
-        } else {
-            self.backoff = Backoff::default();
-            IDLE_CHECK
-        };
-        self.check_at = Instant::now() + pause;
-        self.away = away;
-    }
-}
-
-/// Pauses that double from 50 ms to 1 s, less up to half of each by chance, so that several writers do not march in step.
-struct Backoff {
-    next: Duration,
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self { next: Duration::from_millis(50) }
-    }
-}
-
-impl Backoff {
-    fn next_pause(&mut self) -> Duration {
-        let pause = self.next.mul_f64(0.5 + fastrand::f64() / 2.0);
-        self.next = (self.next * 2).min(Duration::from_secs(1));
-        pause
+    /// Waits for the pause, or for the shutdown: then true.
+    async fn is_shut_down_within(&self, pause: Duration) -> bool {
+        tokio::time::timeout(pause, self.shutdown.cancelled()).await.is_ok()
     }
 }
 

@@ -1,4 +1,8 @@
-//! The connection to a NATS server: who we are, and how it is.
+//! The connection to a NATS server or cluster: its settings, credentials and state.
+//!
+//! [`ConnectionSettings`] are the keys that every configuration of a NATS server has. A [`Connector`] makes a client of them
+//! that reconnects for as long as it lives; [`watch`] reports each [`ConnectionEvent`]. No message contains a secret: the
+//! credentials are cut from the URLs before the client library, which logs URLs, gets them.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,26 +12,26 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::{Client, ClientError, ConnectError, ConnectOptions, Event, ServerAddr, ServerError};
-use eye_core::registry::BuildError;
+use eye_core::error::BuildError;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-/// How long the server may take to say that it has heard everything.
+/// Longest wait for a round trip to the server.
 const ROUND_TRIP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A server that is silent for three of these is given up.
+/// Interval of pings. The client library closes a connection after 3 unanswered ones.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long an answer of the server may take. Less than a shutdown may.
+/// Longest wait for an answer of the server. Below the default `shutdown_timeout_s`.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Messages that wait for their reader, of one subscription; more than are asked for at once of any stream. Beyond, the
-/// client library drops what comes.
+/// Received messages that one subscription may queue. Larger than any pull request. The client library drops messages
+/// beyond it.
 pub const SUBSCRIPTION_CAPACITY: usize = 10_240;
 
-/// A text that is not shown. Empty: none.
+/// A text that `Debug` hides. Empty: none.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
@@ -38,8 +42,8 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The server's URL, or those of a cluster's servers, apart from what was in them of user, password or token: the client
-/// library logs URLs.
+/// The URL of a server, or the URLs of a cluster's servers. User, password and token are kept apart from the addresses,
+/// because the client library logs addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct ServerUrls {
@@ -51,16 +55,16 @@ pub struct ServerUrls {
 impl TryFrom<String> for ServerUrls {
     type Error = &'static str;
 
-    /// The messages do not quote the URL: it may hold a password.
+    /// Parses a comma-separated list. The errors never quote the URL: it may contain a password.
     fn try_from(urls: String) -> Result<Self, Self::Error> {
         let mut all = Self { addresses: Vec::new(), user: String::new(), secret: Secret::default() };
         for url in urls.split(',') {
             let (address, user, secret) = parse(url)?;
             all.addresses.push(address);
-            let (login, none) = ((user.as_str(), secret.0.as_str()), ("", ""));
+            let (credentials, none) = ((user.as_str(), secret.0.as_str()), ("", ""));
             if all.user_and_secret() == none {
                 (all.user, all.secret) = (user, secret);
-            } else if login != none && login != all.user_and_secret() {
+            } else if credentials != none && credentials != all.user_and_secret() {
                 return Err("the servers of a cluster must have one user and password, or one token, for all");
             }
         }
@@ -68,7 +72,7 @@ impl TryFrom<String> for ServerUrls {
     }
 }
 
-/// One server's address, user, and password or token.
+/// Parses one URL into address, user, and password or token.
 fn parse(url: &str) -> Result<(ServerAddr, String, Secret), &'static str> {
     const FORM: &str = "the URL must be `nats://HOST:PORT` or `tls://HOST:PORT`, with `USER:PASSWORD@` or `TOKEN@` \
                         before the host where the server asks for it; several of a cluster are separated by commas";
@@ -97,39 +101,57 @@ impl ServerUrls {
     }
 }
 
-/// Where the server is, who we are, and whom we trust: the keys that every configuration of a server has.
+/// The address and credentials of a server: the keys that every configuration of a NATS server has.
 #[derive(Clone, Debug)]
-pub struct Login {
-    /// Where the server is: `nats://HOST:PORT`, or `tls://HOST:PORT`; several of a cluster are separated by commas. User and
-    /// password, or a token, may be in it.
+pub struct ConnectionSettings {
+    /// `nats://HOST:PORT` or `tls://HOST:PORT`; several servers of a cluster are separated by commas. User and password, or
+    /// a token, may stand in it.
     pub url: ServerUrls,
-    /// A file with a JWT and its key, as `nsc` makes it. Empty: none.
+    /// A file with a JWT and its key, as `nsc` writes it. Empty: none.
     pub credentials_file: String,
     /// Empty: none.
     pub token: Secret,
-    /// With `password`, where they are not in the URL. Empty: none.
+    /// With `password`, an alternative to the URL. Empty: none.
     pub user: String,
-    /// Of `user`.
+    /// The password of `user`.
     pub password: Secret,
-    /// A PEM file with the certificates that the server's must be signed by. Empty: those of the system.
+    /// A PEM file with the certificate authorities of the server's certificate. Empty: those of the system.
     pub ca_file: String,
 }
 
-impl Login {
-    /// Whether there is at most one way to log in.
+/// Copies the connection keys of a configuration into [`ConnectionSettings`].
+///
+/// The keys are fields of each `…Config` and not a shared flattened struct: `#[serde(flatten)]` hides field names from the
+/// configuration reader, which could not report unknown keys then.
+#[macro_export]
+macro_rules! connection_settings {
+    ($config:expr) => {
+        $crate::connection::ConnectionSettings {
+            url: $config.url.clone(),
+            credentials_file: $config.credentials_file.clone(),
+            token: $config.token.clone(),
+            user: $config.user.clone(),
+            password: $config.password.clone(),
+            ca_file: $config.ca_file.clone(),
+        }
+    };
+}
+
+impl ConnectionSettings {
+    /// Checks that at most one kind of credentials is set.
     ///
     /// # Errors
-    /// When there is more than one.
+    /// [`BuildError`] when there is more than one.
     pub fn check(&self) -> Result<(), BuildError> {
-        let ways = [
+        let credentials = [
             self.url.user_and_secret() != ("", ""),
             self.user_and_password() != ("", ""),
             !self.token.0.is_empty(),
             !self.credentials_file.is_empty(),
         ];
-        if ways.iter().filter(|is_taken| **is_taken).count() > 1 {
-            let ways = "in the URL, or `user` and `password`, or `token`, or `credentials_file`";
-            return Err(BuildError(format!("more than one way to log in: choose one of {ways}")));
+        if credentials.iter().filter(|is_set| **is_set).count() > 1 {
+            let choices = "in the URL, or `user` and `password`, or `token`, or `credentials_file`";
+            return Err(BuildError::new(format!("more than one way to log in: choose one of {choices}")));
         }
         Ok(())
     }
@@ -139,41 +161,41 @@ impl Login {
     }
 }
 
-/// A server that can be connected to, or a cluster.
-pub struct Server {
+/// Makes a client for a server or a cluster.
+pub struct Connector {
     addresses: Vec<ServerAddr>,
     options: ConnectOptions,
 }
 
-/// What happened to a connection.
+/// A change of the connection.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Change {
-    /// It is there, and the server has heard everything that was said before.
+pub enum ConnectionEvent {
+    /// The connection is established, and the server has processed everything that was sent before, such as subscriptions.
     Connected,
-    /// It was there, and is not any more.
+    /// The connection was lost. The client reconnects by itself.
     Lost,
-    /// It cannot be made, or is of no use: why.
+    /// The connection cannot be established, or the server refuses a subscription. Holds the reason.
     Failed(String),
-    /// A message came while there was no place left to keep it until it is read.
-    Dropped,
+    /// The client library dropped a message, because its subscription's queue was full.
+    MessageDropped,
 }
 
-impl Server {
-    /// Reads the files that `login` names. Connects to nothing yet.
+impl Connector {
+    /// Reads the files that `settings` names. Does not connect.
     ///
     /// # Errors
-    /// When a file is of no use.
-    pub async fn new(login: &Login) -> Result<Self, BuildError> {
-        let url = &login.url;
-        let (of_url, of_keys) = (url.user_and_secret(), login.user_and_password());
-        let token = login.token.0.as_str();
+    /// [`BuildError`] when a file cannot be read or holds no credentials.
+    pub async fn new(settings: &ConnectionSettings) -> Result<Self, BuildError> {
+        let url = &settings.url;
+        let (of_url, of_keys) = (url.user_and_secret(), settings.user_and_password());
+        let token = settings.token.0.as_str();
         let mut options = ConnectOptions::new()
             .name("eye")
             .retry_on_initial_connect()
             .ping_interval(PING_INTERVAL)
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
             .request_timeout(Some(REQUEST_TIMEOUT))
-            // Of all: the servers of a cluster tell of others by address alone.
+            // For all servers: a cluster announces further ones by address, without a scheme.
             .require_tls(url.addresses.iter().any(ServerAddr::tls_required));
         for (user, secret) in [of_url, of_keys, ("", token)] {
             options = match (user, secret) {
@@ -182,41 +204,42 @@ impl Server {
                 (user, password) => options.user_and_password(user.to_owned(), password.to_owned()),
             };
         }
-        if !login.credentials_file.is_empty() {
+        if !settings.credentials_file.is_empty() {
             // The library's errors might quote the file.
-            let content = read("credentials_file", &login.credentials_file).await?;
+            let content = read("credentials_file", &settings.credentials_file).await?;
             options = options.credentials(&content).map_err(|_| {
-                let file = &login.credentials_file;
-                BuildError(format!("credentials_file: {file} does not hold a JWT and a key as `nsc` writes them"))
+                let file = &settings.credentials_file;
+                BuildError::at("credentials_file", format!("{file} does not hold a JWT and a key as `nsc` writes them"))
             })?;
         }
-        if !login.ca_file.is_empty() {
-            read("ca_file", &login.ca_file).await?;
-            options = options.add_root_certificates(login.ca_file.as_str().into());
+        if !settings.ca_file.is_empty() {
+            read("ca_file", &settings.ca_file).await?;
+            options = options.add_root_certificates(settings.ca_file.as_str().into());
         }
         Ok(Self { addresses: url.addresses.clone(), options })
     }
 
-    /// Starts to connect, again and again where it must: a client that can be used at once, and what happens to it.
+    /// Starts to connect in the background, and reconnects for as long as the client lives. Returns the client, which can be
+    /// used at once, and the library's events for [`watch`].
     ///
     /// # Errors
-    /// When the client library refuses the address.
+    /// [`ConnectError`] when the client library refuses the address.
     pub async fn connect(self) -> Result<(Client, mpsc::Receiver<Event>), ConnectError> {
-        // Where events come faster than they are read, the library drops some.
+        // The library drops events that do not fit, and waits for none.
         let (events, received) = mpsc::channel(1);
         let (failed, events) = (events.clone(), Arc::new(events));
         let options = self.options.event_callback(move |event| {
             let events = events.clone();
             async move {
-                if !is_vague(&event) {
+                if !lacks_cause(&event) {
                     drop(events.send(event).await);
                 }
             }
         });
-        // Asked before each attempt where to connect, which it leaves to the library.
+        // Called before each attempt. It only reads the errors of the last one; the library chooses the server.
         let options = options.reconnect_to_server_callback(move |servers, _| {
             if let Some(reason) = last_errors(servers) {
-                // Where there is no place, the next attempt tells.
+                // If the channel is full, the next attempt reports it.
                 let _ = failed.try_send(Event::ClientError(ClientError::Other(reason)));
             }
             std::future::ready(None)
@@ -224,19 +247,19 @@ impl Server {
         Ok((options.connect(self.addresses).await?, received))
     }
 
-    /// Host and port of each, for messages.
+    /// Returns host and port of each server, for messages.
     pub fn name(&self) -> String {
         let name = |address: &ServerAddr| format!("{}:{}", address.host(), address.port());
         self.addresses.iter().map(name).collect::<Vec<_>>().join(", ")
     }
 }
 
-/// Whether it is an error of which the library tells the kind alone; [`last_errors`] has all of it.
-fn is_vague(event: &Event) -> bool {
+/// Returns true for an error that has only a kind; [`last_errors`] has its cause.
+fn lacks_cause(event: &Event) -> bool {
     matches!(event, Event::ClientError(ClientError::Other(kind)) if ["IO error", "TLS error", "timed out"].contains(&&**kind))
 }
 
-/// Why the servers could not be connected to, each reason once.
+/// Returns the reasons of failed attempts, each once.
 fn last_errors(servers: Vec<async_nats::Server>) -> Option<String> {
     let errors = servers.into_iter().filter_map(|server| server.last_error);
     let reasons: BTreeSet<_> = errors.map(|error| error.trim_start_matches("IO error: ").to_owned()).collect();
@@ -247,62 +270,62 @@ async fn read(key: &str, file: &str) -> Result<String, BuildError> {
     let path = file.to_owned();
     let content = tokio::task::spawn_blocking(move || fs::read_to_string(path)).await;
     let content = content.expect("reading does not panic, and is not cancelled");
-    content.map_err(|error| BuildError(format!("{key}: cannot read {file}: {error}")))
+    content.map_err(|error| BuildError::at(key, format!("cannot read {file}: {error}")))
 }
 
-/// Tells `on_change` what happens to the connection, for as long as the client lives.
+/// Calls `on_event` for each change of the connection, for as long as the client lives.
 pub async fn watch(
     client: Client,
     mut events: mpsc::Receiver<Event>,
     name: String,
-    mut on_change: impl FnMut(Change) + Send,
+    mut on_event: impl FnMut(ConnectionEvent) + Send,
 ) {
     let mut is_new = false;
-    let mut has_complained = false;
+    let mut is_error_logged = false;
     while let Some(event) = events.recv().await {
         match event {
             Event::Connected => {
                 round_trip(&client).await;
                 is_new = true;
-                has_complained = false;
+                is_error_logged = false;
             }
             Event::Disconnected => {
                 is_new = false;
-                on_change(Change::Lost);
+                on_event(ConnectionEvent::Lost);
             }
             Event::ClientError(error) => {
                 let error = error.to_string();
                 let error = error.strip_prefix("nats: ").unwrap_or(&error);
-                on_change(Change::Failed(format!("no connection to {name}: {error}")));
+                on_event(ConnectionEvent::Failed(format!("no connection to {name}: {error}")));
             }
             Event::ServerError(ServerError::Other(error)) if error.contains("for Subscription to") => {
                 is_new = false;
-                on_change(Change::Failed(format!("{name} says: {error}")));
+                on_event(ConnectionEvent::Failed(format!("{name} answers: {error}")));
             }
-            // It may complain about each message that we send. Once a connection is enough.
-            Event::ServerError(_) if has_complained => {}
+            // The server may report an error for each message. One log line for each connection is enough.
+            Event::ServerError(_) if is_error_logged => {}
             Event::ServerError(error) => {
-                has_complained = true;
-                tracing::warn!(server = name, %error, "the NATS server complains");
+                is_error_logged = true;
+                tracing::warn!(server = name, %error, "the NATS server reports an error");
             }
-            Event::SlowConsumer(_) => on_change(Change::Dropped),
+            Event::SlowConsumer(_) => on_event(ConnectionEvent::MessageDropped),
             Event::LameDuckMode | Event::Draining | Event::Closed => {}
         }
-        // What was said during the round trip is newer.
+        // Events that arrived during the round trip are newer.
         if is_new && events.is_empty() {
             is_new = false;
-            on_change(Change::Connected);
+            on_event(ConnectionEvent::Connected);
         }
     }
 }
 
-/// Waits until the server has heard everything that was said so far. It answers at once that nobody listens to this
-/// request; where it may not be made, the time is waited.
+/// Waits until the server has processed everything that was sent so far. The server answers this request at once that it has
+/// no responders. Without permission to publish, the wait ends by its timeout.
 async fn round_trip(client: &Client) {
     let _ = timeout(ROUND_TRIP_TIMEOUT, client.request(client.new_inbox(), "".into())).await;
 }
 
-/// Waits until what was published is on its way, for a short time, and only where that is possible.
+/// Waits until published messages are written to the socket, 2 s at most. Returns at once while disconnected.
 pub async fn flush(client: &Client) {
     if client.connection_state() == State::Connected {
         let _ = timeout(ROUND_TRIP_TIMEOUT, client.flush()).await;

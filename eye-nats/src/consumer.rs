@@ -1,114 +1,446 @@
-//! A consumer of a stream: found as it must be, or made.
+//! The loop that takes messages from a durable pull consumer and settles them.
+//!
+//! [`Consumer`] asks for as many messages as its limits have space for, and hands them out as [`InFlightMessage`]s. A message
+//! stays in flight until the server has confirmed its settlement; until it is settled, the server gets progress
+//! acknowledgements, so that it delivers the message to nobody else. A failure pauses the consumer with growing delays, and the
+//! next requests are small, so that a store that is unavailable does not see the whole stream pass by.
+//!
+//! A settlement that gets lost does no harm: the server delivers the message again.
 
-use async_nats::jetstream::consumer::{self, Info, IntoConsumerConfig, pull};
-use async_nats::jetstream::context::ConsumerInfoErrorKind;
-use async_nats::jetstream::stream::ConsumerErrorKind;
-use async_nats::jetstream::{Context, ErrorCode};
+use std::collections::HashMap;
+use std::mem;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use crate::settings::{Missing, Setting, differences};
+use async_nats::connection::State;
+use async_nats::jetstream::AckKind;
+use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
+use bytes::Bytes;
+use eye_core::backoff::Backoff;
+use futures_util::stream::{FuturesUnordered, ReadyChunks};
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::Notify;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
-/// How many messages all programs on one consumer may have at hand. The same for all of them: it is a setting of the
-/// consumer.
-pub const MAX_ACK_PENDING: u32 = 10_000;
+use crate::position::MessagePosition;
+use crate::pull::{PullRequest, has_no_more, is_status};
 
-/// The consumer as it must be, and how it is; it is made where there is none. `way_out` says what to do about one with
-/// other settings.
-///
-/// # Errors
-/// [`Missing::ForGood`] when it has other settings, else [`Missing::Yet`].
-pub async fn find(
-    context: &Context,
-    stream_name: &str,
-    name: &str,
-    wanted: &pull::Config,
-    way_out: &str,
-) -> Result<Info, Missing> {
-    let yet = |error: String| yet(stream_name, name, &error);
-    let stream = context.get_stream_no_info(stream_name).await.map_err(|error| yet(error.to_string()))?;
-    let info = match stream.consumer_info(name).await {
-        Ok(info) => info,
-        Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {
-            let created = stream.create_consumer(wanted.clone()).await.map_err(|error| yet(error.to_string()))?;
-            created.cached_info().clone()
-        }
-        Err(error) if error.kind() == ConsumerInfoErrorKind::StreamNotFound => {
-            return Err(yet("there is no such stream; create it".to_owned()));
-        }
-        Err(error) => return Err(yet(error.to_string())),
-    };
-    let found = settings(&info.config);
-    let different = differences(&found, &settings(&wanted.clone().into_consumer_config()));
-    if different.is_empty() {
-        return Ok(info);
+/// Messages that are handed out together at most.
+const MAX_READY: usize = 512;
+
+/// Bytes of a message that `max_payload` does not count: its subjects.
+const SUBJECTS_BYTES: usize = 1024;
+
+/// Divisor of the limits after a failure, until a message is acknowledged. Requests still ask for several messages: a sink that
+/// cannot say which event it refuses compares neighbours.
+const PROBE_DIVISOR: usize = 8;
+
+/// First and longest delay before failed messages are delivered again.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+
+/// Longest wait for the confirmation of a settlement. The message counts as in flight meanwhile.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest wait for space in the client library's queue; it is full while the connection is lost.
+const SEND_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Longest wait for messages that the server had sent before it processed the unsubscription.
+const LEAVE_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Settings of a [`Consumer`].
+#[derive(Clone, Debug)]
+pub struct ConsumerSettings {
+    /// The stream's name.
+    pub stream: String,
+    /// The durable consumer's name.
+    pub durable: String,
+    /// Time after which the server delivers a message again that it got no acknowledgement for.
+    pub ack_wait: Duration,
+    /// Messages in flight at most.
+    pub max_messages: usize,
+    /// Bytes of messages in flight at most; one largest message may exceed it.
+    pub max_bytes: usize,
+    /// Cancelled at the shutdown: the consumer drains and leaves.
+    pub shutdown: CancellationToken,
+    /// Cancelled when the stream has all messages that the drain should deliver.
+    pub drain_after: CancellationToken,
+    /// Longest time of the drain. Zero: the consumer leaves at once.
+    pub drain_for: Duration,
+}
+
+/// A durable pull consumer of this program. Dropping it leaves its messages unacknowledged.
+#[derive(Debug)]
+pub struct Consumer {
+    shared: Arc<Shared>,
+    settling: AbortOnDropHandle<()>,
+}
+
+/// Reason for which [`Consumer::pull`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PullEnd {
+    /// The consumer has left, because of the shutdown.
+    Left,
+    /// The connection was lost.
+    ConnectionLost,
+}
+
+#[derive(Debug)]
+struct Shared {
+    client: Client,
+    settings: ConsumerSettings,
+    flow: Mutex<FlowControl>,
+    /// Settlements were confirmed: capacity is free.
+    flow_changed: Notify,
+    /// A message was settled, or the consumer is finishing.
+    settled: Notify,
+}
+
+/// The messages in flight, and the pause after a failure.
+#[derive(Debug)]
+struct FlowControl {
+    /// Reply subjects of the messages that are not settled, by their number.
+    unsettled: HashMap<u64, Subject>,
+    last_number: u64,
+    /// Settlements that are not sent yet.
+    outbox: Vec<Settlement>,
+    /// Messages whose settlement is not confirmed, and their bytes.
+    messages: usize,
+    bytes: usize,
+    backoff: Backoff,
+    /// A message has failed since the last acknowledgement.
+    is_probing: bool,
+    paused_until: Option<Instant>,
+    is_finishing: bool,
+}
+
+#[derive(Debug)]
+struct Settlement {
+    reply: Subject,
+    kind: AckKind,
+    bytes: usize,
+}
+
+impl Consumer {
+    /// Starts the task that sends settlements and progress. Must be called within a Tokio runtime.
+    pub fn new(client: Client, settings: ConsumerSettings) -> Self {
+        let shared = Arc::new(Shared {
+            client,
+            settings,
+            flow: Mutex::new(FlowControl::new()),
+            flow_changed: Notify::new(),
+            settled: Notify::new(),
+        });
+        let settling = AbortOnDropHandle::new(tokio::spawn(shared.clone().send_settlements()));
+        Self { shared, settling }
     }
-    Err(Missing::ForGood(format!(
-        "the consumer `{name}` of the stream `{stream_name}` has other settings: {different}; {way_out}"
-    )))
-}
 
-/// Removes the consumer, if it is there. The stream keeps its messages.
-///
-/// # Errors
-/// [`Missing::Yet`] when the server does not do it.
-pub async fn remove(context: &Context, stream_name: &str, name: &str) -> Result<(), Missing> {
-    let yet = |error: String| yet(stream_name, name, &error);
-    let stream = context.get_stream_no_info(stream_name).await.map_err(|error| yet(error.to_string()))?;
-    let Err(error) = stream.delete_consumer(name).await else { return Ok(()) };
-    match error.kind() {
-        // Another program was faster.
-        ConsumerErrorKind::JetStream(reason) if reason.error_code() == ErrorCode::CONSUMER_NOT_FOUND => Ok(()),
-        _ => Err(yet(error.to_string())),
+    /// Takes messages and hands those that arrive together to `handle`, in the order of the stream. Ends when the consumer has
+    /// left or `connection_lost` resolves; messages in flight outlive it.
+    ///
+    /// # Errors
+    /// The reason for which the server or the client library delivers nothing more.
+    pub async fn pull(
+        &self,
+        connection_lost: impl Future<Output = ()>,
+        mut handle: impl FnMut(Vec<InFlightMessage>),
+    ) -> Result<PullEnd, String> {
+        let Shared { client, settings, flow_changed, .. } = &*self.shared;
+        let ConsumerSettings { shutdown, drain_after, .. } = settings;
+        let inbox = client.new_inbox();
+        let messages = client.subscribe(inbox.clone()).await.map_err(|error| error.to_string())?;
+        let mut messages = messages.ready_chunks(MAX_READY);
+        let mut connection_lost = pin!(connection_lost);
+        let mut request: Option<PullRequest> = None;
+        let (mut drain_until, mut is_drained) = (None, false);
+        loop {
+            if shutdown.is_cancelled() {
+                let until = *drain_until.get_or_insert_with(|| Instant::now() + settings.drain_for);
+                if self.shared.may_leave(until, is_drained) {
+                    self.leave(messages).await;
+                    return Ok(PullEnd::Left);
+                }
+            }
+            let is_last = drain_after.is_cancelled();
+            if request.is_none_or(|request| is_last && !request.is_last)
+                && !is_drained
+                && let Some((count, max_bytes)) = self.shared.capacity()
+            {
+                let new = PullRequest::new(count, is_last);
+                request = Some(new.send(client, &settings.stream, &settings.durable, &inbox, max_bytes).await?);
+            }
+            let expires_at = request.as_ref().map(|request| request.expires_at);
+            let wake_at = [expires_at, self.shared.flow().pause_end(), drain_until].into_iter().flatten().min();
+            tokio::select! {
+                ready = messages.next() => {
+                    let ready = ready.ok_or("the NATS client has stopped")?;
+                    let (statuses, ready): (Vec<_>, Vec<_>) = ready.into_iter().partition(is_status);
+                    let rest = request.and_then(|request| request.less(ready.len()));
+                    self.hand_out(ready, &mut handle);
+                    for status in &statuses {
+                        is_drained |= has_no_more(status)? && rest.is_some_and(|rest| rest.is_last);
+                    }
+                    request = rest.filter(|_| statuses.is_empty());
+                }
+                () = flow_changed.notified() => {}
+                () = &mut connection_lost => return Ok(PullEnd::ConnectionLost),
+                () = shutdown.cancelled(), if !shutdown.is_cancelled() => {}
+                () = drain_after.cancelled(), if !is_last => {}
+                () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {
+                    request = request.filter(|request| Instant::now() < request.expires_at);
+                }
+            }
+        }
+    }
+
+    /// Messages that arrive during a pause are returned, for other programs or for later.
+    fn hand_out(&self, messages: Vec<Message>, handle: &mut impl FnMut(Vec<InFlightMessage>)) {
+        let messages = messages.into_iter().filter_map(|message| self.shared.track(message));
+        if self.shared.flow().pause_end().is_some() {
+            messages.for_each(InFlightMessage::fail);
+            return;
+        }
+        let messages: Vec<_> = messages.collect();
+        if !messages.is_empty() {
+            handle(messages);
+        }
+    }
+
+    /// Unsubscribes, and returns at once what the server had sent before.
+    async fn leave(&self, mut messages: ReadyChunks<Subscriber>) {
+        let release = |ready: Vec<Message>| {
+            ready.into_iter().filter_map(|message| self.shared.track(message)).for_each(InFlightMessage::release);
+        };
+        let drained = async {
+            let _ = messages.get_mut().drain().await;
+            while let Some(ready) = messages.next().await {
+                release(ready);
+            }
+        };
+        let _ = timeout(LEAVE_TIMEOUT, drained).await;
+        while let Some(Some(ready)) = messages.next().now_or_never() {
+            release(ready);
+        }
+    }
+
+    /// Polls `pulling`, the caller's loop around [`pull`](Self::pull), to its end. `None` when it has not ended in time after the
+    /// shutdown, for example because the server is unavailable.
+    pub async fn drive<T>(&self, pulling: impl Future<Output = T>) -> Option<T> {
+        let settings = &self.shared.settings;
+        let out_of_time = async {
+            settings.shutdown.cancelled().await;
+            sleep(settings.drain_for + 3 * LEAVE_TIMEOUT).await;
+        };
+        tokio::select! {
+            ended = pulling => Some(ended),
+            () = out_of_time => None,
+        }
+    }
+
+    /// Waits until every message in flight is settled, and the server has confirmed it or did not answer in time.
+    pub async fn finish(self) {
+        self.shared.flow().is_finishing = true;
+        self.shared.settled.notify_one();
+        let _ = self.settling.await;
     }
 }
 
-fn yet(stream_name: &str, name: &str, error: &str) -> Missing {
-    Missing::Yet(format!("stream `{stream_name}`, consumer `{name}`: {error}"))
+impl Shared {
+    fn flow(&self) -> MutexGuard<'_, FlowControl> {
+        self.flow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the messages to ask for, and their bytes, once half of a limit is free: messages are not asked for one by one.
+    fn capacity(&self) -> Option<(usize, usize)> {
+        let largest = self.client.max_payload() + SUBJECTS_BYTES;
+        let flow = self.flow();
+        let divisor = if flow.is_probing { PROBE_DIVISOR } else { 1 };
+        let (max_messages, max_bytes) =
+            (self.settings.max_messages.div_ceil(divisor), self.settings.max_bytes / divisor);
+        let messages = max_messages.saturating_sub(flow.messages);
+        let bytes = max_bytes.saturating_sub(flow.bytes);
+        let is_half_free = messages >= max_messages.div_ceil(2) && bytes >= max_bytes / 2;
+        (is_half_free && flow.pause_end().is_none()).then_some((messages, bytes.max(largest)))
+    }
+
+    fn may_leave(&self, drain_until: Instant, is_drained: bool) -> bool {
+        let flow = self.flow();
+        Instant::now() >= drain_until || flow.pause_end().is_some() || (is_drained && flow.messages == 0)
+    }
+
+    fn track(self: &Arc<Self>, message: Message) -> Option<InFlightMessage> {
+        let Message { reply, payload, headers, length, .. } = message;
+        let reply = reply?;
+        let mut flow = self.flow();
+        flow.last_number += 1;
+        let number = flow.last_number;
+        flow.unsettled.insert(number, reply.clone());
+        flow.messages += 1;
+        flow.bytes += length;
+        drop(flow);
+        Some(InFlightMessage { payload, headers, reply, number, bytes: length, consumer: self.clone() })
+    }
+
+    /// Sends what becomes of the messages, and progress for those that are not settled, until the consumer is finished.
+    ///
+    /// Settlements that come together are sent together. Confirmations are awaited side by side: one that the server does not
+    /// answer delays no other.
+    async fn send_settlements(self: Arc<Self>) {
+        let mut confirming = FuturesUnordered::new();
+        let mut progress = interval(self.settings.ack_wait / 3);
+        progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let (outbox, is_finished) = {
+                let mut flow = self.flow();
+                (mem::take(&mut flow.outbox), flow.is_finishing && flow.unsettled.is_empty())
+            };
+            if !outbox.is_empty() {
+                confirming.push(self.confirm(outbox));
+            } else if is_finished && confirming.is_empty() {
+                return;
+            }
+            tokio::select! {
+                () = self.settled.notified() => {}
+                Some(()) = confirming.next() => {}
+                _ = progress.tick() => self.send_progress().await,
+            }
+        }
+    }
+
+    /// Waits for the confirmation of the last one only: the server processes acknowledgements in their order.
+    async fn confirm(&self, settlements: Vec<Settlement>) {
+        let confirmed = async {
+            let (last, others) = settlements.split_last()?;
+            for Settlement { reply, kind, .. } in others {
+                let _ = self.client.publish(reply.clone(), (*kind).into()).await;
+            }
+            self.client.request(last.reply.clone(), last.kind.into()).await.ok()
+        };
+        if !matches!(timeout(CONFIRM_TIMEOUT, confirmed).await, Ok(Some(_))) {
+            tracing::debug!(consumer = self.settings.durable, "the NATS server did not confirm a settlement");
+        }
+        let mut flow = self.flow();
+        flow.messages -= settlements.len();
+        flow.bytes -= settlements.iter().map(|settlement| settlement.bytes).sum::<usize>();
+        drop(flow);
+        self.flow_changed.notify_one();
+    }
+
+    async fn send_progress(&self) {
+        if self.client.connection_state() != State::Connected {
+            return;
+        }
+        let unsettled: Vec<Subject> = self.flow().unsettled.values().cloned().collect();
+        let sent = async {
+            for reply in unsettled {
+                let _ = self.client.publish(reply, AckKind::Progress.into()).await;
+            }
+        };
+        let _ = timeout(SEND_TIMEOUT, sent).await;
+    }
 }
 
-/// The settings that say which messages come and when, and how safely the server keeps what became of them.
-fn settings(config: &consumer::Config) -> Vec<Setting> {
-    vec![
-        ("deliver_subject", format!("{:?}", config.deliver_subject)),
-        ("deliver_policy", format!("{:?}", config.deliver_policy)),
-        ("ack_policy", format!("{:?}", config.ack_policy)),
-        ("ack_wait", format!("{:?}", config.ack_wait)),
-        ("max_deliver", config.max_deliver.to_string()),
-        ("max_ack_pending", config.max_ack_pending.to_string()),
-        ("filter_subject", format!("{:?}", config.filter_subject)),
-        ("filter_subjects", format!("{:?}", config.filter_subjects)),
-        ("headers_only", config.headers_only.to_string()),
-        ("backoff", format!("{:?}", config.backoff)),
-        ("max_batch", config.max_batch.to_string()),
-        ("max_bytes", config.max_bytes.to_string()),
-        ("max_expires", format!("{:?}", config.max_expires)),
-        ("replay_policy", format!("{:?}", config.replay_policy)),
-        ("inactive_threshold", format!("{:?}", config.inactive_threshold)),
-        ("num_replicas", config.num_replicas.to_string()),
-        ("mem_storage", config.memory_storage.to_string()),
-    ]
+impl FlowControl {
+    fn new() -> Self {
+        Self {
+            unsettled: HashMap::new(),
+            last_number: 0,
+            outbox: Vec::new(),
+            messages: 0,
+            bytes: 0,
+            backoff: Backoff::new(FIRST_PAUSE, MAX_PAUSE),
+            is_probing: false,
+            paused_until: None,
+            is_finishing: false,
+        }
+    }
+
+    /// Returns the end of the pause, during a pause.
+    fn pause_end(&self) -> Option<Instant> {
+        self.paused_until.filter(|until| Instant::now() < *until)
+    }
+
+    /// Begins a pause unless there is one. Returns the delay for a message: it ends a little before the pause, so that failed
+    /// messages are delivered again before new ones.
+    fn fail(&mut self) -> Duration {
+        let until = self.pause_end().unwrap_or_else(|| Instant::now() + self.backoff.next_pause().mul_f64(1.25));
+        (self.paused_until, self.is_probing) = (Some(until), true);
+        until.saturating_duration_since(Instant::now()).mul_f64(0.8)
+    }
+}
+
+/// A delivered message that is not settled. Dropping it counts as a failure.
+#[derive(Debug)]
+pub struct InFlightMessage {
+    /// The content.
+    pub payload: Bytes,
+    /// The headers, if it has any.
+    pub headers: Option<HeaderMap>,
+    reply: Subject,
+    number: u64,
+    bytes: usize,
+    consumer: Arc<Shared>,
+}
+
+impl InFlightMessage {
+    /// Returns the position in the stream; `None` when the reply subject has an unknown form.
+    pub fn position(&self) -> Option<MessagePosition<'_>> {
+        MessagePosition::from_reply(&self.reply)
+    }
+
+    /// Acknowledges the message: its events have their terminal outcome. Ends a pause.
+    pub fn ack(self) {
+        let mut flow = self.consumer.flow();
+        flow.backoff.reset();
+        (flow.is_probing, flow.paused_until) = (false, None);
+        drop(flow);
+        self.settle(AckKind::Ack);
+    }
+
+    /// Terminates the message: it is never delivered again, and counted as refused by the server.
+    pub fn term(self) {
+        self.settle(AckKind::Term);
+    }
+
+    /// Returns the message for a later delivery, and pauses the consumer: the store takes nothing now.
+    pub fn fail(self) {
+        let delay = self.consumer.flow().fail();
+        self.settle(AckKind::Nak(Some(delay)));
+    }
+
+    /// Returns the message for a later delivery without a pause: the reason concerns this message alone.
+    pub fn defer(self) {
+        self.settle(AckKind::Nak(Some(MAX_PAUSE)));
+    }
+
+    /// Returns the message for an immediate delivery to another program, at the shutdown.
+    pub fn release(self) {
+        self.settle(AckKind::Nak(None));
+    }
+
+    fn settle(&self, kind: AckKind) {
+        let mut flow = self.consumer.flow();
+        if flow.unsettled.remove(&self.number).is_none() {
+            return;
+        }
+        flow.outbox.push(Settlement { reply: self.reply.clone(), kind, bytes: self.bytes });
+        drop(flow);
+        self.consumer.settled.notify_one();
+    }
+}
+
+impl Drop for InFlightMessage {
+    fn drop(&mut self) {
+        if self.consumer.flow().unsettled.contains_key(&self.number) {
+            let delay = self.consumer.flow().fail();
+            self.settle(AckKind::Nak(Some(delay)));
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use async_nats::jetstream::{self, stream};
-    use eye_harness::NatsServer;
-
-    use super::*;
-
-    #[tokio::test]
-    #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-    async fn a_consumer_that_somebody_has_removed_already_is_removed() {
-        let server = NatsServer::start();
-        let context = jetstream::new(async_nats::connect(server.url()).await.unwrap());
-        let stream = stream::Config { name: "S".to_owned(), ..Default::default() };
-        let stream = context.create_stream(stream).await.unwrap();
-        stream
-            .create_consumer(pull::Config { durable_name: Some("c".to_owned()), ..Default::default() })
-            .await
-            .unwrap();
-        for _ in 0..2 {
-            remove(&context, "S", "c").await.unwrap();
-            assert!(stream.consumer_info("c").await.is_err());
-        }
-    }
-}
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests;

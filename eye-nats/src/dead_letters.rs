@@ -1,6 +1,8 @@
-//! Dead letters in a stream beside the one that they came from: a message each, named by its number.
+//! Dead letters in a JetStream stream of their own beside the stream that they came from: one message for each.
+//!
+//! [`DeadLetterStream`] writes, lists, shows and deletes them. A letter is written durably before its event is acknowledged,
+//! and written once: its key is the message id by which the server recognises a second copy. Its id is its sequence number.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::context::PublishErrorKind;
@@ -9,180 +11,128 @@ use async_nats::jetstream::stream::{Config, LastRawMessageErrorKind, RetentionPo
 use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{Client, Event, HeaderMap};
 use async_trait::async_trait;
-use eye_core::dead_letter::{DeadLetter, DeadLetterError, DeadLetters};
+use eye_core::dead_letter::{DeadLetter, DeadLetterError, DeadLetterStore, NewDeadLetter};
 use eye_core::timestamp::Timestamp;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
-use crate::connection::{Login, Server};
-use crate::room::Room;
-use crate::settings::Missing;
+use crate::capacity::StreamCapacity;
+use crate::connection::{ConnectionSettings, Connector};
+use crate::settings::ProvisionError;
 use crate::stream;
 
 const REFUSED_BY: &str = "Eye-Refused-By";
 const REASON: &str = "Eye-Reason";
 
-/// Bytes of a reason that are kept. A database may quote a lot.
+/// Stored bytes of a reason at most. A database error may quote a lot.
 const MAX_REASON_BYTES: usize = 2048;
 
-/// Bytes of the stream, where it is made here.
+/// Size limit of a stream that is created here.
 const MAX_BYTES: i64 = 1 << 30;
 
-/// How long the server remembers what it has: a dead letter whose ack was lost is kept once.
+/// Time for which the server recognises a letter that is written again because its ack was lost.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 
-/// What an operator may change in the stream without harm.
-const FREE: [&str; 4] = ["num_replicas", "max_bytes", "max_msgs", "duplicate_window"];
+/// Settings that an operator may change in the stream.
+const FREE_SETTINGS: [&str; 4] = ["num_replicas", "max_bytes", "max_msgs", "duplicate_window"];
 
-/// A page ends after so many, or so many bytes.
+/// Limits of one page.
 const PAGE_LETTERS: usize = 64;
 const PAGE_BYTES: usize = 4 << 20;
 
-/// How long the command line waits for a server.
+/// Longest wait for a connection that is made on first use.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The stream where the dead letters of `stream` are kept.
-pub fn stream_name(stream: &str) -> String {
-    format!("{stream}_dead_letters")
-}
-
-fn subject(stream: &str) -> String {
-    format!("eye.{stream}.dead_letters")
-}
-
-/// Keeps dead letters, while the program runs.
-#[derive(Clone, Debug)]
-pub struct Keeper {
-    context: Context,
+/// The dead letters of one stream.
+#[derive(Debug)]
+pub struct DeadLetterStream {
+    settings: ConnectionSettings,
+    /// Connected on first use, unless a running client was given.
+    context: OnceCell<Context>,
     subject: String,
     config: Config,
-    room: Arc<Room>,
+    capacity: StreamCapacity,
 }
 
-/// What is to be kept.
-#[derive(Debug)]
-pub struct Refused<'a> {
-    /// The key of the component that refused it, such as `sinks.store`.
-    pub refused_by: &'a str,
-    /// Why, in that component's words.
-    pub reason: &'a str,
-    /// What was refused, as `POST /api/event/` takes it.
-    pub payload: Vec<u8>,
-    /// The same whenever this is kept again, because nobody heard that it was kept; never that of something else.
-    pub key: String,
-}
-
-impl Keeper {
-    /// Keeps the dead letters of `stream`.
-    pub fn new(client: Client, stream: &str, replicas: usize) -> Self {
+impl DeadLetterStream {
+    /// Returns the dead letters of `stream`. Connects on first use. `replicas` counts when the stream has to be created.
+    pub fn new(settings: ConnectionSettings, stream: &str, replicas: usize) -> Self {
+        let subject = format!("eye.{stream}.dead_letters");
+        let name = format!("{stream}_dead_letters");
         let config = Config {
             num_replicas: replicas,
             max_bytes: MAX_BYTES,
             duplicate_window: DUPLICATE_WINDOW,
-            ..stream::config(&stream_name(stream), subject(stream), RetentionPolicy::Limits)
+            ..stream::config(&name, subject.clone(), RetentionPolicy::Limits)
         };
-        Self { context: jetstream::new(client), subject: subject(stream), config, room: Arc::default() }
+        Self { settings, context: OnceCell::new(), subject, config, capacity: StreamCapacity::default() }
     }
 
-    /// The name of the stream where they are kept.
-    pub fn stream(&self) -> &str {
+    /// Uses the connection of a running client.
+    pub fn with_client(self, client: Client) -> Self {
+        Self { context: OnceCell::new_with(Some(jetstream::new(client))), ..self }
+    }
+
+    /// Returns the name of the stream that stores the letters.
+    pub fn stream_name(&self) -> &str {
         &self.config.name
     }
 
-    /// Makes sure that the stream is there, and as it must be.
+    /// Creates the stream if it is missing, and checks its settings.
     ///
     /// # Errors
-    /// See [`stream::find`].
-    pub async fn find(&self) -> Result<(), Missing> {
+    /// See [`stream::ensure`].
+    pub async fn ensure(&self) -> Result<(), ProvisionError> {
+        let context = self.context().await.map_err(|error| ProvisionError::Temporary(error.to_string()))?;
         let way_out = "change it with `nats stream edit`, or delete it";
-        let info = stream::find(&self.context, &self.config, &FREE, way_out).await?;
-        self.room.see(&info);
+        let info = stream::ensure(context, &self.config, &FREE_SETTINGS, way_out).await?;
+        self.capacity.observe(&info);
         Ok(())
     }
 
-    /// Keeps it durably. The stream is made again where somebody has deleted it.
-    ///
-    /// # Errors
-    /// Why it is not kept, as far as is known.
-    pub async fn keep(&self, refused: &Refused<'_>) -> Result<(), String> {
-        let cannot = |error: String| format!("the stream `{}` does not take a dead letter: {error}", self.stream());
-        let message = self.message(refused);
-        match self.room.takes(&self.context, self.stream(), refused.payload.len()).await {
-            Ok(true) => match self.publish(message.clone()).await {
+    /// Stores one letter. Recreates the stream if it was deleted.
+    async fn put_one(&self, letter: &NewDeadLetter) -> Result<(), DeadLetterError> {
+        let refused = |error: String| {
+            DeadLetterError(format!("the stream `{}` does not take a dead letter: {error}", self.stream_name()))
+        };
+        let context = self.context().await?;
+        let message = message(letter, context.client().max_payload());
+        match self.capacity.reserve(context, self.stream_name(), letter.payload.len()).await {
+            Ok(true) => match self.publish(context, message.clone()).await {
                 Err(error) if error.kind() == PublishErrorKind::StreamNotFound => {}
-                kept => return kept.map_err(|error| cannot(error.to_string())),
+                stored => return stored.map_err(|error| refused(error.to_string())),
             },
-            Ok(false) => return Err(cannot("it is full, but for the sixteenth that stays free".to_owned())),
-            Err(error) if stream::is_missing(&error) => {}
-            Err(error) => return Err(cannot(error.to_string())),
+            Ok(false) => return Err(refused("it is full, but for the sixteenth that stays free".to_owned())),
+            Err(error) if stream::is_not_found(&error) => {}
+            Err(error) => return Err(refused(error.to_string())),
         }
-        self.find().await.map_err(|(Missing::Yet(error) | Missing::ForGood(error))| cannot(error))?;
-        self.publish(message).await.map_err(|error| cannot(error.to_string()))
+        let ensured = self.ensure().await;
+        ensured.map_err(|(ProvisionError::Temporary(error) | ProvisionError::Permanent(error))| refused(error))?;
+        self.publish(context, message).await.map_err(|error| refused(error.to_string()))
     }
 
-    async fn publish(&self, message: PublishMessage) -> Result<(), jetstream::context::PublishError> {
-        self.context.send_publish(self.subject.clone(), message).await?.await.map(drop)
+    async fn publish(
+        &self,
+        context: &Context,
+        message: PublishMessage,
+    ) -> Result<(), jetstream::context::PublishError> {
+        context.send_publish(self.subject.clone(), message).await?.await.map(drop)
     }
 
-    /// With all that is known of it, unless there is no room for that: what came as a message of its own may be as large
-    /// as the server lets through.
-    fn message(&self, refused: &Refused<'_>) -> PublishMessage {
-        let reason = one_line(refused.reason);
-        let known = [("Nats-Msg-Id", refused.key.as_str()), (REFUSED_BY, refused.refused_by), (REASON, &reason)];
-        let mut headers = HeaderMap::new();
-        // The first line, and what stands between and behind the lines' names and values.
-        let mut headers_bytes = 16;
-        for (name, value) in known {
-            headers.insert(name, value);
-            headers_bytes += name.len() + value.len() + 4;
-        }
-        let message = PublishMessage::build().payload(refused.payload.clone().into());
-        if refused.payload.len() + headers_bytes <= self.context.client().max_payload() {
-            return message.headers(headers);
-        }
-        tracing::warn!(
-            refused_by = refused.refused_by,
-            bytes = refused.payload.len(),
-            "a dead letter is as large as the server lets through: kept without the reason"
-        );
-        message
-    }
-}
-
-/// Without what a header cannot hold, and not too long.
-fn one_line(reason: &str) -> String {
-    let mut line: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    line.truncate(line.floor_char_boundary(MAX_REASON_BYTES));
-    line.trim().to_owned()
-}
-
-/// The dead letters of a stream, for the command line.
-#[derive(Debug)]
-pub struct StreamDeadLetters {
-    login: Login,
-    name: String,
-    stream: OnceCell<Stream<()>>,
-}
-
-impl StreamDeadLetters {
-    /// Those of `stream`. Connects when they are asked for.
-    pub fn new(login: Login, stream: &str) -> Self {
-        Self { login, name: stream_name(stream), stream: OnceCell::new() }
+    async fn context(&self) -> Result<&Context, DeadLetterError> {
+        let connect = async || connect(&self.settings).await.map(jetstream::new).map_err(DeadLetterError);
+        self.context.get_or_try_init(connect).await
     }
 
-    async fn stream(&self) -> Result<&Stream<()>, DeadLetterError> {
-        self.stream
-            .get_or_try_init(async || {
-                let client = connect(&self.login).await.map_err(DeadLetterError)?;
-                let stream = jetstream::new(client).get_stream_no_info(&self.name).await;
-                stream.map_err(|error| self.error(&error))
-            })
-            .await
+    async fn stream(&self) -> Result<Stream<()>, DeadLetterError> {
+        let stream = self.context().await?.get_stream_no_info(self.stream_name()).await;
+        stream.map_err(|error| self.error(&error))
     }
 
-    /// The message of this number, or the first one behind it where `or_next`.
-    async fn message(&self, number: u64, or_next: bool) -> Result<Option<StreamMessage>, DeadLetterError> {
-        let request = self.stream().await?.raw_message_builder().sequence(number);
+    /// Returns the message with this sequence number, or the first one after it where `or_next`.
+    async fn message(&self, sequence: u64, or_next: bool) -> Result<Option<StreamMessage>, DeadLetterError> {
+        let stream = self.stream().await?;
+        let request = stream.raw_message_builder().sequence(sequence);
         let request = if or_next { request.next_by_subject(">") } else { request };
         match request.send().await {
             Ok(message) => Ok(Some(message)),
@@ -198,15 +148,45 @@ impl StreamDeadLetters {
     }
 
     fn error(&self, error: &dyn std::error::Error) -> DeadLetterError {
-        DeadLetterError(format!("stream `{}`: {error}", self.name))
+        DeadLetterError(format!("stream `{}`: {error}", self.stream_name()))
     }
 }
 
-/// A connection, or why there is none.
-async fn connect(login: &Login) -> Result<Client, String> {
-    let server = Server::new(login).await.map_err(|error| error.to_string())?;
-    let name = server.name();
-    let (client, mut events) = server.connect().await.map_err(|error| error.to_string())?;
+/// Makes the message of a letter. A payload as large as `max_payload` leaves no space for headers: the reason is left out.
+fn message(letter: &NewDeadLetter, max_payload: usize) -> PublishMessage {
+    let reason = one_line(&letter.reason);
+    let known = [("Nats-Msg-Id", letter.key.as_str()), (REFUSED_BY, &letter.refused_by), (REASON, &reason)];
+    let mut headers = HeaderMap::new();
+    // The version line, and the separators around names and values.
+    let mut headers_bytes = 16;
+    for (name, value) in known {
+        headers.insert(name, value);
+        headers_bytes += name.len() + value.len() + 4;
+    }
+    let message = PublishMessage::build().payload(letter.payload.clone().into());
+    if letter.payload.len() + headers_bytes <= max_payload {
+        return message.headers(headers);
+    }
+    tracing::warn!(
+        refused_by = letter.refused_by,
+        bytes = letter.payload.len(),
+        "a dead letter reaches the server's `max_payload`: stored without its reason"
+    );
+    message
+}
+
+/// Replaces characters that a header cannot hold, and cuts the text to [`MAX_REASON_BYTES`].
+fn one_line(reason: &str) -> String {
+    let mut line: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    line.truncate(line.floor_char_boundary(MAX_REASON_BYTES));
+    line.trim().to_owned()
+}
+
+/// Connects within [`CONNECT_TIMEOUT`].
+async fn connect(settings: &ConnectionSettings) -> Result<Client, String> {
+    let connector = Connector::new(settings).await.map_err(|error| error.to_string())?;
+    let name = connector.name();
+    let (client, mut events) = connector.connect().await.map_err(|error| error.to_string())?;
     let mut reason = "no answer".to_owned();
     let connected = async {
         while let Some(event) = events.recv().await {
@@ -225,7 +205,14 @@ async fn connect(login: &Login) -> Result<Client, String> {
 }
 
 #[async_trait]
-impl DeadLetters for StreamDeadLetters {
+impl DeadLetterStore for DeadLetterStream {
+    async fn put(&self, letters: &[NewDeadLetter]) -> Result<(), DeadLetterError> {
+        for letter in letters {
+            self.put_one(letter).await?;
+        }
+        Ok(())
+    }
+
     async fn page(&self, after: Option<&str>) -> Result<Vec<DeadLetter>, DeadLetterError> {
         let after = after.map_or(Ok(0), |id| {
             id.parse::<u64>().map_err(|_| DeadLetterError(format!("{id:?} is no dead letter's id: they are numbers")))
@@ -242,15 +229,15 @@ impl DeadLetters for StreamDeadLetters {
     }
 
     async fn get(&self, id: &str) -> Result<Option<DeadLetter>, DeadLetterError> {
-        // There is none with an id that is no number. 0 would be any.
-        let Some(number) = id.parse().ok().filter(|number| *number > 0) else { return Ok(None) };
-        Ok(self.message(number, false).await?.map(letter))
+        // No other text is an id. The server takes sequence 0 as "any message".
+        let Some(sequence) = id.parse().ok().filter(|sequence| *sequence > 0) else { return Ok(None) };
+        Ok(self.message(sequence, false).await?.map(letter))
     }
 
     async fn delete(&self, id: &str) -> Result<bool, DeadLetterError> {
         let Some(letter) = self.get(id).await? else { return Ok(false) };
-        let number = letter.id.parse().expect("we wrote it");
-        self.stream().await?.delete_message(number).await.map_err(|error| self.error(&error))
+        let sequence = letter.id.parse().expect("`letter` wrote a number");
+        self.stream().await?.delete_message(sequence).await.map_err(|error| self.error(&error))
     }
 }
 
@@ -260,7 +247,7 @@ fn letter(message: StreamMessage) -> DeadLetter {
     DeadLetter {
         id: message.sequence.to_string(),
         refused_by: header(REFUSED_BY, "unknown"),
-        reason: header(REASON, "not kept: the message is as large as the server lets through"),
+        reason: header(REASON, "not stored: the payload reaches the server's `max_payload`"),
         time: micros.and_then(Timestamp::from_micros).unwrap_or(Timestamp::MIN),
         payload: message.payload.into(),
     }

@@ -1,4 +1,4 @@
-//! Requests for messages of a consumer.
+//! Pull requests to a consumer, and the server's status messages about them.
 
 use std::time::Duration;
 
@@ -6,86 +6,76 @@ use async_nats::jetstream::consumer::pull::BatchConfig;
 use async_nats::{Client, Message, StatusCode};
 use tokio::time::Instant;
 
-/// How long a request for messages stands.
+/// Lifetime of a request at the server.
 const EXPIRES: Duration = Duration::from_secs(5);
 
-/// How much longer the server may take to say that it does not.
+/// Time after which a request counts as expired although the server did not say so.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Bytes of a message beside what `max_payload` counts: its subjects.
-pub const SUBJECTS_BYTES: usize = 1024;
-
-/// A consumer to ask, and where it is to send what it has.
+/// A request for messages, or what is left of it.
 #[derive(Clone, Copy, Debug)]
-pub struct Address<'a> {
-    /// The stream's name.
-    pub stream: &'a str,
-    /// The consumer's name.
-    pub consumer: &'a str,
-    /// The subject that its messages come by.
-    pub inbox: &'a str,
+pub(crate) struct PullRequest {
+    /// Messages that have not arrived yet.
+    pub(crate) messages: usize,
+    /// The server delivers what it has, and then ends the request instead of waiting for more.
+    pub(crate) is_last: bool,
+    /// End of the request, unless the server ends it before.
+    pub(crate) expires_at: Instant,
 }
 
-/// A request for messages.
-#[derive(Clone, Copy, Debug)]
-pub struct Request {
-    /// So many have not come yet.
-    pub messages: usize,
-    /// The server gives what is there, and says when there is no more.
-    pub is_last: bool,
-    /// When it is over, if the server does not say so before.
-    pub until: Instant,
-}
+impl PullRequest {
+    pub(crate) fn new(messages: usize, is_last: bool) -> Self {
+        Self { messages, is_last, expires_at: Instant::now() + EXPIRES + GRACE }
+    }
 
-impl Request {
-    /// Asks for so many messages, and bytes of them.
+    /// Asks the consumer to send up to `messages` messages with `max_bytes` bytes to `inbox`.
     ///
     /// # Errors
-    /// What the client library says.
-    pub async fn ask(
+    /// The reason of the client library.
+    pub(crate) async fn send(
+        self,
         client: &Client,
-        address: Address<'_>,
-        messages: usize,
-        bytes: usize,
-        is_last: bool,
+        stream: &str,
+        consumer: &str,
+        inbox: &str,
+        max_bytes: usize,
     ) -> Result<Self, String> {
         let request = BatchConfig {
-            batch: messages,
-            max_bytes: bytes,
-            no_wait: is_last,
-            expires: (!is_last).then_some(EXPIRES),
+            batch: self.messages,
+            max_bytes,
+            no_wait: self.is_last,
+            expires: (!self.is_last).then_some(EXPIRES),
             ..BatchConfig::default()
         };
         let request = serde_json::to_vec(&request).expect("numbers can be written as JSON");
-        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", address.stream, address.consumer);
-        let asked = client.publish_with_reply(subject, address.inbox.to_owned(), request.into()).await;
-        asked.map_err(|error| error.to_string())?;
-        Ok(Self { messages, is_last, until: Instant::now() + EXPIRES + GRACE })
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
+        let sent = client.publish_with_reply(subject, inbox.to_owned(), request.into()).await;
+        sent.map(|()| self).map_err(|error| error.to_string())
     }
 
-    /// What is left of it when so many messages have come.
-    pub fn less(self, messages: usize) -> Option<Self> {
+    /// Returns what is left of the request after the arrival of so many messages.
+    pub(crate) fn less(self, messages: usize) -> Option<Self> {
         let messages = self.messages.saturating_sub(messages);
         (messages > 0).then_some(Self { messages, ..self })
     }
 }
 
-/// Whether it is the server that speaks, and not a publisher. A message of a stream may have a status line, too, if its
-/// publisher gave it one; but it has a subject to be acknowledged at.
-pub fn is_word(message: &Message) -> bool {
+/// Returns true for a status message of the server. A publisher may give its message a status line, too, but a message of a
+/// stream has a reply subject for its acknowledgement.
+pub(crate) fn is_status(message: &Message) -> bool {
     message.status.is_some() && message.reply.is_none()
 }
 
-/// The server says that a request has ended: whether because there is nothing more to be given.
+/// Reads the status message that ends a request: true when the consumer has no further messages for now.
 ///
 /// # Errors
-/// What else it says.
-pub fn is_over(message: &Message) -> Result<bool, String> {
-    let description = message.description.as_deref().unwrap_or_default();
-    match message.status {
+/// Any other status, such as that of a deleted consumer.
+pub(crate) fn has_no_more(status: &Message) -> Result<bool, String> {
+    let description = status.description.as_deref().unwrap_or_default();
+    match status.status {
         Some(StatusCode::NOT_FOUND | StatusCode::TIMEOUT) => Ok(true),
-        // The next message is larger than what was left of the request.
+        // The next message is larger than the rest of the request.
         _ if description.starts_with("Message Size Exceeds MaxBytes") => Ok(false),
-        status => Err(format!("the server says {} {description}", status.unwrap_or_default())),
+        code => Err(format!("the server answers {} {description}", code.unwrap_or_default())),
     }
 }

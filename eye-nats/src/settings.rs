@@ -1,21 +1,21 @@
-//! What must be there, on the server, is not always as it must be.
+//! Settings drift: a stream or consumer on the server whose settings differ from the required ones.
 
-/// Why what must be there is not.
+/// Reason for which a required stream or consumer is not usable.
 #[derive(Debug)]
-pub enum Missing {
-    /// It may be there later.
-    Yet(String),
-    /// Somebody must do something about it.
-    ForGood(String),
+pub enum ProvisionError {
+    /// It may become usable without an operator, for example when the server is available again.
+    Temporary(String),
+    /// An operator must act, for example because a setting differs.
+    Permanent(String),
 }
 
-/// The name of a setting, and its value.
+/// Name and value of a setting.
 pub(crate) type Setting = (&'static str, String);
 
-/// The settings that are not as `wanted`, in words; empty where all are. Both lists name the same settings.
-pub(crate) fn differences(found: &[Setting], wanted: &[Setting]) -> String {
-    let different = found.iter().zip(wanted).filter(|(found, wanted)| found != wanted);
-    let words: Vec<String> =
-        different.map(|((name, found), (_, wanted))| format!("{name} is {found}, not {wanted}")).collect();
-    words.join(", ")
+/// Describes the settings that differ from `required`; empty when none does. Both lists name the same settings.
+pub(crate) fn drift(found: &[Setting], required: &[Setting]) -> String {
+    let different = found.iter().zip(required).filter(|(found, required)| found != required);
+    let descriptions: Vec<String> =
+        different.map(|((name, found), (_, required))| format!("{name} is {found}, not {required}")).collect();
+    descriptions.join(", ")
 }

@@ -1,4 +1,7 @@
-//! A stream of our own: found as it must be, or made.
+//! Streams that belong to The Eye: created when missing, and checked for settings drift.
+//!
+//! [`ensure`] is the entry point. A stream with other settings is a permanent error and is left unchanged: an operator may have
+//! set them on purpose.
 
 use std::error::Error;
 
@@ -7,14 +10,15 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy
 use async_nats::jetstream::{self, Context, ErrorCode};
 use futures_util::TryStreamExt;
 
-use crate::settings::{Missing, Setting, differences};
+use crate::settings::{ProvisionError, Setting, drift};
 
-/// Whether the server takes it as the name of a stream or a consumer.
+/// Returns true for a valid name of a stream or consumer.
 pub fn is_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c.is_control() || ".*>/\\".contains(c))
 }
 
-/// The settings of a stream of ours: in files, without an end of time, and no room is made for what is new.
+/// Returns the base settings of The Eye's streams: stored in files, without a maximum age, and full instead of evicting old
+/// messages.
 pub fn config(name: &str, subject: String, retention: RetentionPolicy) -> Config {
     Config {
         name: name.to_owned(),
@@ -30,51 +34,57 @@ pub fn config(name: &str, subject: String, retention: RetentionPolicy) -> Config
     }
 }
 
-/// The stream as it must be; it is made where there is none. Settings named in `free` are the operator's affair.
-/// `way_out` says what to do about one with other settings.
+/// Returns the state of the stream, which is created when it is missing. Settings named in `free` may differ from `required`.
+/// `way_out` tells the operator how to repair a drift.
 ///
 /// # Errors
-/// [`Missing::ForGood`] when it has other settings, else [`Missing::Yet`].
-pub async fn find(context: &Context, wanted: &Config, free: &[&str], way_out: &str) -> Result<Info, Missing> {
-    let name = &wanted.name;
-    let yet = |error: String| yet(name, &error);
+/// [`ProvisionError::Permanent`] when other settings differ, else [`ProvisionError::Temporary`].
+pub async fn ensure(
+    context: &Context,
+    required: &Config,
+    free: &[&str],
+    way_out: &str,
+) -> Result<Info, ProvisionError> {
+    let name = &required.name;
+    let temporary = |error: String| temporary(name, &error);
     let info = match context.get_stream(name).await {
         Ok(stream) => stream.cached_info().clone(),
-        Err(error) if is_missing(&error) => {
-            let made = context.create_stream(wanted.clone()).await.map_err(|error| yet(error.to_string()))?;
-            tracing::info!(stream = name, "made, since it was not there");
-            made.cached_info().clone()
+        Err(error) if is_not_found(&error) => {
+            let created =
+                context.create_stream(required.clone()).await.map_err(|error| temporary(error.to_string()))?;
+            tracing::info!(stream = name, "created the missing stream");
+            created.cached_info().clone()
         }
-        Err(error) => return Err(yet(error.to_string())),
+        Err(error) => return Err(temporary(error.to_string())),
     };
     let checked = |config: &Config| {
         let settings = settings(config).into_iter();
         settings.filter(|(name, _)| !free.contains(name)).collect::<Vec<Setting>>()
     };
-    let different = differences(&checked(&info.config), &checked(wanted));
-    if different.is_empty() {
+    let drift = drift(&checked(&info.config), &checked(required));
+    if drift.is_empty() {
         return Ok(info);
     }
-    Err(Missing::ForGood(format!("the stream `{name}` has other settings: {different}; {way_out}")))
+    Err(ProvisionError::Permanent(format!("the stream `{name}` has other settings: {drift}; {way_out}")))
 }
 
-/// How many messages of a subject the stream has, and how it is at that moment.
+/// Counts the messages of a subject. Returns the count and the state of the stream at that moment.
 ///
 /// # Errors
-/// [`Missing::Yet`] when the server does not say.
-pub async fn count(context: &Context, name: &str, subject: &str) -> Result<(u64, Info), Missing> {
-    let yet = |error: String| yet(name, &error);
-    let stream = context.get_stream_no_info(name).await.map_err(|error| yet(error.to_string()))?;
-    let mut counts = stream.info_with_subjects(subject).await.map_err(|error| yet(error.to_string()))?;
-    let count = counts.try_next().await.map_err(|error| yet(error.to_string()))?;
+/// [`ProvisionError::Temporary`] when the server does not answer.
+pub async fn count(context: &Context, name: &str, subject: &str) -> Result<(u64, Info), ProvisionError> {
+    let temporary = |error: String| temporary(name, &error);
+    let stream = context.get_stream_no_info(name).await.map_err(|error| temporary(error.to_string()))?;
+    let mut counts = stream.info_with_subjects(subject).await.map_err(|error| temporary(error.to_string()))?;
+    let count = counts.try_next().await.map_err(|error| temporary(error.to_string()))?;
     Ok((count.map_or(0, |(_, messages)| messages as u64), counts.info))
 }
 
-fn yet(name: &str, error: &str) -> Missing {
-    Missing::Yet(format!("stream `{name}`: {error}"))
+fn temporary(name: &str, error: &str) -> ProvisionError {
+    ProvisionError::Temporary(format!("stream `{name}`: {error}"))
 }
 
-/// The settings that say what the stream takes, and how long it is kept.
+/// Returns the settings that decide which messages the stream accepts and how long it stores them.
 fn settings(config: &Config) -> Vec<Setting> {
     vec![
         ("subjects", format!("{:?}", config.subjects)),
@@ -99,12 +109,12 @@ fn settings(config: &Config) -> Vec<Setting> {
     ]
 }
 
-/// Whether the server says that there is no such stream.
-pub(crate) fn is_missing(error: &GetStreamError) -> bool {
+/// Returns true when the server answers that the stream does not exist.
+pub(crate) fn is_not_found(error: &GetStreamError) -> bool {
     matches!(error.kind(), GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
-/// Whether the server has no room for what was published; nothing else speaks against it.
+/// Returns true when the server refused a message only because a storage limit is reached.
 pub fn is_full(error: &PublishError) -> bool {
     let code =
         error.source().and_then(|source| source.downcast_ref::<jetstream::Error>()).map(jetstream::Error::error_code);

@@ -8,9 +8,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use common::build;
-use eye_core::event::{Event, EventFields};
-use eye_core::sink::{Sink, SinkConfig, SinkError, WriteError, Written};
-use eye_core::store::EventStore;
+use eye_core::event::{Event, EventFields, Origin};
+use eye_core::sink::{BuiltSink, Sink, SinkConfig, SinkError, WriteError, Written};
 use eye_core::testkit;
 use eye_core::testkit::sink::SinkFixture;
 use eye_core::timestamp::Timestamp;
@@ -44,7 +43,7 @@ async fn mariadb_conforms() {
 }
 
 /// Two events are stored already, one of them is twice in the batch.
-async fn duplicates(sink: Box<dyn Sink>) -> usize {
+async fn duplicates(BuiltSink { sink, .. }: BuiltSink) -> usize {
     sink.prepare().await.unwrap();
     assert_eq!(sink.write(&testkit::events(0, 600)).await.unwrap().duplicates, 0);
     let batch = [testkit::events(598, 1200), testkit::events(599, 600)].concat();
@@ -55,9 +54,9 @@ async fn duplicates(sink: Box<dyn Sink>) -> usize {
 async fn duplicates_are_reported() {
     assert_eq!(duplicates(SqliteFixture::new().open().await).await, 3, "SQLite");
     let database = Postgres::shared().create_database();
-    assert_eq!(duplicates(build::<PostgresConfig>(&database.url).await).await, 3, "PostgreSQL");
+    assert_eq!(duplicates(build::<PostgresConfig>(&database.url).await.0).await, 3, "PostgreSQL");
     let database = MariaDb::shared().create_database();
-    assert_eq!(duplicates(build::<MysqlConfig>(&database.url).await).await, 3, "MariaDB");
+    assert_eq!(duplicates(build::<MysqlConfig>(&database.url).await.0).await, 3, "MariaDB");
 }
 
 async fn server_conforms<C: SinkConfig + Sync>(server: Server, kind: Kind) {
@@ -70,14 +69,15 @@ async fn server_conforms<C: SinkConfig + Sync>(server: Server, kind: Kind) {
     testkit::store::suite(fixture).await;
 }
 
-/// A stored row: timestamp in microseconds, id, session, category, name, data, time of receipt in microseconds.
-type Row = (i64, Uuid, String, String, String, String, i64);
+/// A stored row: timestamp in microseconds, id, session, category, name, origin, data, time of receipt in microseconds.
+type Row = (i64, Uuid, String, String, String, String, String, i64);
 
 fn events(rows: Vec<Row>) -> Vec<Event> {
-    let event = |(micros, id, session_id, category, name, data, received_micros): &Row| {
+    let event = |(micros, id, session_id, category, name, origin, data, received_micros): &Row| {
         let timestamp = Timestamp::from_micros(*micros).unwrap();
         let received_at = Timestamp::from_micros(*received_micros).unwrap();
-        Event::from(EventFields { id: *id, timestamp, received_at, session_id, category, name, data })
+        let origin = &Arc::new(Origin::new(origin, None));
+        Event::from(EventFields { id: *id, timestamp, received_at, session_id, category, name, data, origin })
     };
     rows.iter().map(event).collect()
 }
@@ -106,13 +106,18 @@ async fn sqlite(file: &str) -> SqliteConnection {
 
 #[async_trait]
 impl SinkFixture for SqliteFixture {
-    async fn open(&self) -> Box<dyn Sink> {
-        let (file, sink) = (self.file(), build::<SqliteConfig>(&format!("sqlite://{}", self.file())).await);
-        if self.flushes_half { Box::new(FlushesHalf { file, sink }) } else { sink }
+    async fn open(&self) -> BuiltSink {
+        let (file, BuiltSink { sink, store }) =
+            (self.file(), build::<SqliteConfig>(&format!("sqlite://{}", self.file())).await.0);
+        if self.flushes_half {
+            BuiltSink { sink: Arc::new(FlushesHalf { file, sink }), store }
+        } else {
+            BuiltSink { sink, store }
+        }
     }
 
     async fn stored(&self) -> Vec<Event> {
-        let sql = "SELECT timestamp, id, session_id, category, name, data, received_at FROM event";
+        let sql = "SELECT timestamp, id, session_id, category, name, origin, data, received_at FROM event";
         events(sqlx::query_as(sql).fetch_all(&mut sqlite(&self.file()).await).await.unwrap())
     }
 
@@ -129,7 +134,7 @@ impl SinkFixture for SqliteFixture {
 /// A sink that after each batch flushes the older half of the staged events without deleting them, as a killed one does.
 struct FlushesHalf {
     file: String,
-    sink: Box<dyn Sink>,
+    sink: Arc<dyn Sink>,
 }
 
 const FLUSH_HALF: &str = "
@@ -167,10 +172,6 @@ impl Sink for FlushesHalf {
     async fn close(&self) -> Result<(), SinkError> {
         self.sink.close().await
     }
-
-    fn store(&self) -> Option<&dyn EventStore> {
-        self.sink.store()
-    }
 }
 
 struct ServerFixture<C> {
@@ -189,20 +190,21 @@ struct Kind {
 }
 
 const POSTGRES: Kind = Kind {
-    select: "SELECT (EXTRACT(EPOCH FROM timestamp) * 1000000)::bigint, id, session_id, category, name, data::text,
+    select:
+        "SELECT (EXTRACT(EPOCH FROM timestamp) * 1000000)::bigint, id, session_id, category, name, origin, data::text,
         (EXTRACT(EPOCH FROM received_at) * 1000000)::bigint FROM event",
     is_postgres: true,
 };
 const MARIADB: Kind = Kind {
-    select: "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', timestamp), id, session_id, category, name, data,
+    select: "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', timestamp), id, session_id, category, name, origin, data,
         TIMESTAMPDIFF(MICROSECOND, '1970-01-01', received_at) FROM event",
     is_postgres: false,
 };
 
 #[async_trait]
 impl<C: SinkConfig + Sync> SinkFixture for ServerFixture<C> {
-    async fn open(&self) -> Box<dyn Sink> {
-        build::<C>(&self.url).await
+    async fn open(&self) -> BuiltSink {
+        build::<C>(&self.url).await.0
     }
 
     async fn stored(&self) -> Vec<Event> {
@@ -220,12 +222,12 @@ impl<C: SinkConfig + Sync> SinkFixture for ServerFixture<C> {
         true
     }
 
-    async fn go_away(&self) -> bool {
+    async fn become_unavailable(&self) -> bool {
         self.server.kill();
         true
     }
 
-    async fn come_back(&self) {
+    async fn become_available(&self) {
         self.server.restart();
     }
 }

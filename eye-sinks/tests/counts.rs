@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use chrono::{Datelike, NaiveDate};
-use common::{event, matching, newest, open};
-use eye_core::event::{Event, EventFields};
-use eye_core::sink::{Sink, SinkConfig, WriteError};
-use eye_core::store::{EventFilter, EventKey, PageStart};
+use common::{Node, event, matching, newest, open};
+use eye_core::event::{Event, EventFields, EventKey};
+use eye_core::sink::{SinkConfig, WriteError};
+use eye_core::store::{EventFilter, PageStart};
+use eye_core::testkit::origin;
 use eye_core::timestamp::Timestamp;
 use eye_harness::{MariaDb, Postgres, Server};
 use eye_migration::period::{FIRST_DAY, FIRST_MONTH};
@@ -96,7 +97,16 @@ fn random_event(rng: &mut Rng) -> Event {
         [&SESSIONS[..], &CATEGORIES, &NAMES].map(|texts| texts[rng.usize(..texts.len())]);
     let timestamp = instant(rng);
     let id = uuid::Uuid::from_u128(rng.u128(1..4));
-    Event::from(EventFields { id, timestamp, received_at: timestamp, session_id, category, name, data: "1" })
+    Event::from(EventFields {
+        id,
+        timestamp,
+        received_at: timestamp,
+        session_id,
+        category,
+        name,
+        data: "1",
+        origin: origin(),
+    })
 }
 
 fn random_filter(rng: &mut Rng) -> EventFilter {
@@ -122,7 +132,7 @@ fn matches(event: &Event, filter: &EventFilter) -> bool {
 }
 
 /// Compares the answers for many filters with the written events.
-async fn assert_counts(node: &dyn Sink, written: &BTreeMap<EventKey, Event>, rng: &mut Rng) {
+async fn assert_counts(node: &Node, written: &BTreeMap<EventKey, Event>, rng: &mut Rng) {
     for _ in 0..150 {
         let filter = random_filter(rng);
         let mut expected: Vec<_> = written.values().filter(|event| matches(event, &filter)).cloned().collect();
@@ -156,9 +166,9 @@ async fn counts_of_random_filters_are_exact<C: SinkConfig>(store: Store) {
             let duplicates = node.write(&batch).await.unwrap().duplicates;
             assert_eq!(batch.len() - duplicates, written.len() - before);
         }
-        assert_counts(&*node, &written, &mut rng).await;
-        store.fold(&*node).await;
-        assert_counts(&*node, &written, &mut rng).await;
+        assert_counts(&node, &written, &mut rng).await;
+        store.fold(&node).await;
+        assert_counts(&node, &written, &mut rng).await;
     }
 }
 
@@ -182,12 +192,13 @@ async fn pages_of_a_category_and_a_name_are_complete<C: SinkConfig>(store: Store
                 category,
                 name,
                 data: "1",
+                origin: origin(),
             })
         });
         let batch: Vec<_> = batch.collect();
         node.write(&batch).await.unwrap();
         if round == 0 {
-            store.fold(&*node).await;
+            store.fold(&node).await;
         }
         written.extend(batch.into_iter().map(|event| (event.key(), event)));
     }
@@ -205,7 +216,7 @@ async fn pages_of_a_category_and_a_name_are_complete<C: SinkConfig>(store: Store
         };
         let expected: Vec<_> = written.values().rev().filter(|event| matches(event, &filter)).collect();
         let limit = rng.usize(1..20);
-        let read = |start| common::query(&*node, filter.clone(), start, limit as u32);
+        let read = |start| common::query(&node, filter.clone(), start, limit as u32);
         for (number, events) in expected.chunks(limit).enumerate() {
             let first = number * limit;
             let starts = match first {
@@ -235,7 +246,7 @@ async fn pages_of_a_category_and_a_name_are_complete<C: SinkConfig>(store: Store
 async fn page_that_starts_outside_of_the_range_is_empty<C: SinkConfig>(store: Store) {
     let node = open::<C>(&store.url()).await;
     node.write(&[event(0)]).await.unwrap();
-    store.fold(&*node).await;
+    store.fold(&node).await;
     node.write(&[event(1)]).await.unwrap();
     let timestamp = event(0).timestamp();
     let filter = EventFilter {
@@ -250,7 +261,7 @@ async fn page_that_starts_outside_of_the_range_is_empty<C: SinkConfig>(store: St
         EventKey { timestamp: Timestamp::from_micros(micros).unwrap(), id: uuid::Uuid::nil() }
     };
     for start in [PageStart::OlderThan(key(-2)), PageStart::NewerThan(key(2))] {
-        let page = common::query(&*node, filter.clone(), start, 10).await;
+        let page = common::query(&node, filter.clone(), start, 10).await;
         assert_eq!((page.count, page.events), (1, vec![]));
     }
 }
@@ -334,20 +345,20 @@ async fn same_events_on_three_nodes_count_once<C: SinkConfig>(store: Store) {
     assert_eq!(nodes.join_all().await.into_iter().sum::<usize>(), keys.len());
     let node = open::<C>(&store.url()).await;
     assert_counts_equal_events(&store);
-    store.fold(&*node).await;
+    store.fold(&node).await;
     assert_counts_equal_events(&store);
-    assert_eq!(newest(&*node, 1).await.count, keys.len() as u64);
+    assert_eq!(newest(&node, 1).await.count, keys.len() as u64);
 }
 
 async fn count_and_page_are_from_one_snapshot<C: SinkConfig>(store: Store) {
-    let node: Arc<dyn Sink> = open::<C>(&store.url()).await.into();
+    let node = Arc::new(open::<C>(&store.url()).await);
     let is_done = Arc::new(AtomicBool::new(false));
     let readers: Vec<_> = (0..2)
         .map(|_| {
             let (node, is_done) = (Arc::clone(&node), Arc::clone(&is_done));
             tokio::spawn(async move {
                 while !is_done.load(Ordering::Relaxed) {
-                    let page = newest(&*node, 1000).await;
+                    let page = newest(&node, 1000).await;
                     assert_eq!(page.count, page.events.len() as u64);
                 }
             })
@@ -357,7 +368,7 @@ async fn count_and_page_are_from_one_snapshot<C: SinkConfig>(store: Store) {
     for number in 0..900 {
         node.write(&[event(number)]).await.unwrap();
     }
-    store.fold(&*node).await;
+    store.fold(&node).await;
     is_done.store(true, Ordering::Relaxed);
     for reader in readers {
         reader.await.unwrap();
@@ -367,7 +378,7 @@ async fn count_and_page_are_from_one_snapshot<C: SinkConfig>(store: Store) {
 async fn interrupted_write_counts_completely_or_not_at_all<C: SinkConfig>(store: Store) {
     let mut rng = rng();
     let mut written = BTreeMap::new();
-    let node: Arc<dyn Sink> = open::<C>(&store.url()).await.into();
+    let node = Arc::new(open::<C>(&store.url()).await);
     for _ in 0..30 {
         let batch = random_batch(&mut rng);
         let (writer, events) = (Arc::clone(&node), batch.clone());
@@ -388,16 +399,16 @@ async fn interrupted_write_counts_completely_or_not_at_all<C: SinkConfig>(store:
         node.write(std::slice::from_ref(event)).await.unwrap();
     }
     assert_counts_equal_events(&store);
-    assert_eq!(newest(&*node, 1).await.count, written.len() as u64);
+    assert_eq!(newest(&node, 1).await.count, written.len() as u64);
 }
 
 /// The leaked server dies with the test process.
 async fn killed_server_keeps_counts_and_events_equal<C: SinkConfig>(server: Server) {
     let server: &'static Server = Box::leak(Box::new(server));
     let (mut rng, store) = (rng(), Store::on(server));
-    let mut nodes: Vec<Arc<dyn Sink>> = Vec::new();
+    let mut nodes: Vec<Arc<Node>> = Vec::new();
     for _ in 0..2 {
-        nodes.push(open::<C>(&store.url()).await.into());
+        nodes.push(Arc::new(open::<C>(&store.url()).await));
     }
     for _ in 0..4 {
         let mut writers = JoinSet::new();
@@ -415,9 +426,9 @@ async fn killed_server_keeps_counts_and_events_equal<C: SinkConfig>(server: Serv
         }
         assert_counts_equal_events(&store);
     }
-    store.fold(&*nodes[0]).await;
+    store.fold(&nodes[0]).await;
     assert_counts_equal_events(&store);
-    assert_eq!(newest(&*nodes[0], 1).await.count, store.sql("SELECT COUNT(*) FROM event") as u64);
+    assert_eq!(newest(&nodes[0], 1).await.count, store.sql("SELECT COUNT(*) FROM event") as u64);
 }
 
 async fn rejected_events_are_not_counted<C: SinkConfig>(store: Store) {
@@ -429,9 +440,9 @@ async fn rejected_events_are_not_counted<C: SinkConfig>(store: Store) {
         Store::Server(..) => "ALTER TABLE event ADD CONSTRAINT refuse CHECK (name <> 'bad')",
     });
     node.write(&[event(1), common::named(2, "bad", "1")]).await.unwrap_err();
-    assert_eq!(newest(&*node, 10).await.count, 0);
+    assert_eq!(newest(&node, 10).await.count, 0);
     node.write(&[event(1)]).await.unwrap();
-    assert_eq!(newest(&*node, 10).await.count, 1);
+    assert_eq!(newest(&node, 10).await.count, 1);
 }
 
 /// An operator deleted events by SQL, and several nodes start at once.
@@ -440,7 +451,7 @@ async fn repeated_migration_counts_anew<C: SinkConfig>(store: Store) {
     let events = (0..500).map(|_| random_event(&mut rng)).chain([Timestamp::MIN, Timestamp::MAX].map(common::at));
     let mut written: BTreeMap<_, _> = events.map(|event| (event.key(), event)).collect();
     node.write(&written.values().cloned().collect::<Vec<_>>()).await.unwrap();
-    store.fold(&*node).await;
+    store.fold(&node).await;
     node.close().await.unwrap();
     store.sql("DELETE FROM event WHERE name = 'page'");
     written.retain(|_, event| event.name() != "page");
@@ -458,7 +469,7 @@ async fn repeated_migration_counts_anew<C: SinkConfig>(store: Store) {
     assert_counts_equal_events(&store);
     assert_eq!(store.sql("SELECT COUNT(*) FROM eye_migration"), 1);
     written.extend((0..3).map(event).map(|event| (event.key(), event)));
-    assert_counts(&*open::<C>(&store.url()).await, &written, &mut rng).await;
+    assert_counts(&open::<C>(&store.url()).await, &written, &mut rng).await;
 }
 
 /// Events lie around the ends of months over some years, and ranges begin and end there.
@@ -483,6 +494,7 @@ async fn long_ranges_are_counted_by_month<C: SinkConfig>(store: Store) {
                     category,
                     name,
                     data: "1",
+                    origin: origin(),
                 })
             })
             .collect();
@@ -496,9 +508,9 @@ async fn long_ranges_are_counted_by_month<C: SinkConfig>(store: Store) {
                 ..random_filter(&mut rng)
             };
             let expected = written.values().filter(|event| matches(event, &filter)).count();
-            assert_eq!(matching(&*node, filter.clone()).await.count, expected as u64, "{filter:?}");
+            assert_eq!(matching(&node, filter.clone()).await.count, expected as u64, "{filter:?}");
         }
-        store.fold(&*node).await;
+        store.fold(&node).await;
     }
     assert_counts_equal_events(&store);
 }
@@ -510,5 +522,5 @@ async fn counts_are_exact_when_folding_fails<C: SinkConfig>(store: Store) {
     // Waits for the attempt to fold.
     node.close().await.unwrap();
     store.sql("ALTER TABLE elsewhere RENAME TO event_count");
-    assert_eq!((store.deltas(), newest(&*open::<C>(&store.url()).await, 10).await.count), (1, 1));
+    assert_eq!((store.deltas(), newest(&open::<C>(&store.url()).await, 10).await.count), (1, 1));
 }

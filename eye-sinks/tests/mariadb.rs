@@ -22,12 +22,12 @@ async fn event_too_large_for_the_server_is_rejected() {
     // Events that fit one by one are stored in several statements.
     let fitting: Vec<_> = (0..20).map(|n| named(n, "fits", &format!("\"{}\"", "x".repeat(400 * 1024)))).collect();
     sink.write(&fitting).await.unwrap();
-    assert_eq!(newest(&*sink, 100).await.events.len(), 20);
+    assert_eq!(newest(&sink, 100).await.events.len(), 20);
     // So are their counts, whose names are longer as JSON.
     let names: Vec<_> = (20..2020).map(|n| format!("{n:0150}").replace('0', "\u{1}")).collect();
     let counted: Vec<_> = (20..).zip(&names).map(|(n, name)| named(n, name, "{}")).collect();
     sink.write(&counted).await.unwrap();
-    assert_eq!(newest(&*sink, 1).await.count, 2020);
+    assert_eq!(newest(&sink, 1).await.count, 2020);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,7 +45,7 @@ async fn folds_respect_max_allowed_packet() {
         server.sql(&database.name, "SELECT COUNT(*) FROM event_count_delta").trim() == "0"
     };
     eventually("all deltas are folded", Duration::from_secs(20), deltas).await;
-    assert_eq!(newest(&*sink, 1).await.count, 500);
+    assert_eq!(newest(&sink, 1).await.count, 500);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -53,7 +53,7 @@ async fn sql_mode_of_the_server_is_overridden() {
     let server = MariaDb::start_with(&["--sql-mode=ORACLE"]);
     let sink = open::<MysqlConfig>(&server.create_database().url).await;
     sink.write(&[event(1)]).await.unwrap();
-    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+    assert_eq!(newest(&sink, 10).await.events, [event(1)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

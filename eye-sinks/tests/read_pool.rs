@@ -25,7 +25,7 @@ async fn hanging_connections_are_replaced() {
     let mut watcher = PgConnection::connect(&database.url).await.unwrap();
     let mut holder = PgConnection::connect(&database.url).await.unwrap();
     holder.execute("BEGIN; LOCK TABLE event IN ACCESS EXCLUSIVE MODE").await.unwrap();
-    let store = sink.store().unwrap();
+    let store = sink.store();
     let query = || EventQuery { filter: EventFilter::default(), start: PageStart::Newest, limit: 1 };
     let vanish = async {
         let sql = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
@@ -44,12 +44,12 @@ async fn hanging_connections_are_replaced() {
         // tokio advances the clock while all tasks wait for it.
         tokio::time::pause();
     };
-    let queries = join_all((0..READ_CONNECTIONS).map(|_| store.query(query())));
+    let queries = join_all((0..READ_CONNECTIONS).map(|_| store.page(query())));
     let (answers, ()) = tokio::join!(queries, vanish);
     for answer in answers {
         let error = answer.unwrap_err();
         assert!(matches!(&error, StoreError::Unavailable { reason } if reason.contains("35 s")), "{error:?}");
     }
     tokio::time::resume();
-    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+    assert_eq!(newest(&sink, 10).await.events, [event(1)]);
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{at, build, event, matching, named, newest, open, page, parse};
-use eye_core::sink::{Sink, SinkConfig, WriteError};
+use eye_core::sink::{SinkConfig, WriteError};
 use eye_core::store::{EventFilter, EventQuery, PageStart, StoreError};
 use eye_core::timestamp::Timestamp;
 use eye_harness::{MariaDb, PASSWORD, Postgres, Server, eventually};
@@ -92,7 +92,7 @@ async fn nodes_may_start_at_once<C: SinkConfig>(servers: Servers) {
     for node in nodes {
         node.await.unwrap();
     }
-    assert_eq!(newest(&*open::<C>(&database.url).await, 100).await.count, 8);
+    assert_eq!(newest(&open::<C>(&database.url).await, 100).await.count, 8);
 }
 
 async fn schema_of_a_newer_version_is_rejected<C: SinkConfig>(servers: Servers) {
@@ -130,7 +130,7 @@ async fn user_without_ddl_rights_suffices<C: SinkConfig>(servers: Servers) {
     );
     let sink = open::<C>(&database.url.replace(&format!("eye:{PASSWORD}"), &format!("{name}:x"))).await;
     sink.write(&[event(1)]).await.unwrap();
-    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+    assert_eq!(newest(&sink, 10).await.events, [event(1)]);
     eventually("counts are folded", Duration::from_secs(30), async || {
         sink.prepare().await.unwrap();
         server.sql(&database.name, "SELECT COUNT(*) FROM event_count_delta") == "0"
@@ -146,9 +146,9 @@ async fn rejected_batch_stores_nothing_and_quotes_nothing<C: SinkConfig>(servers
     let error = sink.write(&[event(1), named(2, "bad", "\"private\"")]).await.unwrap_err();
     let WriteError::Reject { reason } = &error else { panic!("{error:?}") };
     assert!(reason.contains("no_secrets") && !reason.contains("private") && !reason.contains("127.0.0.1"), "{reason}");
-    assert_eq!(newest(&*sink, 10).await.count, 0);
+    assert_eq!(newest(&sink, 10).await.count, 0);
     sink.write(&[event(1)]).await.unwrap();
-    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+    assert_eq!(newest(&sink, 10).await.events, [event(1)]);
 }
 
 async fn half_stored_batch_has_duplicates_when_retried<C: SinkConfig>(servers: Servers) {
@@ -160,10 +160,10 @@ async fn half_stored_batch_has_duplicates_when_retried<C: SinkConfig>(servers: S
     batch.push(named(999, "bad", "{}"));
     let error = sink.write(&batch).await.unwrap_err();
     assert!(matches!(error, WriteError::Reject { .. }), "{error:?}");
-    assert_eq!(newest(&*sink, 1).await.count, 500, "the half without it, and all of that");
+    assert_eq!(newest(&sink, 1).await.count, 500, "the half without it, and all of that");
     batch.pop();
     assert_eq!(sink.write(&batch).await.unwrap().duplicates, 500);
-    assert_eq!(newest(&*sink, 1).await.count, 999);
+    assert_eq!(newest(&sink, 1).await.count, 999);
 }
 
 async fn unclassified_error_keeps_the_connection<C: SinkConfig>(servers: Servers) {
@@ -195,7 +195,7 @@ async fn unclassified_error_keeps_the_connection<C: SinkConfig>(servers: Servers
     assert!(matches!(error, WriteError::Unknown { .. }), "{error:?}");
     sink.write(&[event(4)]).await.unwrap();
     assert_eq!(all().await, before);
-    assert_eq!(newest(&*sink, 10).await.count, 2);
+    assert_eq!(newest(&sink, 10).await.count, 2);
 }
 
 async fn dropped_table_is_recreated<C: SinkConfig>(servers: Servers) {
@@ -206,7 +206,7 @@ async fn dropped_table_is_recreated<C: SinkConfig>(servers: Servers) {
     server.sql(&database.name, "DROP TABLE event");
     server.sql(&database.name, "DROP TABLE eye_migration");
     reason(&sink.write(&[event(1)]).await.unwrap_err());
-    let answer = sink.store().unwrap().query(EventQuery { limit: 10, ..EventQuery::default() }).await;
+    let answer = sink.store().page(EventQuery { limit: 10, ..EventQuery::default() }).await;
     assert!(matches!(answer, Err(StoreError::Unavailable { .. })), "{answer:?}");
     sink.prepare().await.unwrap();
     sink.write(&[event(1)]).await.unwrap();
@@ -215,14 +215,14 @@ async fn dropped_table_is_recreated<C: SinkConfig>(servers: Servers) {
 async fn restart_of_the_server_costs_one_retry<C: SinkConfig>(servers: Servers) {
     let server = (servers.own)();
     let database = server.create_database();
-    let sink: Arc<dyn Sink> = open::<C>(&database.url).await.into();
+    let sink = Arc::new(open::<C>(&database.url).await);
     // Leaves several stale connections of each kind.
     let mut work = Vec::new();
     for number in 0..8 {
         let sink = Arc::clone(&sink);
         work.push(tokio::spawn(async move {
             sink.write(&[event(number)]).await.unwrap();
-            newest(&*sink, 10).await;
+            newest(&sink, 10).await;
         }));
     }
     for task in work {
@@ -230,14 +230,14 @@ async fn restart_of_the_server_costs_one_retry<C: SinkConfig>(servers: Servers) 
     }
     server.kill();
     server.restart();
-    assert_eq!(newest(&*sink, 10).await.count, 8);
+    assert_eq!(newest(&sink, 10).await.count, 8);
     reason(&sink.write(&[event(8)]).await.unwrap_err());
     sink.write(&[event(8)]).await.unwrap();
     server.kill();
     server.restart();
     sink.prepare().await.unwrap();
     sink.write(&[event(9)]).await.unwrap();
-    assert_eq!(newest(&*sink, 10).await.count, 10);
+    assert_eq!(newest(&sink, 10).await.count, 10);
 }
 
 async fn server_unavailable_at_startup_is_found_later<C: SinkConfig>(servers: Servers) {
@@ -249,13 +249,13 @@ async fn server_unavailable_at_startup_is_found_later<C: SinkConfig>(servers: Se
     let place = format!("127.0.0.1:{}/{}", server.port(), database.name);
     assert!(reason(&error).contains(&place) && reason(&error).contains("refused"), "{error}");
     let started = Instant::now();
-    let answer = sink.store().unwrap().query(EventQuery { limit: 10, ..EventQuery::default() }).await;
+    let answer = sink.store().page(EventQuery { limit: 10, ..EventQuery::default() }).await;
     let Err(StoreError::Unavailable { reason }) = answer else { panic!("{answer:?}") };
     assert!(started.elapsed() < Duration::from_secs(10) && !reason.contains(PASSWORD), "{reason}");
     server.restart();
     sink.prepare().await.unwrap();
     sink.write(&[event(1)]).await.unwrap();
-    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+    assert_eq!(newest(&sink, 10).await.events, [event(1)]);
 }
 
 async fn hanging_server_is_a_retry_in_bounded_time<C: SinkConfig>(servers: Servers) {
@@ -317,7 +317,7 @@ async fn tls_verifies_the_server<C: SinkConfig>(servers: Servers) {
     };
     let sink = open::<C>(&url(&server)).await;
     sink.write(&[event(1)]).await.unwrap();
-    assert_eq!(newest(&*sink, 100).await.count, 1);
+    assert_eq!(newest(&sink, 100).await.count, 1);
     let error = build::<C>(&url(&other)).await.prepare().await.unwrap_err();
     assert!(reason(&error).contains("certificate"), "{error}");
 }
@@ -327,7 +327,7 @@ async fn hanging_tls_server_does_not_block_close<C: SinkConfig>(servers: Servers
     let database = server.create_database();
     let parameter = if is_postgres::<C>() { "sslmode=require" } else { "ssl-mode=REQUIRED" };
     let sink = open::<C>(&format!("{}?{parameter}", database.url)).await;
-    assert_eq!(newest(&*sink, 100).await.count, 0);
+    assert_eq!(newest(&sink, 100).await.count, 0);
     server.pause();
     let start = Instant::now();
     assert!(matches!(sink.prepare().await, Err(WriteError::Retry { .. })));
@@ -363,35 +363,35 @@ async fn first_and_last_instant_are_stored<C: SinkConfig>(servers: Servers) {
     let sink = open::<C>(&(servers.shared)().create_database().url).await;
     let events = [Timestamp::MAX, Timestamp::from_micros(2_147_483_648_000_001).unwrap(), Timestamp::MIN].map(at);
     sink.write(&events).await.unwrap();
-    assert_eq!(newest(&*sink, 10).await.events, events);
+    assert_eq!(newest(&sink, 10).await.events, events);
     let since = |timestamp| EventFilter { timestamp_after: Some(timestamp), ..EventFilter::default() };
     for (event, expected) in events.iter().zip(1..) {
-        assert_eq!(matching(&*sink, since(event.timestamp())).await.count, expected);
+        assert_eq!(matching(&sink, since(event.timestamp())).await.count, expected);
     }
-    let older = page(&*sink, PageStart::OlderThan(events[0].key()), 10).await;
+    let older = page(&sink, PageStart::OlderThan(events[0].key()), 10).await;
     assert_eq!((older.events.as_slice(), older.has_newer), (&events[1..], true));
 }
 
 async fn filter_with_nul_finds_nothing<C: SinkConfig>(servers: Servers) {
     let sink = open::<C>(&(servers.shared)().create_database().url).await;
     sink.write(&[event(1)]).await.unwrap();
-    let page = matching(&*sink, EventFilter { name: Some("na\0me".to_owned()), ..EventFilter::default() }).await;
+    let page = matching(&sink, EventFilter { name: Some("na\0me".to_owned()), ..EventFilter::default() }).await;
     assert_eq!((page.count, page.events.len()), (0, 0));
 }
 
 async fn page_reports_event_of_its_key<C: SinkConfig>(servers: Servers) {
-    common::assert_page_reports_event_of_its_key(&*open::<C>(&(servers.shared)().create_database().url).await).await;
+    common::assert_page_reports_event_of_its_key(&open::<C>(&(servers.shared)().create_database().url).await).await;
 }
 
 async fn cancelled_queries_leave_no_broken_connection<C: SinkConfig>(servers: Servers) {
     let sink = open::<C>(&(servers.shared)().create_database().url).await;
     sink.write(&(0..1000).map(event).collect::<Vec<_>>()).await.unwrap();
     for micros in 0..200 {
-        let query = sink.store().unwrap().query(EventQuery { limit: 1000, ..EventQuery::default() });
+        let query = sink.store().page(EventQuery { limit: 1000, ..EventQuery::default() });
         drop(tokio::time::timeout(Duration::from_micros(micros * 20), query).await);
     }
     for _ in 0..8 {
-        assert_eq!(newest(&*sink, 10).await.count, 1000);
+        assert_eq!(newest(&sink, 10).await.count, 1000);
     }
 }
 

@@ -9,9 +9,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{at, build, event, matching, named, newest, open, parse};
+use common::{at, build, event, matching, named, newest, open, parse, try_build};
 use eye_core::event::Event;
-use eye_core::sink::{SinkConfig, WriteError};
+use eye_core::sink::WriteError;
 use eye_core::store::{EventFilter, EventQuery, StoreError};
 use eye_core::timestamp::Timestamp;
 use eye_harness::{eventually, sqlite_with_staging};
@@ -49,7 +49,7 @@ async fn created_files_are_for_the_owner_only() {
     let folder = TempDir::new().unwrap();
     let sink = open::<SqliteConfig>(&url(&folder)).await;
     sink.write(&[event(1)]).await.unwrap();
-    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+    assert_eq!(newest(&sink, 10).await.events, [event(1)]);
     let data = folder.path().join("data");
     assert_eq!(mode(&data), 0o700);
     for name in ["eye.db", "eye.db-wal", "eye.db-shm", "eye.db-staging", "eye.db-staging-wal", "eye.db-staging-shm"] {
@@ -98,13 +98,13 @@ async fn replaced_file_answers_queries() {
     let folder = TempDir::new().unwrap();
     let sink = open::<SqliteConfig>(&url(&folder)).await;
     sink.write(&[event(1)]).await.unwrap();
-    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+    assert_eq!(newest(&sink, 10).await.events, [event(1)]);
     std::fs::rename(folder.path().join("data"), folder.path().join("before")).unwrap();
     let query = EventQuery { limit: 10, ..EventQuery::default() };
-    let gone = sink.store().unwrap().query(query).await;
+    let gone = sink.store().page(query).await;
     assert!(matches!(gone, Err(StoreError::Unavailable { .. })), "{gone:?}");
     open::<SqliteConfig>(&url(&folder)).await.write(&[event(2)]).await.unwrap();
-    assert_eq!(newest(&*sink, 10).await.events, [event(2)]);
+    assert_eq!(newest(&sink, 10).await.events, [event(2)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,7 +122,7 @@ async fn nodes_may_start_at_once() {
     for node in nodes {
         node.await.unwrap();
     }
-    assert_eq!(newest(&*open::<SqliteConfig>(&url(&folder)).await, 10).await.count, 8);
+    assert_eq!(newest(&open::<SqliteConfig>(&url(&folder)).await, 10).await.count, 8);
 }
 
 #[tokio::test]
@@ -135,9 +135,9 @@ async fn rejected_batch_stores_nothing_and_quotes_nothing() {
     sqlx::query(trigger).execute(&mut other).await.unwrap();
     let error = sink.write(&[event(1), named(2, "bad", "\"private\"")]).await.unwrap_err();
     assert_eq!(error, WriteError::reject("no secrets"));
-    assert_eq!(newest(&*sink, 10).await.count, 0);
+    assert_eq!(newest(&sink, 10).await.count, 0);
     sink.write(&[event(1)]).await.unwrap();
-    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+    assert_eq!(newest(&sink, 10).await.events, [event(1)]);
 }
 
 #[tokio::test]
@@ -152,7 +152,7 @@ async fn rollback_by_sqlite_keeps_the_error() {
     let error = sink.write(&[event(1), named(2, "bad", "1")]).await.unwrap_err();
     assert_eq!(error, WriteError::reject("no secrets"));
     sink.write(&[event(1)]).await.unwrap();
-    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+    assert_eq!(newest(&sink, 10).await.events, [event(1)]);
 }
 
 #[tokio::test]
@@ -161,23 +161,23 @@ async fn first_and_last_instant_are_stored() {
     let sink = open::<SqliteConfig>(&url(&folder)).await;
     let events = [Timestamp::MAX, Timestamp::MIN].map(at);
     sink.write(&events).await.unwrap();
-    assert_eq!(newest(&*sink, 10).await.events, events);
+    assert_eq!(newest(&sink, 10).await.events, events);
     let filter = EventFilter { timestamp_after: Some(Timestamp::MAX), ..EventFilter::default() };
-    assert_eq!(matching(&*sink, filter).await.count, 1);
+    assert_eq!(matching(&sink, filter).await.count, 1);
 }
 
 #[tokio::test]
 async fn unusable_file_is_an_error_at_startup() {
     let folder = TempDir::new().unwrap();
     std::fs::write(folder.path().join("data"), "no folder").unwrap();
-    let error = parse::<SqliteConfig>(&url(&folder)).unwrap().build().await.err().unwrap().to_string();
+    let error = try_build::<SqliteConfig>(&url(&folder)).await.err().unwrap().to_string();
     assert!(error.contains("data/eye.db") && error.contains("set `url` to another file"), "{error}");
 
     let folder = TempDir::new().unwrap();
     std::fs::create_dir(folder.path().join("data")).unwrap();
     std::fs::write(folder.path().join("data/eye.db"), "no database, but long enough to have a header".repeat(100))
         .unwrap();
-    let error = parse::<SqliteConfig>(&url(&folder)).unwrap().build().await.err().unwrap().to_string();
+    let error = try_build::<SqliteConfig>(&url(&folder)).await.err().unwrap().to_string();
     assert!(error.contains("file is not a database"), "{error}");
 }
 
@@ -199,7 +199,7 @@ fn url_must_name_a_file() {
 #[tokio::test]
 async fn page_reports_event_of_its_key() {
     let folder = TempDir::new().unwrap();
-    common::assert_page_reports_event_of_its_key(&*open::<SqliteConfig>(&url(&folder)).await).await;
+    common::assert_page_reports_event_of_its_key(&open::<SqliteConfig>(&url(&folder)).await).await;
 }
 
 /// Returns the numbers of staged events and of events in the main table.
@@ -238,11 +238,11 @@ async fn staged_events_are_visible_and_flushed_in_time() {
     let lock = lock(&url(&folder)).await;
     sink.write(&events(0, 3)).await.unwrap();
     assert_eq!(rows(&url(&folder)).await, (3, 0));
-    let page = newest(&*sink, 2).await;
+    let page = newest(&sink, 2).await;
     assert_eq!((page.count, page.events.as_slice()), (3, [event(2), event(1)].as_slice()));
     lock.close().await.unwrap();
     until_flushed(&url(&folder), 3).await;
-    let page = newest(&*sink, 2).await;
+    let page = newest(&sink, 2).await;
     assert_eq!((page.count, page.events.as_slice()), (3, [event(2), event(1)].as_slice()));
 }
 
@@ -301,7 +301,7 @@ async fn event_is_stored_once_in_either_file() {
         assert_eq!(sink.write(&events(first, number)).await.unwrap().duplicates, duplicates, "{first}");
         let (staged, main) = rows(&url(&folder)).await;
         assert_eq!(staged + main, stored, "{first}: {staged}, {main}");
-        assert_eq!(newest(&*sink, 1).await.count, stored as u64);
+        assert_eq!(newest(&sink, 1).await.count, stored as u64);
     }
 }
 
@@ -324,7 +324,7 @@ async fn failing_flush_blocks_nothing() {
     assert_eq!(rows(&url(&folder)).await, (64, 10));
     let sink = open::<SqliteConfig>(&url(&folder)).await;
     assert_eq!(sink.write(&events(0, 64)).await.unwrap().duplicates, 64);
-    assert_eq!(newest(&*sink, 1).await.count, 74);
+    assert_eq!(newest(&sink, 1).await.count, 74);
     other.execute("DROP TRIGGER no_secrets").await.unwrap();
     sink.close().await.unwrap();
     // The next start tries again.
@@ -352,12 +352,12 @@ async fn staged_events_of_a_killed_program_are_kept() {
     // The sink is not closed, and the lock outlives it.
     drop(sink);
     let sink = build::<SqliteConfig>(&url(&folder)).await;
-    assert_eq!(newest(&*sink, 1).await.count, 10);
+    assert_eq!(newest(&sink, 1).await.count, 10);
     drop(other);
     sink.prepare().await.unwrap();
     assert_eq!(sink.write(&events(5, 10)).await.unwrap().duplicates, 5);
     until_flushed(&url(&folder), 15).await;
-    assert_eq!(newest(&*sink, 1).await.count, 15);
+    assert_eq!(newest(&sink, 1).await.count, 15);
 }
 
 #[tokio::test]
@@ -377,7 +377,7 @@ async fn two_programs_store_an_event_once() {
         let (staged, main) = rows(&url(&folder)).await;
         assert_eq!(staged + main, stored, "{first}: {staged}, {main}");
     }
-    assert_eq!(newest(&*nodes[0], 1).await.count, 12_010);
+    assert_eq!(newest(&nodes[0], 1).await.count, 12_010);
 }
 
 #[tokio::test]
@@ -386,12 +386,12 @@ async fn clean_shutdown_leaves_one_file() {
     for stored in 1..4 {
         let sink = open::<SqliteConfig>(&url(&folder)).await;
         sink.write(&[event(stored as u64)]).await.unwrap();
-        assert_eq!(newest(&*sink, 10).await.count, stored as u64);
+        assert_eq!(newest(&sink, 10).await.count, stored as u64);
         sink.close().await.unwrap();
         assert_eq!(files(&folder), ["eye.db"]);
         assert_eq!(rows(&url(&folder)).await, (0, stored));
         let query = EventQuery { limit: 10, ..EventQuery::default() };
-        let answer = sink.store().unwrap().query(query).await;
+        let answer = sink.store().page(query).await;
         assert!(matches!(answer, Err(StoreError::Unavailable { .. })), "{answer:?}");
         assert_eq!(files(&folder), ["eye.db"], "a query recreates nothing");
     }
@@ -431,7 +431,7 @@ async fn last_of_two_programs_removes_the_staging_file() {
     first.write(&[event(1)]).await.unwrap();
     first.close().await.unwrap();
     last.write(&[event(2)]).await.unwrap();
-    assert_eq!(newest(&*last, 10).await.count, 2);
+    assert_eq!(newest(&last, 10).await.count, 2);
     last.close().await.unwrap();
     assert_eq!((files(&folder), rows(&url(&folder)).await), (vec!["eye.db".to_owned()], (0, 2)));
 }
@@ -455,7 +455,7 @@ async fn staging_file_removed_by_another_program_is_recreated() {
     .await;
     sink.prepare().await.unwrap();
     sink.write(&[event(2)]).await.unwrap();
-    assert_eq!(newest(&*sink, 10).await.count, 2);
+    assert_eq!(newest(&sink, 10).await.count, 2);
 }
 
 #[tokio::test]
@@ -475,7 +475,7 @@ async fn removed_file_with_events_accepts_no_more() {
         std::fs::rename(&elsewhere, &file).unwrap();
         sink.prepare().await.unwrap();
         sink.write(&[event(2)]).await.unwrap();
-        assert_eq!(newest(&*sink, 10).await.count, 2, "{name}");
+        assert_eq!(newest(&sink, 10).await.count, 2, "{name}");
     }
 }
 
@@ -490,7 +490,7 @@ async fn removed_staging_file_without_events_is_recreated() {
     assert!(matches!(&error, WriteError::Retry { .. }), "{error}");
     sink.prepare().await.unwrap();
     sink.write(&[event(2)]).await.unwrap();
-    assert_eq!(newest(&*sink, 10).await.count, 2);
+    assert_eq!(newest(&sink, 10).await.count, 2);
 }
 
 #[tokio::test]
@@ -503,7 +503,7 @@ async fn new_staging_file_hides_no_event() {
     let other = lock(&url(&folder)).await;
     // Their numbers are those of the flushed events of the first staging file.
     sink.write(&events(10, 3)).await.unwrap();
-    assert_eq!((rows(&url(&folder)).await, newest(&*sink, 1).await.count), ((3, 10), 13));
+    assert_eq!((rows(&url(&folder)).await, newest(&sink, 1).await.count), ((3, 10), 13));
     drop(other);
     until_flushed(&url(&folder), 13).await;
 }
@@ -525,9 +525,9 @@ async fn staging_file_restored_from_an_older_copy_loses_nothing() {
         sink.close().await.unwrap();
         std::fs::rename(&copy, &staging).unwrap();
         let sink = open::<SqliteConfig>(&url(&folder)).await;
-        let before = newest(&*sink, 1).await.count;
+        let before = newest(&sink, 1).await.count;
         sink.write(&events(first + 20, 3)).await.unwrap();
-        assert_eq!(newest(&*sink, 1).await.count, before + 3, "they are visible");
+        assert_eq!(newest(&sink, 1).await.count, before + 3, "they are visible");
         until_flushed(&url(&folder), before as i64 + 3).await;
         sink.close().await.unwrap();
         assert_eq!(files(&folder), ["eye.db"]);
@@ -575,7 +575,7 @@ async fn kill_at_any_moment_loses_nothing() {
         let acked = steps.into_iter().chain(lines).filter_map(|line| line.strip_prefix("stored ")?.parse::<u64>().ok());
         let acked = acked.max().unwrap_or(stored);
         let sink = open::<SqliteConfig>(&url(&folder)).await;
-        stored = newest(&*sink, 1).await.count;
+        stored = newest(&sink, 1).await.count;
         assert!(stored == acked || stored == acked + KILLED_BATCH, "{stored} stored, {acked} acknowledged");
         sink.close().await.unwrap();
         assert_eq!((files(&folder), rows(&url(&folder)).await), (vec!["eye.db".to_owned()], (0, stored as i64)));

@@ -1,24 +1,25 @@
-//! From a message body to events: the same grammar for every source.
+//! The decoder from a message body to events: the same grammar for every source.
+//!
+//! [`decode`] reads a whole body and returns the events that are valid and the errors of those that are not, each with
+//! its index in the body.
 
 use std::ops::Range;
 
-use eye_core::event::{Event, EventErrors, EventId, EventLimits};
+use eye_core::event::{Event, EventErrors, EventId, ParseContext};
 use eye_core::json::{JsonText, Scanner, SyntaxError};
-use eye_core::timestamp::Timestamp;
-use serde::Serialize;
 use uuid::Uuid;
 
-/// How the events of a body are told apart.
+/// The separation of events within a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// One object, an array of objects, or several of these one behind the other.
+    /// One object, an array of objects, or several of these one after the other.
     Json,
     /// One object a line.
     Ndjson,
 }
 
 impl Framing {
-    /// By the media type of a `Content-Type`, whatever its parameters. `None` where it is not one of events.
+    /// Returns the framing for the media type of a `Content-Type`, whose parameters are ignored. `None` for an unknown one.
     pub fn of_content_type(content_type: &str) -> Option<Self> {
         let media_type = content_type.split(';').next().unwrap_or_default().trim();
         let is = |name| media_type.eq_ignore_ascii_case(name);
@@ -33,78 +34,70 @@ impl Framing {
 }
 
 /// The most refused events that are listed with their errors. Without a bound, two bytes of a body (`1,`) would take
-/// hundreds of the report.
+/// hundreds of bytes of the report.
 pub const MAX_LISTED: usize = 10_000;
 
-/// Bodies up to this size are parsed where they are read, in less time than handing them over takes to matter.
+/// The largest body that is parsed on the task that read it: parsing takes less time than handing it to another thread.
 pub const INLINE_MAX_BYTES: usize = 128 * 1024;
 
-/// What a body holds.
+/// The contents of a body.
 #[derive(Debug)]
 pub struct Decoded {
-    /// The events that passed the gate, in the order of the body.
+    /// The valid events, in the order of the body.
     pub events: Vec<Event>,
-    /// The place in the body of each of them, from 0.
+    /// The index in the body of each of them, from 0.
     pub indices: Vec<usize>,
-    /// The others, in the order of the body; the first [`MAX_LISTED`] of them.
-    pub rejected: Vec<RejectedEvent>,
-    /// How many more of the others there are.
+    /// The invalid events, in the order of the body; the first [`MAX_LISTED`] of them.
+    pub invalid: Vec<InvalidEvent>,
+    /// The number of further invalid events.
     pub unlisted: usize,
     /// False only for a body that is one single value and no array.
     pub many: bool,
 }
 
-/// An event that did not pass the gate.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct RejectedEvent {
-    /// Its place in the body, from 0.
+/// An invalid event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidEvent {
+    /// Its index in the body, from 0.
     pub index: usize,
-    /// What is wrong with it.
+    /// Its faults.
     pub errors: EventErrors,
-    /// Where its text stands in the body, not counting a byte order mark.
-    #[serde(skip)]
+    /// Its text's range in the body, not counting a byte order mark.
     pub text: Range<usize>,
 }
 
-/// Where the `id` of an event comes from that has none.
+/// The source of the `id` of an event that has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NewIds {
-    /// A UUIDv7 each: the same body sent again is other events.
-    Minted,
-    /// From the message that carries them, which may come again: its own id for the first event of the body, and UUIDv5
-    /// of it and their place for the others.
+    /// A UUIDv7 for each event: the same body sent again holds other events.
+    Random,
+    /// Derived from the id of the message, which may be delivered again: the id itself for the first event of the body,
+    /// and the UUIDv5 of it and the index for the others.
     From(EventId),
 }
 
 impl NewIds {
-    /// The id of the event at this place.
+    /// Returns the id of the event at this index.
     pub fn of(self, index: usize) -> EventId {
         match self {
-            Self::Minted => Uuid::now_v7(),
+            Self::Random => Uuid::now_v7(),
             Self::From(first) if index == 0 => first,
             Self::From(first) => Uuid::new_v5(&first, &(index as u64).to_be_bytes()),
         }
     }
 }
 
-/// Reads a body. An event that is refused takes no other along.
+/// Decodes a body. An invalid event does not affect the others.
 ///
 /// # Errors
-/// [`SyntaxError`] where a body of JSON is not JSON: no event of it is taken. In NDJSON this refuses just its line.
-pub fn decode(
-    body: &[u8],
-    framing: Framing,
-    received_at: Timestamp,
-    limits: &EventLimits,
-    new_ids: NewIds,
-) -> Result<Decoded, SyntaxError> {
+/// [`SyntaxError`] when a JSON body is not JSON: no event of it is taken. In NDJSON this refuses just the line.
+pub fn decode(body: &[u8], framing: Framing, context: &ParseContext, new_ids: NewIds) -> Result<Decoded, SyntaxError> {
     let text = JsonText::new(body);
     let mut decoder = Decoder {
         scanner: Scanner::new(&text),
-        received_at,
-        limits,
+        context,
         new_ids,
-        decoded: Decoded { events: Vec::new(), indices: Vec::new(), rejected: Vec::new(), unlisted: 0, many: false },
+        decoded: Decoded { events: Vec::new(), indices: Vec::new(), invalid: Vec::new(), unlisted: 0, many: false },
     };
     match framing {
         Framing::Json => decoder.json()?,
@@ -115,8 +108,7 @@ pub fn decode(
 
 struct Decoder<'a> {
     scanner: Scanner<'a>,
-    received_at: Timestamp,
-    limits: &'a EventLimits,
+    context: &'a ParseContext,
     new_ids: NewIds,
     decoded: Decoded,
 }
@@ -168,7 +160,7 @@ impl<'a> Decoder<'a> {
 
     fn scan(&mut self) -> Result<Result<Event, EventErrors>, SyntaxError> {
         let (new_ids, index) = (self.new_ids, self.next_index());
-        Event::scan(&mut self.scanner, self.received_at, self.limits, || new_ids.of(index))
+        Event::scan(&mut self.scanner, self.context, || new_ids.of(index))
     }
 
     fn ndjson(&mut self, text: &'a JsonText<'_>) {
@@ -186,7 +178,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// The event of a line, which holds nothing else.
+    /// Reads the event of a line, which holds nothing else.
     fn line(&mut self) -> Result<Result<Event, EventErrors>, SyntaxError> {
         let event = self.scan()?;
         self.scanner.skip_white_space();
@@ -200,15 +192,15 @@ impl<'a> Decoder<'a> {
                 self.decoded.events.push(event);
                 self.decoded.indices.push(index);
             }
-            Err(errors) if self.decoded.rejected.len() < MAX_LISTED => {
-                self.decoded.rejected.push(RejectedEvent { index, errors, text });
+            Err(errors) if self.decoded.invalid.len() < MAX_LISTED => {
+                self.decoded.invalid.push(InvalidEvent { index, errors, text });
             }
             Err(_) => self.decoded.unlisted += 1,
         }
     }
 
     fn next_index(&self) -> usize {
-        self.decoded.events.len() + self.decoded.rejected.len() + self.decoded.unlisted
+        self.decoded.events.len() + self.decoded.invalid.len() + self.decoded.unlisted
     }
 }
 
@@ -217,12 +209,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use proptest::prelude::*;
-    use serde_json::json;
 
     use super::*;
 
     fn decode(body: impl AsRef<[u8]>, framing: Framing) -> Result<Decoded, SyntaxError> {
-        super::decode(body.as_ref(), framing, Timestamp::MIN, &EventLimits::default(), NewIds::Minted)
+        super::decode(body.as_ref(), framing, &crate::fake::parse_context(), NewIds::Random)
     }
 
     fn decode_json(body: impl AsRef<[u8]>) -> Decoded {
@@ -245,11 +236,11 @@ mod tests {
     /// The names and indices of the events, the indices of those refused, and `many`.
     fn outline(decoded: &Decoded) -> (Vec<(&str, usize)>, Vec<usize>, bool) {
         let names = decoded.events.iter().map(Event::name).zip(decoded.indices.iter().copied()).collect();
-        (names, decoded.rejected.iter().map(|rejected| rejected.index).collect(), decoded.many)
+        (names, decoded.invalid.iter().map(|rejected| rejected.index).collect(), decoded.many)
     }
 
     #[test]
-    fn a_json_body_is_an_object_an_array_or_several_of_them() {
+    fn json_body_is_an_object_an_array_or_several() {
         let [a, b, c] = ["a", "b", "c"].map(event);
         let table = [
             (a.clone(), vec![("a", 0)], false),
@@ -271,16 +262,16 @@ mod tests {
     }
 
     #[test]
-    fn refused_events_beyond_the_bound_are_counted_and_take_no_other_along() {
+    fn invalid_events_beyond_the_bound_are_only_counted() {
         for (refused, unlisted) in [(MAX_LISTED, 0), (MAX_LISTED + 2, 2)] {
             let decoded = decode_json(format!("[{}{}]", "1,".repeat(refused), event("a")));
-            assert_eq!((decoded.rejected.len(), decoded.unlisted), (MAX_LISTED, unlisted));
+            assert_eq!((decoded.invalid.len(), decoded.unlisted), (MAX_LISTED, unlisted));
             assert_eq!(decoded.indices, [refused]);
         }
     }
 
     #[test]
-    fn a_refused_event_takes_no_other_along() {
+    fn invalid_event_does_not_affect_others() {
         let deep = event("a").replace("[1]", &format!("{}{}", "[".repeat(33), "]".repeat(33)));
         let large = event("a").replace("[1]", &format!("\"{}\"", "x".repeat(1024 * 1024)));
         let refused = [
@@ -323,10 +314,7 @@ mod tests {
     fn scalars_are_refused_as_events_not_as_syntax() {
         let decoded = decode_json("\"a\"");
         assert_eq!(outline(&decoded), (vec![], vec![0], false));
-        assert_eq!(
-            serde_json::to_value(&decoded.rejected).unwrap(),
-            json!([{"index": 0, "errors": {"non_field_errors": ["Invalid data. Expected an object, but got a string."]}}])
-        );
+        assert_eq!(decoded.invalid[0].errors.to_string(), "event: Invalid data. Expected an object, but got a string.");
         assert_eq!(outline(&decode_json("1 2")), (vec![], vec![0, 1], true));
     }
 
@@ -362,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn ndjson_has_an_object_a_line() {
+    fn ndjson_has_one_object_per_line() {
         let [a, b, c] = ["a", "b", "c"].map(event);
         let table = [
             (String::new(), vec![]),
@@ -378,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_not_one_object_is_refused_alone() {
+    fn invalid_line_does_not_affect_others() {
         let a = event("a");
         let table = [
             ("  é".to_owned(), "JSON parse error at line 4 column 3: expected a JSON value, but found `é`"),
@@ -393,25 +381,23 @@ mod tests {
         for (line, error) in table {
             let decoded = decode_ndjson(format!("\n{a}\n\n{line}\n{a}"));
             assert_eq!(outline(&decoded), (vec![("a", 0), ("a", 2)], vec![1], true));
-            assert_eq!(
-                serde_json::to_value(&decoded.rejected).unwrap(),
-                json!([{"index": 1, "errors": {"non_field_errors": [error]}}])
-            );
+            assert_eq!(decoded.invalid[0].errors.to_string(), format!("event: {error}"));
         }
     }
 
     #[test]
-    fn an_object_over_several_lines_is_no_ndjson() {
+    fn object_over_several_lines_is_no_ndjson() {
         assert_eq!(outline(&decode_ndjson("{\n}")), (vec![], vec![0, 1], true));
     }
 
     #[test]
-    fn an_event_over_its_limit_is_marked_and_passed_over() {
-        let limits = EventLimits { max_event_bytes: event("a").len() };
+    fn event_over_its_limit_is_skipped() {
+        let mut context = crate::fake::parse_context();
+        context.limits.max_event_bytes = event("a").len();
         let body = format!("[ {} ,{}, {}]", event("a"), event("ab"), event("b"));
-        let decoded = super::decode(body.as_bytes(), Framing::Json, Timestamp::MIN, &limits, NewIds::Minted).unwrap();
+        let decoded = super::decode(body.as_bytes(), Framing::Json, &context, NewIds::Random).unwrap();
         assert_eq!(outline(&decoded), (vec![("a", 0), ("b", 2)], vec![1], true));
-        assert!(decoded.rejected[0].errors.is_too_large());
+        assert!(decoded.invalid[0].errors.is_too_large());
     }
 
     #[test]
@@ -429,8 +415,8 @@ mod tests {
         let own = event("own").replace('{', r#"{"id":"00000000-0000-0000-0000-000000000009","#);
         let body = format!("[{},{own},{},1]", event("a"), event("b"));
         let ids = |new_ids| {
-            let limits = EventLimits::default();
-            let decoded = super::decode(body.as_bytes(), Framing::Json, Timestamp::MIN, &limits, new_ids).unwrap();
+            let context = crate::fake::parse_context();
+            let decoded = super::decode(body.as_bytes(), Framing::Json, &context, new_ids).unwrap();
             decoded.events.iter().map(Event::id).collect::<Vec<_>>()
         };
         let [first, second] = [Uuid::from_u128(7), Uuid::from_u128(8)];
@@ -438,15 +424,15 @@ mod tests {
         assert_eq!(of_first[..2], [first, Uuid::from_u128(9)]);
         assert_eq!(of_first, ids(NewIds::From(first)));
         assert!(ids(NewIds::From(second)).iter().all(|id| !of_first.contains(id) || id.as_u128() == 9));
-        assert_ne!(ids(NewIds::Minted), ids(NewIds::Minted));
+        assert_ne!(ids(NewIds::Random), ids(NewIds::Random));
     }
 
     #[test]
     fn many_wrong_lines_are_located_in_linear_time() {
         let decoded = decode_ndjson("x\n".repeat(500_000));
-        let last = serde_json::to_value(decoded.rejected.last().unwrap()).unwrap();
-        assert!(last["errors"]["non_field_errors"][0].as_str().unwrap().contains("line 10000 column 1:"));
-        assert_eq!(decoded.rejected.len() + decoded.unlisted, 500_000);
+        let last = decoded.invalid.last().unwrap().errors.to_string();
+        assert!(last.contains("line 10000 column 1:"), "{last}");
+        assert_eq!(decoded.invalid.len() + decoded.unlisted, 500_000);
     }
 
     proptest! {
@@ -459,14 +445,14 @@ mod tests {
                 for framing in [Framing::Json, Framing::Ndjson] {
                     if let Ok(decoded) = decode(body, framing) {
                         prop_assert_eq!(decoded.events.len(), decoded.indices.len());
-                        prop_assert!(decoded.many || decoded.events.len() + decoded.rejected.len() == 1);
+                        prop_assert!(decoded.many || decoded.events.len() + decoded.invalid.len() == 1);
                     }
                 }
             }
         }
 
         #[test]
-        fn a_cut_body_gives_a_syntax_error(at in 0..event("a").len()) {
+        fn cut_body_is_a_syntax_error(at in 0..event("a").len()) {
             prop_assert!(decode(&event("a")[..at], Framing::Json).is_err());
         }
     }

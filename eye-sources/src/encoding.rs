@@ -1,4 +1,4 @@
-//! `Content-Encoding`: which there are, and decoding them within a bound.
+//! `Content-Encoding`: the supported compressions, and decompression within a bound.
 
 use std::io::{self, Read};
 
@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, header};
 use flate2::bufread::MultiGzDecoder;
 use flate2::{Decompress, FlushDecompress, Status};
 
-/// How a body was compressed.
+/// The compression of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Encoding {
     Identity,
@@ -15,23 +15,23 @@ pub(crate) enum Encoding {
     Zstd,
 }
 
-/// Why a body could not be decoded.
+/// A body that could not be decompressed.
 #[derive(Debug)]
 pub(crate) enum DecodeError {
     /// More decoded bytes than allowed.
     TooLarge,
-    /// The compressed bytes are damaged, cut short, or something else.
+    /// The compressed bytes are damaged, cut short, or of another format.
     Corrupt(io::Error),
 }
 
 /// The encodings that [`Encoding::of`] knows, for `Accept-Encoding`.
 pub(crate) const ACCEPTED: &str = "gzip, deflate, zstd";
 
-/// The largest back-reference zstd may ask memory for: 8 MiB, what RFC 8878 wants every decoder to support.
+/// The largest window of zstd: 8 MiB, which RFC 8878 asks every decoder to support.
 const ZSTD_WINDOW_LOG: u32 = 23;
 
 impl Encoding {
-    /// The encoding that the headers name; one at most.
+    /// Returns the encoding that the headers name; one at most.
     ///
     /// # Errors
     /// The header as sent, when it names another encoding or several.
@@ -56,7 +56,7 @@ impl Encoding {
         Ok(encoding)
     }
 
-    /// Decodes a compressed body into `max_bytes` at most, and never holds more. Blocks for as long as that takes.
+    /// Decompresses a body to at most `max_bytes`, and never holds more in memory. Blocks.
     pub(crate) fn decode(self, body: &[u8], max_bytes: usize) -> Result<Vec<u8>, DecodeError> {
         match self {
             Self::Identity => read(body, max_bytes),
@@ -88,8 +88,8 @@ fn read(mut decoder: impl Read, max_bytes: usize) -> Result<Vec<u8>, DecodeError
     }
 }
 
-/// Deflate as the RFC means it (zlib), or raw as some clients send it. Not by flate2's readers: they take a stream that
-/// was cut short for a whole one.
+/// Decompresses deflate with the zlib header that the RFC asks for, or raw, as some clients send it. flate2's readers
+/// are not used because they accept a stream that was cut short.
 fn inflate(body: &[u8], max_bytes: usize) -> Result<Vec<u8>, DecodeError> {
     let zlib = matches!(body, [cmf, flags, ..] if cmf & 0x0f == 8 && u16::from_be_bytes([*cmf, *flags]) % 31 == 0);
     let mut decompress = Decompress::new(zlib);
@@ -113,14 +113,14 @@ fn inflate(body: &[u8], max_bytes: usize) -> Result<Vec<u8>, DecodeError> {
     }
 }
 
-/// Appends within `max_bytes`; `Vec`'s own growth would reserve past it.
+/// Appends within `max_bytes`; the growth of `Vec` alone would reserve more.
 fn append(decoded: &mut Vec<u8>, chunk: &[u8], max_bytes: usize) -> Result<(), DecodeError> {
-    let room = max_bytes - decoded.len();
-    if chunk.len() > room {
+    let available = max_bytes - decoded.len();
+    if chunk.len() > available {
         return Err(DecodeError::TooLarge);
     }
     if decoded.capacity() - decoded.len() < chunk.len() {
-        decoded.reserve_exact(decoded.len().max(chunk.len()).min(room));
+        decoded.reserve_exact(decoded.len().max(chunk.len()).min(available));
     }
     decoded.extend_from_slice(chunk);
     Ok(())

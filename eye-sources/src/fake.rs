@@ -1,4 +1,4 @@
-//! A transport that does as it is told, for the tests of sources.
+//! A transport with a scripted reaction, for the tests of sources.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use eye_core::ack::{Ack, Outcome, Receipt};
-use eye_core::event::Event;
+use eye_core::event::{Event, EventLimits, Origin, ParseContext};
+use eye_core::timestamp::Timestamp;
 use eye_core::transport::{Custody, PublishError, Subscription, Transport, TransportError};
 
-/// What the transport does with what is published.
+/// The transport's reaction to published events.
 pub(crate) enum Told {
     Settle(Outcome),
     Refuse(PublishError),
@@ -39,7 +40,7 @@ impl FakeTransport {
         *self.told.lock().unwrap() = told;
     }
 
-    /// How many publishes wait for ever.
+    /// Returns the number of publishes that wait for ever.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
@@ -80,4 +81,10 @@ impl Transport for FakeTransport {
     fn custody(&self, _: &str) -> Custody {
         unreachable!("a source does not ask")
     }
+}
+
+/// The context of events for tests of decoding.
+pub(crate) fn parse_context() -> ParseContext {
+    let origin = Arc::new(Origin::new("test", None));
+    ParseContext { received_at: Timestamp::MIN, origin, limits: EventLimits::default() }
 }

@@ -1,37 +1,43 @@
-//! `type = "http"`: events by `POST /api/event/`, on the one listener.
+//! `type = "http"`: events by `POST /api/event/`, on the program's listener.
+//!
+//! A request reserves memory for its body before it is read, so the bodies of all requests together are bounded. The
+//! answer follows from the receipt of the events; see [`crate::decode`] for the formats.
+
+mod response;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::any;
 use bytes::Bytes;
+use eye_core::budget::{ByteBudget, Reservation};
+use eye_core::error::BuildError;
 use eye_core::refusals::Refusal;
-use eye_core::registry::BuildError;
-use eye_core::source::{Outlet, Source, SourceConfig};
-use eye_core::timestamp::Timestamp;
+use eye_core::source::{Source, SourceConfig, SourceContext};
+use eye_http::mount::{Mount, Mounts, Scope};
 use http_body_util::BodyExt;
 use serde::Deserialize;
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-use crate::answer::Answer;
 use crate::decode::{Decoded, Framing, INLINE_MAX_BYTES, NewIds, decode};
 use crate::encoding::{self, DecodeError, Encoding};
-use crate::handover::{Handover, check_pending};
+use crate::ingestor::{Ingestor, check_pending};
+use crate::verdict::{Answer, Verdict};
 
-/// How long a request waits for its share of `max_pending_bytes`.
-const ROOM_WAIT: Duration = Duration::from_secs(1);
+/// The endpoint for events.
+const PATH: &str = "/api/event/";
 
-/// Nobody else would tell the operator that producers are turned away.
-const NO_ROOM: Refusal = Refusal { part: "body", problem: "no room (max_pending_bytes)" };
+/// The longest wait of a request for its share of `max_pending_bytes`.
+const CAPACITY_WAIT: Duration = Duration::from_secs(1);
 
-/// What operators write below `[sources.NAME]` with `type = "http"`.
+/// The refusal of a body for want of capacity: otherwise the operator would not hear of it.
+const NO_CAPACITY: Refusal = Refusal { part: "body", problem: "no capacity (max_pending_bytes)" };
+
+/// The settings that operators write below `[sources.NAME]` with `type = "http"`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct HttpConfig {
@@ -68,60 +74,65 @@ impl Default for HttpConfig {
 
 impl SourceConfig for HttpConfig {
     const TYPE: &'static str = "http";
-    const HAS_ROUTES: bool = true;
 
     fn check(&self) -> Vec<BuildError> {
-        // A compressed body and what it decodes to are there at once.
+        // A compressed body and its decompressed form are in memory at once.
         check_pending(self.max_pending_bytes, self.max_body_bytes).into_iter().collect()
     }
 
-    async fn build(self) -> Result<Box<dyn Source>, BuildError> {
-        Ok(Box::new(HttpSource { config: self }))
+    fn claims(&self) -> Vec<String> {
+        vec![format!("POST {PATH}")]
     }
-}
 
-struct HttpSource {
-    config: HttpConfig,
-}
-
-#[async_trait]
-impl Source for HttpSource {
-    fn routes(&self, outlet: &Outlet) -> Option<Router> {
-        outlet.health().ready();
-        let intake = Intake {
-            handover: Handover {
+    async fn build(self, context: &SourceContext) -> Result<Box<dyn Source>, BuildError> {
+        let mounts = context.component.extensions().get::<Mounts>();
+        let mounts = mounts.ok_or_else(|| BuildError::new("this program has no HTTP listener; remove the source"))?;
+        let outlet = context.outlet.clone();
+        let endpoint = Endpoint {
+            ingestor: Ingestor {
                 outlet: outlet.clone(),
-                max_event_bytes: self.config.max_event_bytes,
-                receipt_timeout: Duration::from_millis(self.config.receipt_timeout_ms),
+                max_event_bytes: self.max_event_bytes,
+                receipt_timeout: Duration::from_millis(self.receipt_timeout_ms),
             },
-            room: Semaphore::new(self.config.max_pending_bytes as usize),
-            config: self.config.clone(),
+            budget: ByteBudget::new(self.max_pending_bytes),
+            config: self,
         };
-        let routes = Router::new().route("/api/event", post(take)).route("/api/event/", post(take));
-        Some(routes.with_state(Arc::new(intake)))
+        let mount = Mount {
+            owner: context.component.key().to_owned(),
+            path: PATH.to_owned(),
+            methods: vec![Method::POST],
+            scope: Scope::Write,
+            router: any(take).with_state(Arc::new(endpoint)),
+        };
+        mounts.add(mount).map_err(|error| BuildError::new(error.to_string()))?;
+        outlet.health().ready();
+        Ok(Box::new(HttpSource))
     }
 }
 
-/// What all requests share.
-struct Intake {
-    handover: Handover,
+/// The source has nothing to run: the listener serves its endpoint.
+struct HttpSource;
+
+impl Source for HttpSource {}
+
+/// The endpoint's state, shared by all requests.
+struct Endpoint {
+    ingestor: Ingestor,
     config: HttpConfig,
-    /// One permit for each byte of `max_pending_bytes`.
-    room: Semaphore,
+    /// For the bodies that are read, decoded or published.
+    budget: ByteBudget,
 }
 
-async fn take(State(intake): State<Arc<Intake>>, request: Request) -> Response {
+async fn take(State(endpoint): State<Arc<Endpoint>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
-    let refusal = match (framing(&head.headers), Encoding::of(&head.headers)) {
-        (Some(framing), Ok(encoding)) => match intake.take(framing, encoding, body).await {
-            Ok(answer) => return answer.into_response(),
-            Err(answer) => answer.into_response(),
+    match (framing(&head.headers), Encoding::of(&head.headers)) {
+        (Some(framing), Ok(encoding)) => match endpoint.take(framing, encoding, body).await {
+            Ok(answer) => answer.into_response(),
+            Err(answer) => endpoint.refuse(answer),
         },
-        (None, _) => unsupported_media_type(),
-        (_, Err(named)) => unsupported_encoding(&named),
-    };
-    intake.note_refused_body(refusal.status());
-    refusal
+        (None, _) => endpoint.refuse(Answer::failure(Verdict::Unsupported, CONTENT_TYPES)),
+        (_, Err(named)) => endpoint.refuse_encoding(&named),
+    }
 }
 
 fn framing(headers: &HeaderMap) -> Option<Framing> {
@@ -130,62 +141,61 @@ fn framing(headers: &HeaderMap) -> Option<Framing> {
     Framing::of_content_type(str::from_utf8(media_type).ok()?)
 }
 
-fn unsupported_media_type() -> Response {
-    let detail =
-        "Send events with Content-Type `application/json`, `application/x-ndjson`, or `text/plain` with JSON in it.";
-    Answer::failure(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail).into_response()
-}
+const CONTENT_TYPES: &str =
+    "Send events with Content-Type `application/json`, `application/x-ndjson`, or `text/plain` with JSON in it.";
 
-fn unsupported_encoding(named: &str) -> Response {
-    let detail = format!("Content-Encoding `{named}` is not supported. Use one of {}, or none.", encoding::ACCEPTED);
-    let mut response = Answer::failure(StatusCode::UNSUPPORTED_MEDIA_TYPE, &detail).into_response();
-    response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static(encoding::ACCEPTED));
-    response
-}
+impl Endpoint {
+    /// Reports a body of which nothing was taken, and answers its producer.
+    fn refuse(&self, answer: Answer) -> Response {
+        if let Some(problem) = answer.verdict().problem() {
+            self.ingestor.outlet.refusals().note([Refusal { part: "body", problem }]);
+        }
+        answer.into_response()
+    }
 
-impl Intake {
-    /// From body to answer. `Err` is an answer, too: the one that ended the way early.
+    fn refuse_encoding(&self, named: &str) -> Response {
+        let detail =
+            format!("Content-Encoding `{named}` is not supported. Use one of {}, or none.", encoding::ACCEPTED);
+        let mut response = self.refuse(Answer::failure(Verdict::Unsupported, &detail));
+        response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static(encoding::ACCEPTED));
+        response
+    }
+
+    /// Takes a body. `Err` is the answer to a body of which nothing was taken.
     async fn take(&self, framing: Framing, encoding: Encoding, body: Body) -> Result<Answer, Answer> {
         let body_timeout = Duration::from_millis(self.config.body_timeout_ms);
-        let (body, mut room) = timeout(body_timeout, self.read(body)).await.unwrap_or_else(|_| {
+        let (body, mut reservation) = timeout(body_timeout, self.read(body)).await.unwrap_or_else(|_| {
             let detail = format!("The body did not arrive within {} ms.", self.config.body_timeout_ms);
-            Err(Answer::failure(StatusCode::REQUEST_TIMEOUT, &detail))
+            Err(Answer::failure(Verdict::TooSlow, &detail))
         })?;
         if encoding != Encoding::Identity {
-            room.merge(self.reserve(self.config.max_body_bytes).await?);
+            reservation.merge(self.reserve(self.config.max_body_bytes as usize).await?);
         }
         let decoded = self.decode(framing, encoding, body).await?;
-        Ok(self.handover.publish(decoded, room).await.answer)
+        Ok(self.ingestor.ingest(decoded, reservation).await.answer)
     }
 
-    /// A body of which nothing was taken, by the producer's fault.
-    fn note_refused_body(&self, status: StatusCode) {
-        if let (true, Some(problem)) = (status.is_client_error(), status.canonical_reason()) {
-            self.handover.outlet.refusals().note([Refusal { part: "body", problem }]);
-        }
-    }
-
-    /// The whole body as it came, and the room it takes.
-    async fn read(&self, mut body: Body) -> Result<(Bytes, SemaphorePermit<'_>), Answer> {
+    /// Reads the whole body as it was sent, and reserves the memory for it.
+    async fn read(&self, mut body: Body) -> Result<(Bytes, Reservation), Answer> {
         let max_bytes = self.config.max_body_bytes as usize;
         let announced = body.size_hint().lower();
         if announced > max_bytes as u64 {
             return Err(self.too_large());
         }
-        let mut room = self.reserve(0).await?;
+        let mut reservation = self.reserve(0).await?;
         // The usual body comes in one chunk, which is not copied.
         let mut first = Bytes::new();
         let mut all = Vec::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| {
                 tracing::debug!(%error, "a body did not arrive whole");
-                Answer::failure(StatusCode::BAD_REQUEST, "The body did not arrive whole.")
+                Answer::failure(Verdict::Invalid, "The body did not arrive whole.")
             })?;
             let Ok(chunk) = frame.into_data() else { continue };
             if chunk.len() > max_bytes - first.len().max(all.len()) {
                 return Err(self.too_large());
             }
-            room.merge(self.reserve(chunk.len() as u32).await?);
+            reservation.merge(self.reserve(chunk.len()).await?);
             if first.is_empty() {
                 first = chunk;
                 continue;
@@ -196,16 +206,16 @@ impl Intake {
             }
             all.extend_from_slice(&chunk);
         }
-        Ok((if all.is_empty() { first } else { all.into() }, room))
+        Ok((if all.is_empty() { first } else { all.into() }, reservation))
     }
 
-    /// Decodes and parses; a body that takes long is not worked on where other requests wait.
+    /// Decompresses and parses a body, on a thread of its own if it takes long.
     async fn decode(&self, framing: Framing, encoding: Encoding, body: Bytes) -> Result<Decoded, Answer> {
         let max_bytes = self.config.max_body_bytes as usize;
-        let limits = self.handover.limits();
+        let context = self.ingestor.parse_context(self.ingestor.outlet.origin().clone());
         let parse = move |body: &[u8]| {
-            decode(body, framing, Timestamp::now(), &limits, NewIds::Minted)
-                .map_err(|error| Answer::failure(StatusCode::BAD_REQUEST, &error.to_string()))
+            decode(body, framing, &context, NewIds::Random)
+                .map_err(|error| Answer::failure(Verdict::Invalid, &error.to_string()))
         };
         if encoding == Encoding::Identity && body.len() <= INLINE_MAX_BYTES {
             return parse(&body);
@@ -219,27 +229,23 @@ impl Intake {
             Err(DecodeError::TooLarge) => Err(self.too_large()),
             Err(DecodeError::Corrupt(error)) => {
                 let detail = format!("The body is not what its Content-Encoding says: {error}.");
-                Err(Answer::failure(StatusCode::BAD_REQUEST, &detail))
+                Err(Answer::failure(Verdict::Invalid, &detail))
             }
         }
     }
 
-    /// A share of `max_pending_bytes`.
-    async fn reserve(&self, bytes: u32) -> Result<SemaphorePermit<'_>, Answer> {
-        match timeout(ROOM_WAIT, self.room.acquire_many(bytes)).await {
-            Ok(permit) => Ok(permit.expect("the semaphore is never closed")),
-            Err(_) => {
-                self.handover.outlet.refusals().note([NO_ROOM]);
-                let detail = "No room: other requests fill `max_pending_bytes`. Try again.";
-                Err(Answer::retry(ROOM_WAIT, detail))
-            }
-        }
+    /// Reserves a share of `max_pending_bytes`.
+    async fn reserve(&self, bytes: usize) -> Result<Reservation, Answer> {
+        self.budget.reserve_within(bytes, CAPACITY_WAIT).await.ok_or_else(|| {
+            self.ingestor.outlet.refusals().note([NO_CAPACITY]);
+            Answer::retry(CAPACITY_WAIT, "No capacity: other requests fill `max_pending_bytes`. Try again.")
+        })
     }
 
     fn too_large(&self) -> Answer {
         let detail =
             format!("A body may have at most {} bytes, decoded (`max_body_bytes`).", self.config.max_body_bytes);
-        Answer::failure(StatusCode::PAYLOAD_TOO_LARGE, &detail)
+        Answer::failure(Verdict::TooLarge, &detail)
     }
 }
 

@@ -1,10 +1,13 @@
-//! Where events come from: The Eye's own sources.
+//! The sources of The Eye: HTTP and NATS.
+//!
+//! All sources share the way of a body: [`decode`] turns it into events, the ingestor publishes them, and a verdict says
+//! what the producer is told. A source adds the protocol.
 
-mod answer;
 pub mod decode;
 mod encoding;
 #[cfg(test)]
 mod fake;
-mod handover;
 pub mod http;
+mod ingestor;
 pub mod nats;
+mod verdict;

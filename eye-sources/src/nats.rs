@@ -1,38 +1,42 @@
 //! `type = "nats"`: events from a NATS server.
+//!
+//! [`core`] subscribes and is at most once; [`jetstream`] is a durable consumer of a stream and at least once. Both parse messages in
+//! [`message`].
 
 mod core;
-mod dead_letters;
+mod drops;
 mod jetstream;
 mod message;
-mod unread;
+mod refused;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
-use eye_core::dead_letter::DeadLetters;
-use eye_core::registry::BuildError;
-use eye_core::source::{Outlet, Source, SourceConfig, SourceError};
-use eye_nats::connection::{Login, Secret, Server, ServerUrls};
-use eye_nats::consumer;
-use eye_nats::dead_letters::StreamDeadLetters;
+use eye_core::dead_letter::DeadLetterStore;
+use eye_core::error::BuildError;
+use eye_core::source::{Outlet, Source, SourceConfig, SourceContext, SourceError};
+use eye_nats::connection::{ConnectionSettings, Connector, Secret, ServerUrls};
+use eye_nats::connection_settings;
+use eye_nats::dead_letters::DeadLetterStream;
+use eye_nats::durable;
 use eye_nats::stream::is_name;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::handover::{Handover, check_pending};
+use crate::ingestor::{Ingestor, check_pending};
 
-use self::message::Intake;
+use self::message::MessageIngestor;
 
-/// What operators write below `[sources.NAME]` with `type = "nats"`.
+/// The keys below `[sources.NAME]` with `type = "nats"`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct NatsConfig {
-    /// Where the server is: `nats://HOST:PORT`, or `tls://HOST:PORT`; several of a cluster are separated by commas. User and
-    /// password, or a token, may be in it.
+    /// `nats://HOST:PORT` or `tls://HOST:PORT`; several servers of a cluster are separated by commas. User and password, or a
+    /// token, may stand in it.
     url: ServerUrls,
-    /// How messages are taken.
-    mode: Mode,
-    /// Core: what to subscribe to, such as `events.>`; at least one. JetStream: which of the stream's subjects to take;
-    /// one, or none for all.
+    /// The delivery guarantee.
+    mode: NatsMode,
+    /// Core: subjects to subscribe to, such as `events.>`; at least one. JetStream: the subject of the stream to take; one, or none
+    /// for all.
     subjects: Vec<String>,
     /// Core: the group whose members share the messages. Empty: every program gets every message.
     #[serde(default)]
@@ -40,30 +44,30 @@ pub struct NatsConfig {
     /// JetStream: the stream, which must exist. Required there.
     #[serde(default)]
     stream: String,
-    /// JetStream: the name of the consumer, which is made where it is missing. Programs with the same share the
+    /// JetStream: the name of the consumer, which is created when it is missing. Programs with the same name share the
     /// messages. Default `eye`.
     #[serde(default = "eye")]
     durable: String,
-    /// JetStream: milliseconds after which a message that this program has said nothing about is delivered again, because
-    /// it was killed or lost its connection. Default 30 s.
+    /// JetStream: milliseconds after which the messages of a program that was killed or lost its connection are delivered again.
+    /// Default 30 s.
     #[serde(default = "thirty_seconds", deserialize_with = "eye_core::config::at_least_one")]
     ack_wait_ms: u64,
-    /// JetStream: messages at hand at once, below 10000. Default 2048.
+    /// JetStream: messages in flight at most, below 10000. Default 2048.
     #[serde(default = "two_thousand_forty_eight", deserialize_with = "eye_core::config::at_least_one")]
     max_in_flight: u32,
-    /// A file with a JWT and its key, as `nsc` makes it. Empty: none.
+    /// A file with a JWT and its key, as `nsc` writes it. Empty: none.
     #[serde(default)]
     credentials_file: String,
     /// Empty: none.
     #[serde(default)]
     token: Secret,
-    /// With `password`, where they are not in the URL. Empty: none.
+    /// With `password`, an alternative to the URL. Empty: none.
     #[serde(default)]
     user: String,
-    /// Of `user`.
+    /// The password of `user`.
     #[serde(default)]
     password: Secret,
-    /// A PEM file with the certificates that the server's must be signed by. Empty: those of the system.
+    /// A PEM file with the certificate authorities of the server's certificate. Empty: those of the system.
     #[serde(default)]
     ca_file: String,
     /// Bytes of one message at most; a larger one is refused. Default 5 MiB.
@@ -72,13 +76,13 @@ pub struct NatsConfig {
     /// Bytes of one event at most; a larger one is refused. Default 1 MiB.
     #[serde(default = "one_mebibyte", deserialize_with = "eye_core::config::at_least_one")]
     max_event_bytes: u32,
-    /// Core: bytes of all messages that are being read or handed on at once, counting 1 KiB more for each; beyond,
-    /// messages are dropped, and requesters told. JetStream: bytes of all messages at hand at once; one of the server's
-    /// `max_payload`, where that is more. At least twice `max_body_bytes`. Default 16 MiB.
+    /// Bytes of messages in flight at most. Core: each message counts 1 KiB more; messages beyond the limit are dropped, and
+    /// requesters told. JetStream: one message of the server's `max_payload` may exceed it. At least twice `max_body_bytes`. Default
+    /// 16 MiB.
     #[serde(default = "sixteen_mebibytes", deserialize_with = "eye_core::config::at_least_one")]
     max_pending_bytes: u32,
-    /// Milliseconds that a message waits until its events are stored; then it counts as not stored, although they may
-    /// still be. Default 10 s.
+    /// Milliseconds until a message whose events are not stored counts as failed, although they may still be stored. Default
+    /// 10 s.
     #[serde(default = "ten_seconds", deserialize_with = "eye_core::config::at_least_one")]
     receipt_timeout_ms: u64,
 }
@@ -111,13 +115,13 @@ fn ten_seconds() -> u64 {
     10_000
 }
 
-/// How messages are taken.
+/// The delivery guarantee.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Mode {
-    /// At most once: what is published while nobody listens, nobody gets.
+enum NatsMode {
+    /// At most once: messages published while the source is not connected are lost.
     Core,
-    /// At least once, from a stream: each message until it is acknowledged.
+    /// At least once, from a stream: each message is delivered until it is acknowledged.
     Jetstream,
 }
 
@@ -126,63 +130,66 @@ impl SourceConfig for NatsConfig {
 
     fn check(&self) -> Vec<BuildError> {
         let pending = check_pending(self.max_pending_bytes, self.max_body_bytes);
-        let mode = self.check_mode().into_iter().map(|message| BuildError(message.to_owned()));
+        let mode = self.check_mode().into_iter().map(|(key, message)| BuildError::at(key, message));
         pending
             .into_iter()
             .chain(mode)
             .chain(check_subjects(&self.subjects))
-            .chain(self.login().check().err())
+            .chain(self.connection().check().err())
             .collect()
     }
 
-    async fn build(self) -> Result<Box<dyn Source>, BuildError> {
-        let server = Server::new(&self.login()).await?;
-        Ok(Box::new(NatsSource { server, config: self }))
+    async fn build(self, context: &SourceContext) -> Result<Box<dyn Source>, BuildError> {
+        let connector = Connector::new(&self.connection()).await?;
+        Ok(Box::new(NatsSource { connector, config: self, outlet: context.outlet.clone() }))
     }
 
-    fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
+    fn dead_letters(&self) -> Option<Box<dyn DeadLetterStore>> {
         match self.mode {
-            Mode::Core => None,
-            Mode::Jetstream => Some(Box::new(StreamDeadLetters::new(self.login(), &self.stream))),
+            NatsMode::Core => None,
+            NatsMode::Jetstream => Some(Box::new(self.dead_letter_stream(1))),
         }
     }
 }
 
 impl NatsConfig {
-    fn login(&self) -> Login {
-        Login {
-            url: self.url.clone(),
-            credentials_file: self.credentials_file.clone(),
-            token: self.token.clone(),
-            user: self.user.clone(),
-            password: self.password.clone(),
-            ca_file: self.ca_file.clone(),
-        }
+    fn connection(&self) -> ConnectionSettings {
+        connection_settings!(self)
     }
 
-    /// What is for the other mode, or missing in this one.
-    fn check_mode(&self) -> Vec<&'static str> {
+    /// `replicas` counts when the stream of dead letters has to be created.
+    fn dead_letter_stream(&self, replicas: usize) -> DeadLetterStream {
+        DeadLetterStream::new(self.connection(), &self.stream, replicas)
+    }
+
+    fn ack_wait(&self) -> Duration {
+        Duration::from_millis(self.ack_wait_ms)
+    }
+
+    /// Returns the faults of keys that belong to the other mode, or are missing in this one.
+    fn check_mode(&self) -> Vec<(&'static str, &'static str)> {
         let checks = match self.mode {
-            Mode::Core => vec![
-                (self.subjects.is_empty(), "subjects is empty: name one at least, such as \"events.>\""),
-                (!self.stream.is_empty(), "stream is for mode `jetstream` only"),
+            NatsMode::Core => vec![
+                (self.subjects.is_empty(), "subjects", "empty; name at least one, such as \"events.>\""),
+                (!self.stream.is_empty(), "stream", "only for mode `jetstream`"),
             ],
-            Mode::Jetstream => vec![
-                (self.subjects.len() > 1, "subjects: mode `jetstream` takes one, or none for all"),
+            NatsMode::Jetstream => vec![
+                (self.subjects.len() > 1, "subjects", "mode `jetstream` takes one, or none for all"),
                 (
                     !self.queue_group.is_empty(),
-                    "queue_group is for mode `core` only; programs that name the same `durable` share the messages",
+                    "queue_group",
+                    "only for mode `core`; programs that name the same `durable` share the messages",
                 ),
-                (!is_name(&self.stream), "stream must be the name of a stream, without any of `.*>/\\ `"),
-                (!is_name(&self.durable), "durable must be a name without any of `.*>/\\ `"),
-                (self.max_in_flight >= consumer::MAX_ACK_PENDING, "max_in_flight must be below 10000"),
+                (!is_name(&self.stream), "stream", "must be the name of a stream, without any of `.*>/\\ `"),
+                (!is_name(&self.durable), "durable", "must be a name without any of `.*>/\\ `"),
+                (self.max_in_flight >= durable::MAX_ACK_PENDING, "max_in_flight", "must be below 10000"),
             ],
         };
-        checks.into_iter().filter(|(is_wrong, _)| *is_wrong).map(|(_, message)| message).collect()
+        checks.into_iter().filter(|(is_wrong, ..)| *is_wrong).map(|(_, key, message)| (key, message)).collect()
     }
 }
 
-/// As the server checks them: it would only log what is wrong with them.
+/// Checks subjects as the server does. The server would only log the faults.
 fn check_subjects(subjects: &[String]) -> impl Iterator<Item = BuildError> {
     let is_token = |token: &str| !token.is_empty() && !token.contains(char::is_whitespace);
     let is_subject = move |subject: &str| {
@@ -191,27 +198,28 @@ fn check_subjects(subjects: &[String]) -> impl Iterator<Item = BuildError> {
     };
     let rule = "words separated by dots, where `*` is any word, and a last `>` any words";
     let wrong = subjects.iter().enumerate().filter(move |(_, subject)| !is_subject(subject));
-    wrong.map(move |(index, _)| BuildError(format!("subjects[{index}] is no subject: {rule}")))
+    wrong.map(move |(index, _)| BuildError::at(format!("subjects[{index}]"), format!("not a subject: {rule}")))
 }
 
 struct NatsSource {
-    server: Server,
+    connector: Connector,
     config: NatsConfig,
+    outlet: Outlet,
 }
 
 #[async_trait]
 impl Source for NatsSource {
-    async fn run(self: Box<Self>, outlet: Outlet, shutdown: CancellationToken) -> Result<(), SourceError> {
-        let Self { server, config } = *self;
-        let handover = Handover {
+    async fn run(self: Box<Self>, shutdown: CancellationToken) -> Result<(), SourceError> {
+        let Self { connector, config, outlet } = *self;
+        let ingestor = Ingestor {
             outlet,
             max_event_bytes: config.max_event_bytes,
             receipt_timeout: Duration::from_millis(config.receipt_timeout_ms),
         };
-        let intake = Intake { handover, max_body_bytes: config.max_body_bytes };
+        let ingestor = MessageIngestor { ingestor, max_body_bytes: config.max_body_bytes };
         match config.mode {
-            Mode::Core => core::run(server, config, intake, shutdown).await,
-            Mode::Jetstream => jetstream::run(server, config, intake, shutdown).await,
+            NatsMode::Core => core::run(connector, config, ingestor, shutdown).await,
+            NatsMode::Jetstream => jetstream::run(connector, config, ingestor, shutdown).await,
         }
     }
 }

@@ -1,14 +1,12 @@
-//! A stream of a NATS server, which several programs share: all of them put events in, all of them take events out. A
-//! receipt settles once the stream has the events.
+//! `type = "jetstream"`: a stream of a NATS server that several programs share. Each of them publishes events and receives them.
 //!
-//! The programs hold no state. The stream keeps a copy of each event for every sink, until the sink's consumer has
-//! acknowledged it. Whatever comes twice, the sinks store once.
+//! A receipt settles when the stream has stored the events. The stream keeps one copy for each sink until the sink's consumer has
+//! acknowledged it; the programs themselves hold no state. Sinks store once what is delivered twice. Read [`monitor`] first.
 
 mod group;
+mod monitor;
 mod publisher;
-mod puller;
-mod session;
-mod standstill;
+mod stall;
 mod subscription;
 
 use std::sync::{Arc, PoisonError, RwLock};
@@ -17,56 +15,59 @@ use std::time::Duration;
 use async_nats::jetstream::ContextBuilder;
 use async_trait::async_trait;
 use eye_core::ack::{Ack, Outcome, Receipt};
-use eye_core::dead_letter::DeadLetters;
+use eye_core::budget::ByteBudget;
+use eye_core::context::BuildContext;
+use eye_core::dead_letter::DeadLetterStore;
+use eye_core::error::BuildError;
 use eye_core::event::Event;
 use eye_core::health::Health;
-use eye_core::registry::BuildError;
 use eye_core::transport::{Custody, PublishError, Subscription, Transport, TransportConfig, TransportError};
-use eye_nats::connection::{self, Login, Secret, Server, ServerUrls};
-use eye_nats::dead_letters::{Keeper, StreamDeadLetters};
+use eye_nats::connection::{self, ConnectionSettings, Connector, Secret, ServerUrls};
+use eye_nats::connection_settings;
+use eye_nats::dead_letters::DeadLetterStream;
 use eye_nats::stream::is_name;
 use serde::Deserialize;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::record;
 
-use publisher::{Publisher, Request};
-use session::{Session, State};
+use monitor::{StreamMonitor, StreamStatus};
+use publisher::{PublishRequest, Publisher};
 use subscription::JetStreamSubscription;
 
-/// What operators write below `[transport]` with `type = "jetstream"`.
+/// The keys below `[transport]` with `type = "jetstream"`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct JetStreamConfig {
-    /// Where the server is: `nats://HOST:PORT`, or `tls://HOST:PORT`; several of a cluster are separated by commas. User and
-    /// password, or a token, may be in it.
+    /// `nats://HOST:PORT` or `tls://HOST:PORT`; several servers of a cluster are separated by commas. User and password, or a
+    /// token, may stand in it.
     url: ServerUrls,
-    /// The stream, which is made where it is missing. Programs that share it have the same sinks.
+    /// The stream, which is created when it is missing. Programs that share it have the same sinks.
     stream: String,
-    /// Servers of a cluster that keep each event, at most 5. Default 1.
+    /// Servers of a cluster that store each event, at most 5. Default 1.
     #[serde(default = "one", deserialize_with = "eye_core::config::at_least_one")]
     replicas: u8,
-    /// Bytes that the stream may hold; beyond, requests are refused. At least 64 MiB, default 10 GiB.
+    /// Size limit of the stream in bytes; a full stream refuses requests. At least 64 MiB, default 10 GiB.
     #[serde(default = "ten_gibibytes")]
     max_bytes: u64,
-    /// Milliseconds after which events that a program has said nothing about are delivered to another one, because it was
-    /// killed or lost its connection. Default 30 s.
+    /// Milliseconds after which the events of a program that was killed or lost its connection are delivered to another one.
+    /// Default 30 s.
     #[serde(default = "thirty_seconds", deserialize_with = "eye_core::config::at_least_one")]
     ack_wait_ms: u64,
-    /// A file with a JWT and its key, as `nsc` makes it. Empty: none.
+    /// A file with a JWT and its key, as `nsc` writes it. Empty: none.
     #[serde(default)]
     credentials_file: String,
     /// Empty: none.
     #[serde(default)]
     token: Secret,
-    /// With `password`, where they are not in the URL. Empty: none.
+    /// With `password`, an alternative to the URL. Empty: none.
     #[serde(default)]
     user: String,
-    /// Of `user`.
+    /// The password of `user`.
     #[serde(default)]
     password: Secret,
-    /// A PEM file with the certificates that the server's must be signed by. Empty: those of the system.
+    /// A PEM file with the certificate authorities of the server's certificate. Empty: those of the system.
     #[serde(default)]
     ca_file: String,
 }
@@ -83,16 +84,16 @@ fn thirty_seconds() -> u64 {
     30_000
 }
 
-/// Less would not hold a few of the largest requests.
+/// Space for a few of the largest requests.
 const MIN_MAX_BYTES: u64 = 64 << 20;
 
-/// Bytes of events that may wait for the stream, as they are sent.
-const MAX_WAITING_BYTES: usize = 64 << 20;
+/// Encoded bytes of events that may wait to be published.
+const MAX_WAITING_BYTES: u32 = 64 << 20;
 
-/// When a producer that found no room may come back.
+/// Delay after which a refused producer may retry.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// How long one try to publish may wait for its answer.
+/// Longest wait for the answer to one attempt to publish.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(4);
 
 impl TransportConfig for JetStreamConfig {
@@ -100,62 +101,62 @@ impl TransportConfig for JetStreamConfig {
 
     fn check(&self) -> Vec<BuildError> {
         let (max_bytes, replicas) = (self.max_bytes, self.replicas);
-        let no_name = "stream must be the name of a stream, without any of `.*>/\\ `".to_owned();
+        let no_name = "must be the name of a stream, without any of `.*>/\\ `".to_owned();
         let checks = [
-            (!is_name(&self.stream), no_name),
-            (replicas > 5, format!("replicas is {replicas}, but must be at most 5")),
-            (max_bytes < MIN_MAX_BYTES, format!("max_bytes is {max_bytes}, but must be at least {MIN_MAX_BYTES}")),
-            (i64::try_from(max_bytes).is_err(), format!("max_bytes is {max_bytes}, more than a stream can hold")),
+            (!is_name(&self.stream), "stream", no_name),
+            (replicas > 5, "replicas", format!("{replicas} is too large: it must be at most 5")),
+            (
+                max_bytes < MIN_MAX_BYTES,
+                "max_bytes",
+                format!("{max_bytes} is too small: it must be at least {MIN_MAX_BYTES}"),
+            ),
+            (i64::try_from(max_bytes).is_err(), "max_bytes", format!("{max_bytes} is more than a stream can hold")),
         ];
-        let wrong = checks.into_iter().filter(|(is_wrong, _)| *is_wrong).map(|(_, message)| BuildError(message));
-        wrong.chain(self.login().check().err()).collect()
+        let wrong = checks.into_iter().filter(|(is_wrong, ..)| *is_wrong);
+        let wrong = wrong.map(|(_, key, message)| BuildError::at(key, message));
+        wrong.chain(self.connection().check().err()).collect()
     }
 
-    async fn build(self) -> Result<Box<dyn Transport>, BuildError> {
-        let server = Server::new(&self.login()).await?;
-        let name = server.name();
-        let (client, events) = server.connect().await.map_err(|error| BuildError(error.to_string()))?;
+    async fn build(self, _context: &BuildContext) -> Result<Box<dyn Transport>, BuildError> {
+        let connector = Connector::new(&self.connection()).await?;
+        let name = connector.name();
+        let (client, events) = connector.connect().await.map_err(|error| BuildError::new(error.to_string()))?;
         let (is_connected, connection) = watch::channel(false);
-        let session = Arc::new(Session::new(
-            ContextBuilder::new().timeout(PUBLISH_TIMEOUT).build(client.clone()),
-            &self,
-            Keeper::new(client.clone(), &self.stream, self.replicas.into()),
-        ));
-        let watching = connection::watch(client, events, name, session.clone().note(is_connected));
+        let context = ContextBuilder::new().timeout(PUBLISH_TIMEOUT).build(client.clone());
+        let monitor =
+            Arc::new(StreamMonitor::new(context, &self, self.dead_letter_stream().with_client(client.clone())));
+        let watching = connection::watch(client, events, name, monitor.clone().on_connection_event(is_connected));
         let (sender, queue) = mpsc::unbounded_channel();
-        tokio::spawn(Publisher::new(session.clone(), queue).run());
+        tokio::spawn(Publisher::new(monitor.clone(), queue).run());
         let tasks = [
             AbortOnDropHandle::new(tokio::spawn(watching)),
-            AbortOnDropHandle::new(tokio::spawn(session.clone().keep(connection))),
+            AbortOnDropHandle::new(tokio::spawn(monitor.clone().run(connection))),
         ];
-        let room = Arc::new(Semaphore::new(MAX_WAITING_BYTES));
-        Ok(Box::new(JetStreamTransport { session, queue: RwLock::new(Some(sender)), room, _tasks: tasks }))
+        let budget = ByteBudget::new(MAX_WAITING_BYTES);
+        Ok(Box::new(JetStreamTransport { monitor, queue: RwLock::new(Some(sender)), budget, _tasks: tasks }))
     }
 
-    fn dead_letters(&self) -> Option<Box<dyn DeadLetters>> {
-        Some(Box::new(StreamDeadLetters::new(self.login(), &self.stream)))
+    fn dead_letters(&self) -> Option<Box<dyn DeadLetterStore>> {
+        Some(Box::new(self.dead_letter_stream()))
     }
 }
 
 impl JetStreamConfig {
-    fn login(&self) -> Login {
-        Login {
-            url: self.url.clone(),
-            credentials_file: self.credentials_file.clone(),
-            token: self.token.clone(),
-            user: self.user.clone(),
-            password: self.password.clone(),
-            ca_file: self.ca_file.clone(),
-        }
+    fn connection(&self) -> ConnectionSettings {
+        connection_settings!(self)
+    }
+
+    fn dead_letter_stream(&self) -> DeadLetterStream {
+        DeadLetterStream::new(self.connection(), &self.stream, self.replicas.into())
     }
 }
 
 struct JetStreamTransport {
-    session: Arc<Session>,
-    /// To the task that publishes. Its length is bounded by `room`. `None` once the transport is closed.
-    queue: RwLock<Option<mpsc::UnboundedSender<Request>>>,
-    /// A permit a byte, given back when the receipt is settled.
-    room: Arc<Semaphore>,
+    monitor: Arc<StreamMonitor>,
+    /// To the task that publishes. `budget` bounds its length. `None` once the transport is closed.
+    queue: RwLock<Option<mpsc::UnboundedSender<PublishRequest>>>,
+    /// Reservations are released when the receipt is settled.
+    budget: ByteBudget,
     _tasks: [AbortOnDropHandle<()>; 2],
 }
 
@@ -170,48 +171,48 @@ impl Transport for JetStreamTransport {
         let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner);
         let Some(queue) = queue.as_ref() else { return Err(PublishError::Closed) };
         let full = |reason: String| PublishError::Full { reason, retry_after: RETRY_AFTER };
-        match self.session.state() {
-            State::Here => {}
-            State::Starting => return Err(full("not connected yet".to_owned())),
-            State::Away(reason) | State::Full(reason) => return Err(full(reason)),
-            State::Broken(_) => return Err(PublishError::Closed),
+        let unavailable = |reason: String| PublishError::Unavailable { reason, retry_after: RETRY_AFTER };
+        match self.monitor.status() {
+            StreamStatus::Available => {}
+            StreamStatus::Starting => return Err(unavailable("not connected yet".to_owned())),
+            StreamStatus::Unavailable(reason) => return Err(unavailable(reason)),
+            StreamStatus::Full(reason) => return Err(full(reason)),
+            StreamStatus::Broken(_) => return Err(PublishError::Closed),
         }
-        let bytes: usize = events.iter().map(record::encoded_bytes).sum();
-        let permits = bytes.min(MAX_WAITING_BYTES) as u32;
-        let permit = self.room.clone().try_acquire_many_owned(permits).map_err(|_| {
-            let waiting = MAX_WAITING_BYTES - self.room.available_permits();
-            full(format!("{waiting} bytes wait for the stream `{}`", self.session.stream_name()))
+        let bytes = events.iter().map(record::encoded_bytes).sum();
+        let reservation = self.budget.try_reserve(bytes).ok_or_else(|| {
+            full(format!("{} bytes wait for the stream `{}`", self.budget.used_bytes(), self.monitor.stream_name()))
         })?;
         let ack = Ack::new(move |outcome| {
-            drop(permit);
+            drop(reservation);
             settle(outcome);
         });
-        // The task has panicked: its requests have failed, and so has this one.
-        let _ = queue.send(Request { events, ack, taken_at: Instant::now() });
+        // Fails only if the task has panicked. Its requests have failed then, and so does this one.
+        let _ = queue.send(PublishRequest { events, ack, taken_at: Instant::now() });
         Ok(receipt)
     }
 
     async fn subscribe(&self, consumer: &str) -> Result<Box<dyn Subscription>, TransportError> {
         if !is_name(consumer) {
-            let rule = "a consumer of the stream has that name: none of `.*>/\\ ` may be in it";
+            let rule = "a consumer of the stream has this name: it must not contain any of `.*>/\\ `";
             return Err(TransportError(format!("sinks.{consumer}: {rule}")));
         }
-        if self.session.closing().is_cancelled() {
+        if self.monitor.closing().is_cancelled() {
             return Err(TransportError(format!("{consumer} cannot subscribe: the transport is closed")));
         }
-        let Some(counts) = self.session.add_consumer(consumer) else {
+        let Some(counts) = self.monitor.add_consumer(consumer) else {
             return Err(TransportError(format!("{consumer} has subscribed already")));
         };
-        Ok(Box::new(JetStreamSubscription::new(self.session.clone(), consumer.to_owned(), counts)))
+        Ok(Box::new(JetStreamSubscription::new(self.monitor.clone(), consumer.to_owned(), counts)))
     }
 
     fn close(&self) {
-        self.session.closing().cancel();
+        self.monitor.closing().cancel();
         self.queue.write().unwrap_or_else(PoisonError::into_inner).take();
     }
 
-    fn is_durable(&self) -> bool {
-        true
+    fn dead_letters(&self) -> Option<Arc<dyn DeadLetterStore>> {
+        Some(self.monitor.dead_letters().clone())
     }
 
     fn is_shared(&self) -> bool {
@@ -219,20 +220,20 @@ impl Transport for JetStreamTransport {
     }
 
     fn custody(&self, consumer: &str) -> Custody {
-        self.session.custody(consumer)
+        self.monitor.custody(consumer)
     }
 
     async fn watch(&self, health: Health) -> TransportError {
-        self.session.start();
-        let mut states = self.session.states();
+        self.monitor.start();
+        let mut statuses = self.monitor.statuses();
         loop {
-            match states.borrow_and_update().clone() {
-                State::Starting => {}
-                State::Here => health.ready(),
-                State::Away(reason) | State::Full(reason) => health.unavailable(reason),
-                State::Broken(reason) => return TransportError(reason),
+            match statuses.borrow_and_update().clone() {
+                StreamStatus::Starting => {}
+                StreamStatus::Available => health.ready(),
+                StreamStatus::Unavailable(reason) | StreamStatus::Full(reason) => health.unavailable(reason),
+                StreamStatus::Broken(reason) => return TransportError(reason),
             }
-            states.changed().await.expect("the session lives as long as the transport");
+            statuses.changed().await.expect("the monitor lives as long as the transport");
         }
     }
 }

@@ -1,5 +1,7 @@
-//! A bounded queue in memory, one for each sink. A receipt settles when every sink has written the events, so what is
-//! lost with the process was never acknowledged.
+//! A bounded queue in memory, one for each sink.
+//!
+//! A receipt settles once every sink has settled the events, so events that are lost with the process were never
+//! acknowledged. The bound covers queued events and those that a sink is writing. Read [`MemoryConfig`] first.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -8,21 +10,25 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use eye_core::ack::{Ack, Outcome, Receipt};
-use eye_core::batch::BatchLimits;
+use eye_core::budget::ByteBudget;
+use eye_core::context::BuildContext;
+use eye_core::error::BuildError;
 use eye_core::event::Event;
-use eye_core::registry::BuildError;
-use eye_core::transport::{Custody, Delivery, PublishError, Subscription, Transport, TransportConfig, TransportError};
+use eye_core::transport::{
+    BatchLimits, Custody, Delivery, PublishError, Subscription, Transport, TransportConfig, TransportError,
+};
 use serde::Deserialize;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
 
-/// What operators write below `[transport]` with `type = "memory"`.
+/// The settings below `[transport]` with `type = "memory"`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct MemoryConfig {
-    /// Bytes of events that may be queued or being written at once, counting 256 bytes more for each event.
+    /// The most bytes of events that are queued or being written, with 256 bytes more for each event.
     #[serde(deserialize_with = "eye_core::config::at_least_one")]
     pub max_bytes: u32,
-    /// How long a request waits for room before it is told that there is none.
+    /// The longest wait of a request for capacity before it is refused.
     pub max_wait_ms: u64,
 }
 
@@ -35,61 +41,59 @@ impl Default for MemoryConfig {
 impl TransportConfig for MemoryConfig {
     const TYPE: &'static str = "memory";
 
-    async fn build(self) -> Result<Box<dyn Transport>, BuildError> {
-        Ok(Box::new(MemoryTransport::new(self)))
+    async fn build(self, _context: &BuildContext) -> Result<Box<dyn Transport>, BuildError> {
+        Ok(Box::new(MemoryTransport::new(&self)))
     }
 }
 
-/// What an event takes beside its texts: itself in two queues, its allocation, its share of an ack. Rounded up.
+/// The memory of an event beside its texts, rounded up: its entries in two queues, its allocation, its share of an ack.
 const EVENT_OVERHEAD_BYTES: usize = 256;
 
-/// When a producer that found no room may come back.
+/// The time after which a refused producer may try again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 struct MemoryTransport {
-    config: MemoryConfig,
-    // A permit a byte, given back when the ack is settled: the bound covers what is queued and what is being written.
-    room: Arc<Semaphore>,
-    // `None` once the transport is closed.
-    queues: RwLock<Option<Vec<Queue>>>,
-    // By consumer.
-    counts: RwLock<BTreeMap<String, Arc<Counts>>>,
+    max_wait: Duration,
+    /// Reserved bytes return when the ack is settled.
+    budget: ByteBudget,
+    /// `None` once the transport is closed.
+    queues: RwLock<Option<Vec<ConsumerQueue>>>,
+    /// By consumer.
+    counts: RwLock<BTreeMap<String, Arc<QueueCounts>>>,
 }
 
-struct Queue {
-    // Its length is bounded by `room`.
+struct ConsumerQueue {
+    /// Bounded by the budget.
     sender: mpsc::UnboundedSender<Delivery>,
-    counts: Arc<Counts>,
+    counts: Arc<QueueCounts>,
 }
 
-impl Queue {
-    /// A queue whose writer is gone drops its delivery, and with it fails the ack.
+impl ConsumerQueue {
+    /// Queues a delivery. If the consumer's writer is gone, the delivery is dropped, which fails its ack.
     fn send(&self, events: Vec<Event>, ack: Ack) {
         let count = events.len() as u64;
         self.counts.taken.fetch_add(count, Relaxed);
-        if self.sender.send(Delivery { events, ack }).is_err() {
+        if self.sender.send(Delivery { events, ack, position: None }).is_err() {
             self.counts.settled.fetch_add(count, Relaxed);
         }
     }
 }
 
-/// One consumer's events so far.
+/// The number of one consumer's events since startup.
 #[derive(Default)]
-struct Counts {
+struct QueueCounts {
     taken: AtomicU64,
     settled: AtomicU64,
 }
 
 impl MemoryTransport {
-    fn new(config: MemoryConfig) -> Self {
-        let room = Arc::new(Semaphore::new(config.max_bytes as usize));
-        Self { config, room, queues: RwLock::new(Some(Vec::new())), counts: RwLock::default() }
-    }
-
-    /// What the events take of the room; all of it for a request that is larger.
-    fn cost(&self, events: &[Event]) -> u32 {
-        let bytes: usize = events.iter().map(|event| event.size_bytes() + EVENT_OVERHEAD_BYTES).sum();
-        u32::try_from(bytes).unwrap_or(u32::MAX).min(self.config.max_bytes)
+    fn new(config: &MemoryConfig) -> Self {
+        Self {
+            max_wait: Duration::from_millis(config.max_wait_ms),
+            budget: ByteBudget::new(config.max_bytes),
+            queues: RwLock::new(Some(Vec::new())),
+            counts: RwLock::default(),
+        }
     }
 }
 
@@ -101,22 +105,19 @@ impl Transport for MemoryTransport {
             settle(Outcome::Delivered);
             return Ok(receipt);
         }
-        let room = self.room.clone().acquire_many_owned(self.cost(&events));
-        let permit = match tokio::time::timeout(Duration::from_millis(self.config.max_wait_ms), room).await {
-            Ok(Ok(permit)) => permit,
-            Ok(Err(_closed)) => return Err(PublishError::Closed),
-            Err(_elapsed) => {
-                let reason = format!("the queue holds {} bytes (transport.max_bytes)", self.config.max_bytes);
-                return Err(PublishError::Full { reason, retry_after: RETRY_AFTER });
-            }
-        };
+        let bytes = events.iter().map(|event| event.size_bytes() + EVENT_OVERHEAD_BYTES).sum();
+        let reservation = self.budget.reserve_within(bytes, self.max_wait).await;
         let queues = self.queues.read().unwrap_or_else(PoisonError::into_inner);
         let Some(queues) = queues.as_deref() else { return Err(PublishError::Closed) };
+        let Some(reservation) = reservation else {
+            let reason = format!("the queue holds {} bytes (transport.max_bytes)", self.budget.max_bytes());
+            return Err(PublishError::Full { reason, retry_after: RETRY_AFTER });
+        };
         let ack = Ack::new(move |outcome| {
-            drop(permit);
+            drop(reservation);
             settle(outcome);
         });
-        // Having no queue at all drops the ack, which fails.
+        // Without a queue the ack is dropped, which fails the events.
         if let Some((last, others)) = queues.split_last() {
             for queue in others {
                 queue.send(events.clone(), ack.clone());
@@ -128,24 +129,23 @@ impl Transport for MemoryTransport {
 
     async fn subscribe(&self, consumer: &str) -> Result<Box<dyn Subscription>, TransportError> {
         let (sender, queue) = mpsc::unbounded_channel();
-        let counts = Arc::new(Counts::default());
+        let counts = Arc::new(QueueCounts::default());
         match self.queues.write().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            Some(queues) => queues.push(Queue { sender, counts: counts.clone() }),
+            Some(queues) => queues.push(ConsumerQueue { sender, counts: counts.clone() }),
             None => return Err(TransportError(format!("{consumer} cannot subscribe: the transport is closed"))),
         }
         self.counts.write().unwrap_or_else(PoisonError::into_inner).insert(consumer.to_owned(), counts.clone());
-        Ok(Box::new(MemorySubscription { queue, ahead: None, given: 0, counts }))
+        Ok(Box::new(MemorySubscription { queue, ahead: None, in_flight: 0, counts }))
     }
 
     fn close(&self) {
-        self.room.close();
         self.queues.write().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     fn custody(&self, consumer: &str) -> Custody {
         let counts = self.counts.read().unwrap_or_else(PoisonError::into_inner);
         let Some(counts) = counts.get(consumer) else { return Custody::default() };
-        // In this order, so that what comes in between is pending.
+        // In this order: events that arrive between the two reads count as pending.
         let settled = counts.settled.load(Relaxed);
         let taken = counts.taken.load(Relaxed);
         Custody { taken, pending: taken.saturating_sub(settled), ..Custody::default() }
@@ -154,25 +154,27 @@ impl Transport for MemoryTransport {
 
 struct MemorySubscription {
     queue: mpsc::UnboundedReceiver<Delivery>,
-    // Taken from the queue, but too much for the batch before.
+    /// Received, but too large for the last batch.
     ahead: Option<Delivery>,
-    // Events of the last batch: settled, once the next is asked for.
-    given: u64,
-    counts: Arc<Counts>,
+    /// Events of the last batch. They are settled once the next batch is asked for.
+    in_flight: u64,
+    counts: Arc<QueueCounts>,
 }
 
 #[async_trait]
 impl Subscription for MemorySubscription {
     async fn receive(&mut self, limits: BatchLimits) -> Option<Vec<Delivery>> {
-        self.counts.settled.fetch_add(std::mem::take(&mut self.given), Relaxed);
+        self.counts.settled.fetch_add(std::mem::take(&mut self.in_flight), Relaxed);
         let first = match self.ahead.take() {
             Some(delivery) => delivery,
             None => self.queue.recv().await?,
         };
+        let deadline = Instant::now() + limits.max_wait;
         let mut events = first.events.len();
         let mut bytes = size_bytes(&first);
         let mut deliveries = vec![first];
-        while let Ok(delivery) = self.queue.try_recv() {
+        while events < limits.max_events && bytes < limits.max_bytes {
+            let Some(delivery) = self.next_by(deadline).await else { break };
             events += delivery.events.len();
             bytes += size_bytes(&delivery);
             if events > limits.max_events || bytes > limits.max_bytes {
@@ -181,8 +183,18 @@ impl Subscription for MemorySubscription {
             }
             deliveries.push(delivery);
         }
-        self.given = deliveries.iter().map(|delivery| delivery.events.len() as u64).sum();
+        self.in_flight = deliveries.iter().map(|delivery| delivery.events.len() as u64).sum();
         Some(deliveries)
+    }
+}
+
+impl MemorySubscription {
+    /// Returns the next delivery; `None` if none arrives by the deadline, or the queue is closed.
+    async fn next_by(&mut self, deadline: Instant) -> Option<Delivery> {
+        if let Ok(delivery) = self.queue.try_recv() {
+            return Some(delivery);
+        }
+        timeout_at(deadline, self.queue.recv()).await.ok().flatten()
     }
 }
 
@@ -193,42 +205,43 @@ fn size_bytes(delivery: &Delivery) -> usize {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use std::time::Instant;
-
     use eye_core::testkit::{self, events};
 
     use super::*;
 
-    const WIDE: BatchLimits = BatchLimits { max_events: 1000, max_bytes: 1024 * 1024 };
+    const WIDE: BatchLimits = BatchLimits { max_events: 1000, max_bytes: 1024 * 1024, max_wait: Duration::ZERO };
 
     fn transport(max_bytes: u32, max_wait_ms: u64) -> MemoryTransport {
-        MemoryTransport::new(MemoryConfig { max_bytes, max_wait_ms })
+        MemoryTransport::new(&MemoryConfig { max_bytes, max_wait_ms })
     }
 
     #[tokio::test]
-    async fn conforms() {
-        testkit::transport::suite(async || MemoryConfig::default().build().await.unwrap()).await;
+    async fn memory_transport_conforms() {
+        testkit::transport::suite(async || {
+            MemoryConfig::default().build(&BuildContext::standalone("transport")).await.unwrap()
+        })
+        .await;
     }
 
     #[tokio::test]
-    async fn a_receipt_waits_for_every_sink_and_the_worst_outcome_wins() {
+    async fn receipt_has_worst_outcome_of_all_sinks() {
         let transport = transport(100_000, 10);
         let mut first = transport.subscribe("first").await.unwrap();
         let mut second = transport.subscribe("second").await.unwrap();
         let receipt = transport.publish(events(0, 1)).await.unwrap();
         first.receive(WIDE).await.unwrap().pop().unwrap().ack.settle(Outcome::Delivered);
         let mut waiting = std::pin::pin!(receipt.outcome());
-        assert!(futures_are_pending(waiting.as_mut()));
-        second.receive(WIDE).await.unwrap().pop().unwrap().ack.settle(Outcome::failed("away"));
-        assert_eq!(waiting.await, Outcome::failed("away"));
+        assert!(is_pending(waiting.as_mut()));
+        second.receive(WIDE).await.unwrap().pop().unwrap().ack.settle(Outcome::failed("unavailable"));
+        assert_eq!(waiting.await, Outcome::failed("unavailable"));
     }
 
-    fn futures_are_pending<F: Future>(future: std::pin::Pin<&mut F>) -> bool {
+    fn is_pending<F: Future>(future: std::pin::Pin<&mut F>) -> bool {
         future.poll(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_pending()
     }
 
     #[tokio::test]
-    async fn what_is_being_written_takes_room_until_it_is_settled() {
+    async fn unsettled_events_use_up_the_budget() {
         let request = events(0, 10);
         let transport = transport(10 * 400, 20);
         let mut subscription = transport.subscribe("only").await.unwrap();
@@ -237,13 +250,13 @@ mod tests {
         let started = Instant::now();
         let refused = transport.publish(request.clone()).await.unwrap_err();
         assert!(matches!(refused, PublishError::Full { .. }), "{refused:?}");
-        assert!(started.elapsed() >= Duration::from_millis(20), "it waits for room first");
+        assert!(started.elapsed() >= Duration::from_millis(20), "it waits for capacity first");
         drop(taken);
         transport.publish(request).await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_request_larger_than_the_room_is_taken_alone() {
+    async fn request_above_the_budget_is_taken_alone() {
         let transport = transport(1000, 20);
         let mut subscription = transport.subscribe("only").await.unwrap();
         transport.publish(events(0, 100)).await.unwrap();
@@ -252,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_writer_that_is_gone_fails_the_events() {
+    async fn dropped_subscription_fails_its_events() {
         let transport = transport(100_000, 10);
         drop(transport.subscribe("only").await.unwrap());
         let receipt = transport.publish(events(0, 1)).await.unwrap();
@@ -260,8 +273,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn with_no_subscriber_nothing_is_delivered() {
+    async fn events_without_subscriber_fail() {
         let receipt = transport(100_000, 10).publish(events(0, 1)).await.unwrap();
         assert!(matches!(receipt.outcome().await, Outcome::Failed { .. }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn batch_gathers_deliveries_for_max_wait() {
+        let transport = transport(100_000, 10);
+        let mut subscription = transport.subscribe("only").await.unwrap();
+        let publishing = async {
+            for n in 0..5 {
+                transport.publish(events(n, n + 1)).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(40)).await;
+            }
+        };
+        let limits = BatchLimits { max_wait: Duration::from_millis(100), ..WIDE };
+        let ((), received) = tokio::join!(publishing, subscription.receive(limits));
+        assert_eq!(received.unwrap().len(), 3);
     }
 }

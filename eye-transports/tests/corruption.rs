@@ -1,5 +1,5 @@
-//! A queue whose files were damaged while nobody had it open: each 512-byte block inverted or zeroed in turn, files cut
-//! off, zeroed and removed. Every event is delivered or, where its record was hit, reported missing, and the queue goes on.
+//! Damage to the files of a closed disk queue: each 512-byte block inverted or zeroed in turn, files cut off, zeroed
+//! and removed. Every event is delivered, or reported missing if its record was hit, and the queue continues to work.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use eye_core::ack::{Outcome, Rejection};
-use eye_core::batch::BatchLimits;
+use eye_core::ack::Outcome;
+use eye_core::context::BuildContext;
+use eye_core::dead_letter::NewDeadLetter;
 use eye_core::event::Event;
 use eye_core::testkit::events;
-use eye_core::transport::{Subscription, Transport, TransportConfig};
+use eye_core::transport::{BatchLimits, Subscription, Transport, TransportConfig};
 use eye_transports::disk::DiskConfig;
 use tempfile::TempDir;
 use tracing::field::{Field, Visit};
@@ -21,21 +22,21 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Level, Metadata, Subscriber};
 
 const BLOCK_BYTES: usize = 512;
-const LIMITS: BatchLimits = BatchLimits { max_events: 50, max_bytes: 1024 * 1024 };
-/// Records of a segment, and events of a record.
+const LIMITS: BatchLimits = BatchLimits { max_events: 50, max_bytes: 1024 * 1024, max_wait: Duration::ZERO };
+/// The records of a segment, and the events of a record.
 const RECORDS: u32 = 5;
 const RECORD_EVENTS: u32 = 20;
-/// What each record begins with.
+/// The first bytes of each record.
 const RECORD_START: &[u8] = &[0xFE, b'E', b'y', 1];
 /// The first sink is ahead of the second.
 const SINKS: [&str; 2] = ["first", "second"];
 
-/// Opens the queue once the threads of the last one have let go of it.
+/// Opens the queue once the threads of the last transport have closed it.
 async fn open(path: &Path) -> Box<dyn Transport> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let config = DiskConfig { path: path.to_owned(), max_bytes: 64 << 20, min_free_bytes: 1 << 20 };
-        match config.build().await {
+        match config.build(&BuildContext::standalone("transport")).await {
             Ok(transport) => return transport,
             Err(error) => {
                 let busy = error.to_string().contains("another process uses this queue");
@@ -59,12 +60,12 @@ async fn publish(transport: &dyn Transport, from: u32, to: u32) {
     assert_eq!(receipt.outcome().await, Outcome::Delivered);
 }
 
-/// All that comes, with this outcome, until the closed queue has no more.
+/// Receives the rest of a closed queue, and settles each batch with `outcome`.
 async fn drain(mut subscription: Box<dyn Subscription>, outcome: &Outcome) -> Vec<Event> {
     let mut received = Vec::new();
     loop {
         let deliveries = tokio::time::timeout(Duration::from_secs(20), subscription.receive(LIMITS)).await;
-        let Some(deliveries) = deliveries.expect("it ends") else { return received };
+        let Some(deliveries) = deliveries.expect("the subscription ends") else { return received };
         for delivery in deliveries {
             received.extend(delivery.events);
             delivery.ack.settle(outcome.clone());
@@ -72,7 +73,7 @@ async fn drain(mut subscription: Box<dyn Subscription>, outcome: &Outcome) -> Ve
     }
 }
 
-/// What each sink gets from a queue that is opened, and closed again once it has been given `fresh`.
+/// Opens the queue, publishes the event `fresh`, closes it, and returns the events that each sink gets.
 async fn open_and_drain(path: &Path, fresh: Option<u32>) -> Vec<Vec<Event>> {
     let transport = open(path).await;
     let subscriptions = subscribe(&*transport).await;
@@ -87,22 +88,22 @@ async fn open_and_drain(path: &Path, fresh: Option<u32>) -> Vec<Vec<Event>> {
     received
 }
 
-/// A queue as a stopped program leaves it.
+/// The queue of a stopped program.
 struct Stopped {
     files: BTreeMap<PathBuf, Vec<u8>>,
-    /// What each sink has not got yet.
+    /// The events that each sink has not settled.
     pending: [BTreeSet<u32>; SINKS.len()],
-    /// How many events were acknowledged.
+    /// The number of acknowledged events.
     taken: u32,
 }
 
-/// Three segments of five records of 20 events, both sinks in the midst of one, and dead letters.
+/// Creates 3 segments of 5 records of 20 events. Both sinks are in the middle of a record, and there are dead letters.
 async fn stopped_queue() -> Stopped {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("queue");
     let mut taken = 0;
     let mut pending = [(); SINKS.len()].map(|()| BTreeSet::new());
-    // How many batches each sink is done with before the program stops.
+    // The batches that each sink settles before the program stops.
     for batches in [[2, 1], [1, 0], [0, 0]] {
         let transport = open(&path).await;
         let mut subscriptions = subscribe(&*transport).await;
@@ -114,18 +115,24 @@ async fn stopped_queue() -> Stopped {
         for (sink, batches) in batches.into_iter().enumerate() {
             for _ in 0..batches {
                 let delivery = subscriptions[sink].receive(LIMITS).await.unwrap().remove(0);
-                let refused = Rejection { index: 3, reason: "too big".into() };
-                delivery.ack.settle(Outcome::Rejected(vec![refused]));
+                let letter = NewDeadLetter {
+                    key: format!("{}.{}", delivery.position.unwrap().key(3), SINKS[sink]),
+                    refused_by: format!("sinks.{}", SINKS[sink]),
+                    reason: "too big".to_owned(),
+                    payload: serde_json::to_vec(&delivery.events[3]).unwrap(),
+                };
+                transport.dead_letters().unwrap().put(&[letter]).await.unwrap();
+                delivery.ack.settle(Outcome::Delivered);
                 let done: Vec<u32> = pending[sink].iter().copied().take(delivery.events.len()).collect();
                 pending[sink].retain(|number| !done.contains(number));
             }
         }
         transport.close();
         for subscription in subscriptions {
-            drain(subscription, &Outcome::failed("away")).await;
+            drain(subscription, &Outcome::failed("unavailable")).await;
         }
     }
-    // The threads have let go of it.
+    // Waits until the threads have closed the files.
     drop(open(&path).await);
     let mut files = BTreeMap::new();
     read(&path, &path, &mut files);
@@ -133,7 +140,7 @@ async fn stopped_queue() -> Stopped {
     Stopped { files, pending, taken }
 }
 
-/// Where a sync takes no time, if there is such a place.
+/// Returns a folder in memory, where a sync takes no time, if the system has one.
 fn in_memory() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
@@ -150,7 +157,7 @@ fn read(root: &Path, folder: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
 }
 
 impl Stopped {
-    /// The events of those records that have bytes in this range of a file.
+    /// Returns the events of the records that have bytes in this range of a file.
     fn events_at(&self, file: &Path, range: &Range<usize>) -> BTreeSet<u32> {
         let Some(first) = file.to_str().unwrap().strip_suffix(".log") else { return BTreeSet::new() };
         let (first, content): (u32, _) = (first.parse().unwrap(), &self.files[file]);
@@ -162,14 +169,14 @@ impl Stopped {
         hit.flat_map(|(_, number)| first + number * RECORD_EVENTS..first + (number + 1) * RECORD_EVENTS).collect()
     }
 
-    /// What becomes of the queue when `file` has this content, or is gone; it differs from the sound one in the bytes `hit`.
+    /// Checks the queue with other content of `file`, or without the file. The content is damaged in the range `hit`.
     async fn with_damage(&self, what: &str, file: &Path, content: Option<&[u8]>, hit: Range<usize>) {
         let case = format!("{} {what}", file.display());
         let folder = in_memory();
-        for (path, sound) in &self.files {
+        for (path, intact) in &self.files {
             let to = folder.path().join(path);
             fs::create_dir_all(to.parent().unwrap()).unwrap();
-            let content = if path == file { content } else { Some(&sound[..]) };
+            let content = if path == file { content } else { Some(&intact[..]) };
             content.into_iter().for_each(|content| fs::write(&to, content).unwrap());
         }
         take_errors();
@@ -177,71 +184,74 @@ impl Stopped {
         let errors = take_errors();
         for ((sink, received), pending) in SINKS.iter().zip(all).zip(&self.pending) {
             let numbers: Vec<u32> = received.iter().map(|event| event.id().as_u128() as u32 - 1).collect();
-            assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{case}: {sink} gets each once, in order");
+            assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{case}: {sink} gets each event once, in order");
             for (event, number) in received.iter().zip(&numbers) {
-                assert_eq!(event, &events(*number, number + 1)[0], "{case}: {sink} gets what was sent");
+                assert_eq!(event, &events(*number, number + 1)[0], "{case}: {sink} gets the published event");
             }
             let again = numbers.iter().filter(|number| !pending.contains(number)).count();
-            assert!(again == 0 || file == Path::new("cursors"), "{case}: {sink} gets {again} again");
+            assert!(again == 0 || file == Path::new("cursors"), "{case}: {sink} gets {again} events again");
             let lost: BTreeSet<u32> = pending.iter().copied().filter(|number| !numbers.contains(number)).collect();
             assert!(
                 lost.is_subset(&self.events_at(file, &hit)),
-                "{case}: {sink} lacks events of sound records: {lost:?}"
+                "{case}: {sink} lacks events of intact records: {lost:?}"
             );
             let missing = errors.missing.get(*sink).copied().unwrap_or_default();
-            assert_eq!(missing, lost.len() as u64, "{case}: {sink} is told how many are missing");
+            assert_eq!(missing, lost.len() as u64, "{case}: {sink} learns the number of missing events");
         }
         for received in open_and_drain(folder.path(), Some(self.taken)).await {
-            assert_eq!(received, events(self.taken, self.taken + 1), "{case}: the queue goes on");
+            assert_eq!(received, events(self.taken, self.taken + 1), "{case}: the queue continues to work");
+        }
+        for received in open_and_drain(folder.path(), None).await {
+            assert_eq!(received, [], "{case}: settled events do not come again");
         }
         assert_eq!(take_errors().count, 0, "{case}: damage is reported once");
     }
 }
 
 #[tokio::test]
-async fn whatever_is_damaged_is_delivered_or_reported_and_the_queue_goes_on() {
+async fn damaged_events_are_reported_and_others_delivered() {
     let stopped = stopped_queue().await;
-    tracing::subscriber::set_global_default(Logs).unwrap();
+    tracing::subscriber::set_global_default(ErrorRecorder).unwrap();
     let names: Vec<&str> = stopped.files.keys().map(|file| file.to_str().unwrap()).collect();
     let of_kind = |end: &str| names.iter().filter(|name| name.ends_with(end)).count();
     assert!(of_kind(".log") == 3 && of_kind("cursors") == 1 && of_kind(".letter") == 4, "{names:?}");
     let mut cases = 0;
-    for (file, sound) in &stopped.files {
-        for at in (0..sound.len()).step_by(BLOCK_BYTES) {
-            let block = at..sound.len().min(at + BLOCK_BYTES);
-            let mut damaged = sound.clone();
+    for (file, intact) in &stopped.files {
+        for at in (0..intact.len()).step_by(BLOCK_BYTES) {
+            let block = at..intact.len().min(at + BLOCK_BYTES);
+            let mut damaged = intact.clone();
             damaged[block.clone()].iter_mut().for_each(|byte| *byte = !*byte);
             stopped.with_damage(&format!("with block {at} inverted"), file, Some(&damaged), block.clone()).await;
             damaged[block.clone()].fill(0);
             stopped.with_damage(&format!("with block {at} zeroed"), file, Some(&damaged), block).await;
-            stopped.with_damage(&format!("cut off at {at}"), file, Some(&sound[..at]), at..sound.len()).await;
+            stopped.with_damage(&format!("cut off at {at}"), file, Some(&intact[..at]), at..intact.len()).await;
             cases += 3;
         }
-        stopped.with_damage("zeroed", file, Some(&vec![0; sound.len()]), 0..sound.len()).await;
-        stopped.with_damage("removed", file, None, 0..sound.len()).await;
+        stopped.with_damage("zeroed", file, Some(&vec![0; intact.len()]), 0..intact.len()).await;
+        stopped.with_damage("removed", file, None, 0..intact.len()).await;
         cases += 2;
     }
     println!("{cases} cases");
 }
 
-/// What the queue has logged as errors.
+/// The errors that the queue has logged.
 #[derive(Default)]
-struct Errors {
+struct LoggedErrors {
     count: usize,
     /// Sink → events that were reported missing for it.
     missing: BTreeMap<String, u64>,
 }
 
-static ERRORS: Mutex<Errors> = Mutex::new(Errors { count: 0, missing: BTreeMap::new() });
+static ERRORS: Mutex<LoggedErrors> = Mutex::new(LoggedErrors { count: 0, missing: BTreeMap::new() });
 
-/// Those since this was last asked.
-fn take_errors() -> Errors {
+/// Returns the errors since the last call.
+fn take_errors() -> LoggedErrors {
     std::mem::take(&mut *ERRORS.lock().unwrap())
 }
 
-struct Logs;
+struct ErrorRecorder;
 
-impl Subscriber for Logs {
+impl Subscriber for ErrorRecorder {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         *metadata.level() == Level::ERROR
     }

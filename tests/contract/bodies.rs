@@ -1,4 +1,4 @@
-//! The forms of a body: what holds several events, what is no JSON, content types and encodings.
+//! Request bodies: single events, several events, invalid JSON, content types and encodings.
 
 use std::io::Write;
 
@@ -7,17 +7,17 @@ use flate2::Compression;
 use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE};
 
-use crate::program::{Answer, JSON, NDJSON, event, named, page, post, send};
+use crate::api::{Answer, JSON, NDJSON, event, named, page, post, send};
 
 on_every_database! {
-    every_form_of_a_body
-    content_types
-    content_encodings
+    every_body_form_is_answered
+    content_types_are_accepted_or_answer_415
+    content_encodings_are_decoded_or_refused
 }
 
 const TEXT: &str = "text/plain;charset=UTF-8";
 
-async fn every_form_of_a_body(eye: &Eye) {
+async fn every_body_form_is_answered(eye: &Eye) {
     let [a, b, c] = ["a", "b", "c"].map(named);
     let bad = event(&[("timestamp", "\"nonsense\"")]);
     let missing = event(&[("name", "")]);
@@ -48,12 +48,12 @@ async fn every_form_of_a_body(eye: &Eye) {
             r#"{"index":3,"errors":{"non_field_errors":["Invalid data. Expected an object, but got a number."]}}"#)), &["a", "b"]),
         (JSON, format!("[{missing}]"), 400, partly(0, &missing_at(0)), &[]),
         (JSON, format!("[{missing},{missing}]"), 400, partly(0, &format!("{},{}", missing_at(0), missing_at(1))), &[]),
-        // One after the other.
+        // Objects one after the other.
         (JSON, format!("{a}{b}{c}"), 201, ok(3), &["a", "b", "c"]),
         (JSON, format!("{a}\n{b} {c}"), 201, ok(3), &["a", "b", "c"]),
         (JSON, format!("{a}{missing}"), 200, partly(1, &missing_at(1)), &["a"]),
         (JSON, format!("[{a}][{b}]"), 201, ok(2), &["a", "b"]),
-        // One a line.
+        // One object per line.
         (NDJSON, a.clone(), 201, ok(1), &["a"]),
         (NDJSON, format!("{a}\n{b}\r\n\n  \n{c}\n"), 201, ok(3), &["a", "b", "c"]),
         (NDJSON, String::new(), 201, ok(0), &[]),
@@ -62,11 +62,11 @@ async fn every_form_of_a_body(eye: &Eye) {
         (NDJSON, format!("{a}\n{missing}\n{b}"), 200, partly(2, &missing_at(1)), &["a", "b"]),
         (NDJSON, format!("{a}{b}\n{c}"), 200,
             partly(1, &line_error(0, &format!("line 1 column {}: expected the end of the line, but found `{{`", a.len() + 1))), &["c"]),
-        // As JSON.
+        // Text is read as JSON.
         (TEXT, a.clone(), 201, one.clone(), &["a"]),
         (TEXT, format!("[{a},{b}]"), 201, ok(2), &["a", "b"]),
         (TEXT, format!("{a}\n{b}"), 201, ok(2), &["a", "b"]),
-        // Not JSON: nothing is taken.
+        // Invalid JSON: no event is accepted.
         (JSON, String::new(), 400, no_json("line 1 column 1: expected an event, but the body is empty"), &[]),
         (JSON, " \n".into(), 400, no_json("line 1 column 1: expected an event, but the body is empty"), &[]),
         (JSON, "{\"a\": x}".into(), 400, no_json("line 1 column 7: expected a JSON value, but found `x`"), &[]),
@@ -79,7 +79,7 @@ async fn every_form_of_a_body(eye: &Eye) {
         (JSON, "session_id=1&name=2".into(), 400, no_json("line 1 column 1: expected a JSON value, but found `s`"), &[]),
         (JSON, "[".repeat(1_000_000), 400, String::new(), &[]),
         (TEXT, "hello".into(), 400, no_json("line 1 column 1: expected a JSON value, but found `h`"), &[]),
-        // Valid JSON all around it does not help.
+        // Invalid JSON within an event.
         (JSON, a.replace("{}", "NaN"), 400, String::new(), &[]),
         (JSON, a.replace("{}", "01"), 400, String::new(), &[]),
         (JSON, a.replace("{}", "+1"), 400, String::new(), &[]),
@@ -87,7 +87,7 @@ async fn every_form_of_a_body(eye: &Eye) {
         (JSON, a.replace("{}", "\"\t\""), 400, String::new(), &[]),
         (JSON, a.replace("{}", r#""\x""#), 400, String::new(), &[]),
         (JSON, a.replace("{}", "{} // why"), 400, String::new(), &[]),
-        // The bad neighbour of the first kind: its reason is that of its field.
+        // An invalid event before a valid one.
         (JSON, format!("[{bad}, {a}]"), 200, String::new(), &["a"]),
     ];
     let mut stored: Vec<&str> = Vec::new();
@@ -111,7 +111,7 @@ async fn every_form_of_a_body(eye: &Eye) {
     }
 }
 
-async fn content_types(eye: &Eye) {
+async fn content_types_are_accepted_or_answer_415(eye: &Eye) {
     let accepted = [
         "application/json",
         "Application/JSON; charset=utf-8",
@@ -173,17 +173,17 @@ async fn post_encoded(eye: &Eye, encoding: &str, body: Vec<u8>) -> Answer {
     send(request.header(CONTENT_ENCODING, encoding).body(body)).await
 }
 
-async fn content_encodings(eye: &Eye) {
+async fn content_encodings_are_decoded_or_refused(eye: &Eye) {
     type Encode = fn(&[u8]) -> Vec<u8>;
     let encodings: [(&str, Encode); 4] = [("gzip", gzip), ("deflate", zlib), ("deflate", raw_deflate), ("zstd", zstd)];
     for (encoding, encode) in encodings {
         let answer = post_encoded(eye, encoding, encode(named(encoding).as_bytes())).await;
         assert_eq!((answer.status, answer.text.as_str()), (201, r#"{"success": true}"#), "{encoding}");
 
-        // 5 MiB of white space are a body like another; one byte more is too large, and so is a bomb.
+        // The limit of 5 MiB counts the decoded bytes.
         for (length, status) in [(5 << 20, 400), ((5 << 20) + 1, 413), (16 << 20, 413)] {
             let body = encode(&vec![b' '; length]);
-            assert!(body.len() < 1 << 20, "it is a bomb");
+            assert!(body.len() < 1 << 20, "the encoded body is small");
             let answer = post_encoded(eye, encoding, body).await;
             assert_eq!(answer.status, status, "{encoding}: {length}: {}", answer.text);
         }

@@ -1,15 +1,16 @@
-//! The example of a query and its answer, byte for byte.
+//! The example of the contract: an event, a query and its answer, byte for byte.
 
 use std::net::TcpListener;
 use std::time::Duration;
 
 use eye_harness::{Eye, eventually};
 
-use crate::program::{JSON, PROGRAM, get, post};
+use crate::api::{JSON, get, post};
+use crate::support::program;
 
-on_every_database! { the_example_byte_for_byte }
+on_every_database! { example_matches_byte_for_byte }
 
-/// Not in the order of the answer, with white space to drop, and with a space where the answer has a `T`.
+/// An event with another key order than the answer, with white space, and with a space instead of the `T`.
 const SENT: &str = r#"{
     "category": "page interaction",
     "name": "cta click",
@@ -31,11 +32,11 @@ const FOUND: &str = concat!(
     r#""data":{"host":"www.consumeraffairs.com","path":"/","element":"chat bubble"}}]}"#,
 );
 
-async fn the_example_byte_for_byte(eye: &Eye) {
+async fn example_matches_byte_for_byte(eye: &Eye) {
     let sent = post(eye, JSON, SENT).await;
     assert_eq!((sent.status, sent.text.as_str()), (201, r#"{"success": true}"#));
     assert_eq!(sent.header("content-type"), "application/json");
-    // Neighbours that each miss one of the filters.
+    // Each of these events fails one of the filters.
     for (from, to) in [("5423", "5424"), ("2021-01-01", "2021-01-03"), ("2021-01-01", "2020-12-31")] {
         assert_eq!(post(eye, JSON, SENT.replace(from, to)).await.status, 201);
     }
@@ -47,15 +48,15 @@ async fn the_example_byte_for_byte(eye: &Eye) {
     assert_eq!(found.header("vary"), "Accept");
 }
 
-/// The one test that needs the default port.
+/// The only test that needs the default port.
 #[tokio::test]
-async fn the_example_without_any_configuration() {
-    // Other tests of this kind may run beside these.
+async fn example_works_without_configuration() {
+    // Another run of the tests on this machine may use the port.
     eventually("port 8000 is free", Duration::from_secs(60), async || TcpListener::bind("127.0.0.1:8000").is_ok())
         .await;
-    let eye = Eye::start_without_config(PROGRAM);
+    let eye = Eye::start_without_config(program());
     assert_eq!(eye.url("/"), "http://127.0.0.1:8000/");
     eye.wait_ready().await;
-    the_example_byte_for_byte(&eye).await;
+    example_matches_byte_for_byte(&eye).await;
     assert!(eye.folder().join("eye-data/eye.db").exists());
 }

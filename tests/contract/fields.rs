@@ -1,23 +1,23 @@
-//! Every field of an event: what is taken and how it is given back, and what is refused and with which words.
+//! The fields of an event: accepted values and their form in answers, refused values and their errors.
 
 use eye_harness::Eye;
 use serde_json::{Value, json};
 
-use crate::program::{JSON, Page, Stored, event, get, page, post};
+use crate::api::{JSON, Page, PageEvent, event, get, page, post};
 
 on_every_database! {
     texts_are_kept_exactly
     data_is_kept_token_for_token
     timestamps_are_read_in_every_form
-    ids_are_kept_and_make_events_one
-    what_is_ignored_takes_nothing_along
-    the_last_of_two_equal_keys_wins
-    wrong_events_are_refused_with_reasons
-    every_wrong_field_is_named_at_once
+    same_id_and_timestamp_is_stored_once
+    unknown_fields_are_ignored
+    last_of_two_equal_keys_wins
+    invalid_events_are_refused_with_reasons
+    all_invalid_fields_are_named_at_once
 }
 
-/// Sends an event and gives back how it is read.
-async fn there_and_back(eye: &Eye, row: usize, field: &str, sent: &str) -> (Stored, String) {
+/// Sends an event and returns it as a query returns it, with the whole answer.
+async fn send_and_query(eye: &Eye, row: usize, field: &str, sent: &str) -> (PageEvent, String) {
     let marker = format!("row {row}");
     let marker_field = if field == "category" { "name" } else { "category" };
     let body = event(&[(field, sent), (marker_field, &format!("\"{marker}\""))]);
@@ -79,7 +79,7 @@ async fn texts_are_kept_exactly(eye: &Eye) {
     for field in ["session_id", "category", "name"] {
         for (sent, stored) in &table {
             row += 1;
-            let (found, text) = there_and_back(eye, row, field, sent).await;
+            let (found, text) = send_and_query(eye, row, field, sent).await;
             let found = match field {
                 "session_id" => found.session_id,
                 "category" => found.category,
@@ -130,11 +130,11 @@ async fn data_is_kept_token_for_token(eye: &Eye) {
         &objects,
     ];
     let mut table: Vec<(&str, &str)> = as_sent.iter().map(|data| (*data, *data)).collect();
-    // White space goes between the tokens, and only there.
+    // Only white space between tokens is removed.
     table.push((" [ 1 ,\t2\r\n, \" a  b \" ] ", r#"[1,2," a  b "]"#));
     table.push(("{ \"a b\" : { } , \"c\" : [ ] }", r#"{"a b":{},"c":[]}"#));
     for (row, (sent, stored)) in table.into_iter().enumerate() {
-        let (found, text) = there_and_back(eye, row, "data", sent).await;
+        let (found, text) = send_and_query(eye, row, "data", sent).await;
         assert_eq!(found.data.get(), stored, "{sent}: {text}");
         assert!(text.contains(&format!(r#""data":{stored},"id":"#)), "the bytes of the answer: {text}");
     }
@@ -164,18 +164,18 @@ async fn timestamps_are_read_in_every_form(eye: &Eye) {
         ("2020-02-29", "2020-02-29T00:00:00Z"),
         ("1970-01-01", "1970-01-01T00:00:00Z"),
         ("1970-01-01T00:00:00.000001Z", "1970-01-01T00:00:00.000001Z"),
-        // Hours that do not exist in some zones, and that no zone of a server may move.
+        // Hours that do not exist in some zones. The zone of a server must not shift them.
         ("2021-03-28T02:30:00", "2021-03-28T02:30:00Z"),
         ("2021-10-31T02:30:00", "2021-10-31T02:30:00Z"),
-        // Past what 32 bits of seconds hold.
+        // Beyond 32 bits of seconds.
         ("2038-01-19T03:14:08Z", "2038-01-19T03:14:08Z"),
         ("2106-02-07T06:28:16Z", "2106-02-07T06:28:16Z"),
         ("9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999999Z"),
     ];
     for (row, (sent, read)) in table.into_iter().enumerate() {
-        let (found, _) = there_and_back(eye, row, "timestamp", &format!("\"{sent}\"")).await;
+        let (found, _) = send_and_query(eye, row, "timestamp", &format!("\"{sent}\"")).await;
         assert_eq!(found.timestamp, read, "{sent}");
-        // And the bounds mean the same instant.
+        // Bounds of queries accept the same forms.
         let here = page(eye, &[("timestamp_after", sent), ("timestamp_before", sent)]).await;
         assert!(
             !here.results.is_empty() && here.results.iter().all(|event| event.timestamp == read),
@@ -184,7 +184,7 @@ async fn timestamps_are_read_in_every_form(eye: &Eye) {
     }
 }
 
-async fn ids_are_kept_and_make_events_one(eye: &Eye) {
+async fn same_id_and_timestamp_is_stored_once(eye: &Eye) {
     let read = "67e55044-10b1-426f-9247-bb680e5fe0c8";
     let forms = [
         "67e55044-10b1-426f-9247-bb680e5fe0c8",
@@ -192,7 +192,7 @@ async fn ids_are_kept_and_make_events_one(eye: &Eye) {
         "67e5504410b1426f9247bb680e5fe0c8",
     ];
     for (row, form) in forms.into_iter().enumerate() {
-        // The first of two is the one that is stored, but the second is accepted.
+        // The second event is accepted, but the first one stays stored.
         for name in ["first", "second"] {
             let timestamp = format!("\"2021-01-0{}\"", row + 1);
             let [id, name] = [form, name].map(|text| format!("\"{text}\""));
@@ -211,7 +211,7 @@ async fn ids_are_kept_and_make_events_one(eye: &Eye) {
     assert_eq!((answer.status, answer.text.as_str()), (201, r#"{"success": true, "accepted": 2}"#));
     assert_eq!(page(eye, &[("timestamp_after", "2022-01-01")]).await.count, 1);
 
-    // Without an id, equal events are two, and the server mints a UUIDv7 each.
+    // Equal events without id are separate, and each gets a UUIDv7.
     let minted = event(&[("id", "null"), ("timestamp", "\"2023-01-01\"")]);
     for _ in 0..2 {
         assert_eq!(post(eye, JSON, minted.clone()).await.status, 201);
@@ -223,7 +223,7 @@ async fn ids_are_kept_and_make_events_one(eye: &Eye) {
     assert!(ids.len() == 2 && ids[0] != ids[1] && ids.iter().all(|id| &id[14..15] == "7"), "{ids:?}");
 }
 
-async fn what_is_ignored_takes_nothing_along(eye: &Eye) {
+async fn unknown_fields_are_ignored(eye: &Eye) {
     let extra = r#"{"date":1609492527.24,"nested":{"id":"no"},"":[],"Name":"b","received_at":"nonsense"}"#;
     let body = format!("{},{}", event(&[]).strip_suffix('}').unwrap(), &extra[1..]);
     let answer = post(eye, JSON, body).await;
@@ -232,7 +232,7 @@ async fn what_is_ignored_takes_nothing_along(eye: &Eye) {
     assert_eq!(get(eye, "").await.text, expected);
 }
 
-async fn the_last_of_two_equal_keys_wins(eye: &Eye) {
+async fn last_of_two_equal_keys_wins(eye: &Eye) {
     let table = [
         (r#""name":"a","name":"b""#, "b", "{}"),
         (r#""name":"a","n\u0061me":"c""#, "c", "{}"),
@@ -257,7 +257,7 @@ const SURROGATE: &str = "Lone surrogates (\\uD800 to \\uDFFF without their pair)
 const FORMAT: &str = "Datetime has wrong format. Use one of these formats instead: \
                       YYYY-MM-DDThh:mm[:ss[.uuuuuu]][+HH:MM|-HH:MM|Z], YYYY-MM-DD.";
 
-async fn wrong_events_are_refused_with_reasons(eye: &Eye) {
+async fn invalid_events_are_refused_with_reasons(eye: &Eye) {
     let mut table: Vec<(&str, String, &str)> = Vec::new();
     for field in ["session_id", "category", "name"] {
         let rows = [
@@ -342,7 +342,7 @@ async fn wrong_events_are_refused_with_reasons(eye: &Eye) {
         assert_eq!(answer.json::<Value>(), json!({"success": false, "errors": {field: [error]}}), "{field}: {sent}");
     }
 
-    // What is not a field of an event must be storable nonetheless, and the whole must be an object.
+    // Unknown fields are validated, too, and the event must be an object.
     let unknown = r#"{"\u0000":1,"#.to_owned() + &event(&[])[1..];
     let not_utf8 = event(&[("name", "\"?\"")]).into_bytes().iter().map(|&b| if b == b'?' { 0xff } else { b }).collect();
     let overlong = event(&[("name", "\"??\"")]).replace("??", "\u{7f}\u{7f}").into_bytes();
@@ -367,7 +367,7 @@ async fn wrong_events_are_refused_with_reasons(eye: &Eye) {
     assert_eq!(page(eye, &[]).await.count, 0, "a refused event is not stored");
 }
 
-async fn every_wrong_field_is_named_at_once(eye: &Eye) {
+async fn all_invalid_fields_are_named_at_once(eye: &Eye) {
     let answer = post(eye, JSON, "{}").await;
     let expected = r#"{"success":false,"errors":{"session_id":["This field is required."],"category":["This field is required."],"name":["This field is required."],"data":["This field is required."],"timestamp":["This field is required."]}}"#;
     assert_eq!((answer.status, answer.text.as_str()), (400, expected));

@@ -1,18 +1,18 @@
-//! Paths and methods, health, and the word to those who come without an address.
+//! Paths and methods, health checks, and the answer at the root.
 
 use eye_harness::Eye;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::program::{Answer, JSON, Page, named, post, send, store};
+use crate::api::{Answer, JSON, Page, named, post, send, store};
 
 on_every_database! {
-    the_trailing_slash_makes_no_difference
+    trailing_slash_makes_no_difference
     head_is_get_without_a_body
-    other_methods_are_told_which_there_are
-    unknown_paths_are_404
-    health_is_told
-    the_root_names_the_api
+    other_methods_answer_405_with_allow
+    unknown_paths_answer_404
+    health_paths_show_the_state
+    root_names_the_api
 }
 
 const EVENT_METHODS: &str = "GET, POST, HEAD, OPTIONS";
@@ -21,7 +21,7 @@ async fn request(eye: &Eye, method: &str, path: &str) -> Answer {
     send(eye.client().request(method.parse::<Method>().unwrap(), eye.url(path))).await
 }
 
-async fn the_trailing_slash_makes_no_difference(eye: &Eye) {
+async fn trailing_slash_makes_no_difference(eye: &Eye) {
     for path in ["/api/event", "/api/event/"] {
         let request = eye.client().post(eye.url(path)).header("content-type", JSON).body(named(path));
         let answer = send(request).await;
@@ -43,7 +43,7 @@ async fn head_is_get_without_a_body(eye: &Eye) {
     }
 }
 
-async fn other_methods_are_told_which_there_are(eye: &Eye) {
+async fn other_methods_answer_405_with_allow(eye: &Eye) {
     let paths = [("/api/event/", EVENT_METHODS), ("/api/event", EVENT_METHODS), ("/livez", "GET, HEAD, OPTIONS")];
     for (path, allow) in paths {
         let options = request(eye, "OPTIONS", path).await;
@@ -61,7 +61,7 @@ async fn other_methods_are_told_which_there_are(eye: &Eye) {
     assert_eq!(request(eye, "POST", "/livez").await.status, 405);
 }
 
-async fn unknown_paths_are_404(eye: &Eye) {
+async fn unknown_paths_answer_404(eye: &Eye) {
     for path in ["/nowhere", "/api", "/api/", "/api/events/", "/api/event/1", "/api/event//", "/API/EVENT/"] {
         for method in ["GET", "POST", "OPTIONS"] {
             let answer = request(eye, method, path).await;
@@ -72,7 +72,7 @@ async fn unknown_paths_are_404(eye: &Eye) {
     }
 }
 
-async fn health_is_told(eye: &Eye) {
+async fn health_paths_show_the_state(eye: &Eye) {
     let live = request(eye, "GET", "/livez").await;
     assert_eq!((live.status, live.text.as_str()), (200, r#"{"status":"ok"}"#));
     let ready = request(eye, "GET", "/readyz").await;
@@ -85,9 +85,9 @@ async fn health_is_told(eye: &Eye) {
     }
 }
 
-async fn the_root_names_the_api(eye: &Eye) {
+async fn root_names_the_api(eye: &Eye) {
     let root = request(eye, "GET", "/").await;
     assert_eq!((root.status, root.header("content-type")), (200, "application/json"));
     assert!(root.text.contains("POST /api/event/") && root.text.contains("GET /api/event/"), "{}", root.text);
-    assert_eq!(post(eye, JSON, "{}").await.status, 400, "and the events are there");
+    assert_eq!(post(eye, JSON, "{}").await.status, 400, "the events have their own path");
 }

@@ -1,4 +1,4 @@
-//! Whatever is accepted is stored and read back equal, in every database: events made up at random.
+//! Random events: every accepted event is read back equal from every database.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -11,14 +11,14 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use uuid::Uuid;
 
-use crate::program::{Page, Stored, get, store};
+use crate::api::{Page, PageEvent, get, store};
 
-on_every_database! { what_is_accepted_is_read_back_equal }
+on_every_database! { accepted_events_are_read_back_equal }
 
 const EVENTS: usize = 1000;
 const EVENTS_A_BODY: usize = 100;
 
-/// An event as it is sent, and as it has to be read.
+/// An event as it is sent, and its expected form in the answer.
 #[derive(Debug)]
 struct Expected {
     sent: String,
@@ -28,15 +28,15 @@ struct Expected {
     data: String,
 }
 
-async fn what_is_accepted_is_read_back_equal(eye: &Eye) {
+async fn accepted_events_are_read_back_equal(eye: &Eye) {
     println!("seed: {}", *SEED);
-    let events = tokio::task::spawn_blocking(|| &*MADE_UP).await.unwrap();
+    let events = tokio::task::spawn_blocking(|| &*GENERATED).await.unwrap();
     for events in events.chunks(EVENTS_A_BODY) {
         store(eye, &events.iter().map(|event| event.sent.clone()).collect::<Vec<_>>()).await;
     }
     let read: Page = get(eye, "include=id&limit=1000").await.json();
     assert_eq!((read.count as usize, read.results.len()), (EVENTS, EVENTS));
-    let read: HashMap<String, Stored> =
+    let read: HashMap<String, PageEvent> =
         read.results.into_iter().map(|mut event| (event.id.take().unwrap(), event)).collect();
     for Expected { sent, id, timestamp, texts, data } in events {
         let event = read.get(id).unwrap_or_else(|| panic!("not stored: {sent}"));
@@ -45,11 +45,11 @@ async fn what_is_accepted_is_read_back_equal(eye: &Eye) {
     }
 }
 
-/// To see the same events again, put here what a failed test printed.
+/// The seed of the events. To repeat a failed test, put its printed seed here.
 static SEED: LazyLock<Uuid> = LazyLock::new(Uuid::new_v4);
 
-/// The same for every database: making them up takes longer than storing them.
-static MADE_UP: LazyLock<Vec<Expected>> = LazyLock::new(|| {
+/// The events, generated once for all databases because that takes longer than to store them.
+static GENERATED: LazyLock<Vec<Expected>> = LazyLock::new(|| {
     let seed = [*SEED.as_bytes(), *SEED.as_bytes()].concat();
     let mut runner = TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &seed));
     let event = event();
@@ -83,7 +83,7 @@ fn white_space() -> impl Strategy<Value = String> {
     "[ \t\r\n]{0,2}"
 }
 
-/// A string or a number, of 1 to 150 characters, and not blank.
+/// Generates a string or a number of 1 to 150 characters that is not blank.
 fn text() -> impl Strategy<Value = String> {
     let bounded =
         prop_oneof![9 => string_of(1..12), 1 => string_of(1..150)].prop_filter("not blank, not too long", |token| {
@@ -93,7 +93,7 @@ fn text() -> impl Strategy<Value = String> {
     prop_oneof![8 => bounded, 1 => number(), 1 => "[a-z ]{0,10}[a-z]".prop_map(|text| format!("\"{text}\""))]
 }
 
-/// The token of a string.
+/// Generates the token of a string.
 fn string_of(pieces: std::ops::Range<usize>) -> impl Strategy<Value = String> {
     let plain = any::<char>().prop_filter("plain", |c| *c >= ' ' && *c != '"' && *c != '\\').prop_map(String::from);
     let escaped = any::<char>().prop_filter("no null", |c| *c != '\0').prop_map(|character| {
@@ -125,7 +125,7 @@ fn number() -> impl Strategy<Value = String> {
         .prop_filter("a double can hold it", |number| number.parse::<f64>().is_ok_and(f64::is_finite))
 }
 
-/// Any value but `null`, as its tokens.
+/// Generates the tokens of any value but `null`.
 fn json() -> impl Strategy<Value = Vec<String>> {
     let scalar = prop_oneof![
         2 => string_of(0..20),
@@ -148,7 +148,7 @@ fn json() -> impl Strategy<Value = Vec<String>> {
     value.prop_filter("not null", |tokens| tokens[0] != "null")
 }
 
-/// A timestamp in one of the accepted forms, and the same instant as it is read.
+/// Generates a timestamp in one of the accepted forms, and its form in the answer.
 fn instant() -> impl Strategy<Value = (String, String)> {
     const LAST: i64 = 253_402_300_799_999_999;
     let micros = prop_oneof![0..=LAST, 1_600_000_000_000_000..1_800_000_000_000_000_i64];
@@ -160,7 +160,7 @@ fn instant() -> impl Strategy<Value = (String, String)> {
             let local = instant.naive_utc() + Duration::minutes(offset);
             let format = if micros % 1_000_000 == 0 { "%Y-%m-%dT%H:%M:%SZ" } else { "%Y-%m-%dT%H:%M:%S%.6fZ" };
             let read = instant.format(format).to_string();
-            // Years before 1970 and after 9999 are written by nobody.
+            // A local time before 1970 or after 9999 is invalid.
             let in_range = (1970..=9999).contains(&chrono::Datelike::year(&local));
             let (local, offset) = if in_range { (local, offset) } else { (instant.naive_utc(), 0) };
             let sign = if offset < 0 { '-' } else { '+' };

@@ -1,20 +1,20 @@
-//! A small disk, to be filled.
+//! A small disk that tests fill: [`SmallDisk`].
 
 use std::fs::{self, OpenOptions};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use eye_harness::{Kept, holds_within, temporary_folder};
+use eye_harness::{GuardedProcess, holds_within, temporary_folder};
 
-/// A file system in memory (tmpfs), unmounted at the end, however that comes.
-pub(crate) struct SmallDisk(Kept);
+/// A file system in memory (tmpfs), unmounted when it is dropped or the test is killed.
+pub(crate) struct SmallDisk(GuardedProcess);
 
 impl SmallDisk {
-    /// `None`, with a loud line, where this user may not mount. Blocks.
+    /// Mounts a disk and blocks meanwhile. Returns `None`, with a message on stderr, if this user may not mount.
     pub(crate) fn mount(megabytes: usize) -> Option<Self> {
         let script = format!("mkdir disk && mount -t tmpfs -o size={megabytes}m eye-test disk && exec sleep infinity");
         let command = ["sh", "-c", &script].map(str::to_owned);
-        let mut disk = Self(Kept::new(&temporary_folder("small-disk"), None, &command));
+        let mut disk = Self(GuardedProcess::new(&temporary_folder("small-disk"), None, &command));
         disk.0.start();
         let is_mounted = || {
             let mounts = fs::read_to_string("/proc/self/mounts").expect("Linux has /proc");
@@ -24,7 +24,7 @@ impl SmallDisk {
         if ended && is_mounted() {
             return Some(disk);
         }
-        eprintln!("\n=== SKIPPED: a full disk is not tested, since this user may not mount one ===\n{}", disk.0.log());
+        eprintln!("\n=== SKIPPED: no full disk is tested, because this user may not mount one ===\n{}", disk.0.log());
         None
     }
 
@@ -32,15 +32,16 @@ impl SmallDisk {
         self.0.folder().join("disk")
     }
 
-    /// Takes all the room there is, as another program may.
+    /// Uses all free space, as another program may.
     pub(crate) fn fill(&self) {
-        let mut file = OpenOptions::new().create(true).append(true).open(self.filler()).expect("the disk is ours");
-        std::io::copy(&mut std::io::repeat(b'x'), &mut file).expect_err("it gets full");
+        let mut file =
+            OpenOptions::new().create(true).append(true).open(self.filler()).expect("the test owns the disk");
+        std::io::copy(&mut std::io::repeat(b'x'), &mut file).expect_err("the disk becomes full");
     }
 
-    /// Gives back what [`fill`](Self::fill) took.
+    /// Frees the space of [`fill`](Self::fill).
     pub(crate) fn free(&self) {
-        fs::remove_file(self.filler()).expect("it was filled");
+        fs::remove_file(self.filler()).expect("the disk was filled");
     }
 
     fn filler(&self) -> PathBuf {

@@ -1,7 +1,7 @@
-//! The Eye with one sink more: NDJSON files.
+//! The Eye with one more sink, which writes NDJSON files.
 //!
-//! This is all that a program with plug-ins of its own consists of, besides the plug-ins. It has The Eye's command line
-//! and configuration, and `type = "ndjson"` is a sink like any other. `docs/custom-sink.md` walks through it:
+//! A program with its own plug-ins consists of these plug-ins and this file. It has The Eye's command line and
+//! configuration, and `type = "ndjson"` selects the sink as any other. `docs/custom-sink.md` explains each part.
 //!
 //! ```sh
 //! cargo run -p custom-sink -- --config examples/custom-sink/eye.toml

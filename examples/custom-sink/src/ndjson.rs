@@ -1,12 +1,10 @@
-//! Events as lines of JSON, in a file for each hour.
+//! A sink that writes events as lines of JSON, into one file for each hour.
 //!
-//! The hour is that of the event's `timestamp`, in UTC. It is part of the event's key, so an event that comes again
-//! belongs into the same file as before: whoever writes reads that file first, and leaves out what it holds. Nothing is
-//! remembered between two writes, neither in memory nor in an index that a crash could leave behind.
+//! The hour is that of the event's `timestamp` in UTC. The timestamp is part of the event's key, so a repeated event
+//! always leads to the same file. A write reads that file first and skips the events in it. So the sink needs no index,
+//! and its memory is bounded by the batch and one line. The price is that each write reads the files of its hours.
 //!
-//! What it costs: a write reads the files of its events' hours. Memory is bounded by the batch, and one line.
-//!
-//! Unix only: it locks and syncs a folder.
+//! Read [`NdjsonConfig`] first, then `NdjsonSink`. Unix only, because the sink locks and syncs a folder.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -15,39 +13,42 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use eye_core::event::Event;
-use eye_core::registry::BuildError;
-use eye_core::sink::{Sink, SinkConfig, WriteError, Written};
-use eye_core::store::EventKey;
+use eye_core::context::BuildContext;
+use eye_core::error::BuildError;
+use eye_core::event::{Event, EventKey};
+use eye_core::sink::{BuiltSink, Sink, SinkConfig, WriteError, Written};
 use eye_core::timestamp::Timestamp;
 use serde::Deserialize;
 use tokio::task::spawn_blocking;
 
-/// What operators write below `[sinks.NAME]`.
+/// The settings below `[sinks.NAME]`.
 #[derive(Deserialize)]
 pub(crate) struct NdjsonConfig {
-    /// Where the files are. Created where it is missing; the folder above it has to be there.
+    /// Folder of the files. The sink creates a missing folder, but not the folder above it.
     folder: PathBuf,
 }
 
 impl SinkConfig for NdjsonConfig {
     const TYPE: &'static str = "ndjson";
 
-    async fn build(self) -> Result<Box<dyn Sink>, BuildError> {
+    async fn build(self, _: &BuildContext) -> Result<BuiltSink, BuildError> {
         let Self { folder } = self;
         let name = folder.display().to_string();
         match spawn_blocking(move || create(&folder)).await {
-            Ok(Ok(folder)) => Ok(Box::new(NdjsonSink { folder: folder.into() })),
-            Ok(Err(error)) => Err(BuildError(format!(
-                "cannot use the folder {name}: {error}; make the folder above it, and both writable for the user that \
-                 runs The Eye, or set `folder` to another one"
-            ))),
-            Err(panic) => Err(BuildError(panic.to_string())),
+            Ok(Ok(folder)) => Ok(BuiltSink::write_only(NdjsonSink { folder: folder.into() })),
+            Ok(Err(error)) => Err(BuildError::at(
+                "folder",
+                format!(
+                    "cannot use the folder {name}: {error}; create the folder above it, make both writable for the \
+                     user that runs The Eye, or set `folder` to another one"
+                ),
+            )),
+            Err(panic) => Err(BuildError::new(panic.to_string())),
         }
     }
 }
 
-/// Creates the folder where it is missing; its absolute path.
+/// Creates the folder if it is missing. Returns its absolute path.
 fn create(folder: &Path) -> io::Result<PathBuf> {
     if let Err(error) = fs::create_dir(folder)
         && error.kind() != ErrorKind::AlreadyExists
@@ -56,13 +57,14 @@ fn create(folder: &Path) -> io::Result<PathBuf> {
     }
     let folder = folder.canonicalize()?;
     if let Some(above) = folder.parent() {
-        // A folder that is new survives a crash only when the one above it is synced.
+        // A new folder survives a crash only if the folder above it is synced.
         File::open(above)?.sync_all()?;
     }
     fs::read_dir(&folder)?;
     Ok(folder)
 }
 
+/// A sink over one folder.
 struct NdjsonSink {
     folder: Arc<Path>,
 }
@@ -74,7 +76,7 @@ impl Sink for NdjsonSink {
     }
 
     async fn write(&self, batch: &[Event]) -> Result<Written, WriteError> {
-        // The thread may outlive this call, so it has events of its own. They share their texts with the batch.
+        // The thread may outlive this call, so it gets its own events. They share their texts with the batch.
         let batch = batch.to_vec();
         self.on_folder(move |folder| store(folder, &batch)).await?;
         Ok(Written::default())
@@ -82,12 +84,12 @@ impl Sink for NdjsonSink {
 }
 
 impl NdjsonSink {
-    /// Does what blocks on a thread that may block.
+    /// Runs file work on a thread that may block.
     async fn on_folder(&self, work: impl FnOnce(&Path) -> io::Result<()> + Send + 'static) -> Result<(), WriteError> {
         let folder = self.folder.clone();
         match spawn_blocking(move || work(&folder)).await {
             Ok(Ok(())) => Ok(()),
-            // A full disk, a folder that is not mounted, missing rights: none is the fault of an event, and all may pass.
+            // A full disk or an unmounted folder is no fault of an event, and an operator can fix it.
             Ok(Err(error)) => Err(WriteError::retry(format!("{}: {error}", self.folder.display()))),
             Err(panic) => Err(WriteError::Unknown { reason: panic.to_string() }),
         }
@@ -97,9 +99,9 @@ impl NdjsonSink {
 /// Appends the events that are not stored yet. When this returns `Ok`, all of them survive a crash.
 fn store(folder: &Path, batch: &[Event]) -> io::Result<()> {
     let handle = File::open(folder)?;
-    // Keeps out other writes, of this process and of others, until `handle` is dropped.
+    // The lock excludes other writes, of this process and of others, until `handle` is dropped.
     handle.try_lock().map_err(|error| match error {
-        TryLockError::WouldBlock => io::Error::new(ErrorKind::WouldBlock, "another write is going on"),
+        TryLockError::WouldBlock => io::Error::new(ErrorKind::WouldBlock, "another write holds the lock"),
         TryLockError::Error(error) => error,
     })?;
     let mut files = BTreeMap::<String, BTreeMap<EventKey, &Event>>::new();
@@ -109,16 +111,16 @@ fn store(folder: &Path, batch: &[Event]) -> io::Result<()> {
     for (name, events) in files {
         append(&folder.join(name), events)?;
     }
-    // For the names of new files. Always: a file may be there because of a write that did not get this far.
+    // Syncs the names of new files. An earlier write may have created a file and failed before this line.
     handle.sync_all()
 }
 
-/// The file that an event belongs into, such as `2021-01-01T09.ndjson`.
+/// Returns the name of an event's file, such as `2021-01-01T09.ndjson`.
 fn file_name(event: &Event) -> String {
     format!("{:.13}.ndjson", event.timestamp())
 }
 
-/// Appends those events to a file that it does not hold.
+/// Appends the events that the file does not hold yet.
 fn append(path: &Path, mut events: BTreeMap<EventKey, &Event>) -> io::Result<()> {
     let file = File::options().read(true).append(true).create(true).open(path)?;
     let mut reader = BufReader::new(&file);
@@ -136,7 +138,7 @@ fn append(path: &Path, mut events: BTreeMap<EventKey, &Event>) -> io::Result<()>
         }
     }
     if !line.is_empty() {
-        // What a write that was interrupted has left. Nobody was told that it is stored.
+        // Removes the rest of an interrupted write. Its event was not acknowledged.
         file.set_len(whole_lines_end)?;
     }
     let mut writer = BufWriter::new(&file);
@@ -145,35 +147,35 @@ fn append(path: &Path, mut events: BTreeMap<EventKey, &Event>) -> io::Result<()>
         writer.write_all(b"\n")?;
     }
     writer.flush()?;
-    // Even if nothing was left to append: what was found may be from a write that did not get this far.
+    // Also without new events: an earlier write may have appended a line and failed before this sync.
     file.sync_data()
 }
 
-/// The key of the event in a line; `None` for a line that somebody else wrote.
+/// Returns the key of the event in a line; `None` for a line that this sink did not write.
 fn stored_key(line: &[u8]) -> Option<EventKey> {
     #[derive(Deserialize)]
-    struct Stored<'a> {
+    struct StoredKey<'a> {
         timestamp: &'a str,
         id: &'a str,
     }
-    let stored: Stored<'_> = serde_json::from_slice(line).ok()?;
+    let stored: StoredKey<'_> = serde_json::from_slice(line).ok()?;
     Some(EventKey { timestamp: Timestamp::parse(stored.timestamp).ok()?, id: stored.id.parse().ok()? })
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use eye_core::event::EventLimits;
+    use eye_core::event::{EventLimits, Origin, ParseContext};
     use eye_core::testkit::sink::{SinkFixture, suite};
     use eye_core::testkit::{assert_same_events, event, events};
     use tempfile::TempDir;
 
     use super::*;
 
-    /// A folder, read without the sink's code.
-    struct Files(TempDir);
+    /// A storage that is read without the sink's code.
+    struct FolderFixture(TempDir);
 
-    impl Files {
+    impl FolderFixture {
         fn new() -> Self {
             Self(TempDir::new().unwrap())
         }
@@ -186,7 +188,7 @@ mod tests {
             self.0.path().join("unmounted")
         }
 
-        /// All files with their text, in the order of time.
+        /// Returns all files with their text, in the order of their hours.
         fn texts(&self) -> Vec<(PathBuf, String)> {
             let mut paths: Vec<_> = fs::read_dir(self.folder()).unwrap().map(|entry| entry.unwrap().path()).collect();
             paths.sort();
@@ -195,9 +197,9 @@ mod tests {
     }
 
     #[async_trait]
-    impl SinkFixture for Files {
-        async fn open(&self) -> Box<dyn Sink> {
-            NdjsonConfig { folder: self.folder() }.build().await.unwrap()
+    impl SinkFixture for FolderFixture {
+        async fn open(&self) -> BuiltSink {
+            NdjsonConfig { folder: self.folder() }.build(&BuildContext::standalone("sinks.files")).await.unwrap()
         }
 
         async fn stored(&self) -> Vec<Event> {
@@ -205,58 +207,63 @@ mod tests {
             texts.iter().flat_map(|(_, text)| text.lines()).map(read).collect()
         }
 
-        async fn go_away(&self) -> bool {
+        async fn become_unavailable(&self) -> bool {
             fs::rename(self.folder(), self.unmounted()).unwrap();
             true
         }
 
-        async fn come_back(&self) {
+        async fn become_available(&self) {
             fs::rename(self.unmounted(), self.folder()).unwrap();
         }
     }
 
     fn read(line: &str) -> Event {
         let fields: serde_json::Value = serde_json::from_str(line).unwrap();
-        let received_at = Timestamp::parse(fields["received_at"].as_str().unwrap()).unwrap();
-        Event::parse(line.as_bytes(), received_at, &EventLimits { max_event_bytes: usize::MAX }).unwrap()
+        let text = |field: &str| fields[field].as_str().unwrap();
+        let context = ParseContext {
+            received_at: Timestamp::parse(text("received_at")).unwrap(),
+            origin: Arc::new(Origin::new(text("origin"), None)),
+            limits: EventLimits { max_event_bytes: usize::MAX },
+        };
+        Event::parse(line.as_bytes(), &context).unwrap()
     }
 
     #[tokio::test]
     async fn conforms() {
-        suite(async || Files::new()).await;
+        suite(async || FolderFixture::new()).await;
     }
 
     #[tokio::test]
-    async fn a_torn_line_is_cut_and_its_event_stored() {
-        let files = Files::new();
-        files.open().await.write(&events(0, 3)).await.unwrap();
+    async fn torn_line_is_removed_and_its_event_stored() {
+        let files = FolderFixture::new();
+        files.open().await.sink.write(&events(0, 3)).await.unwrap();
         let (path, text) = files.texts().remove(0);
-        for kept in text.len() - 300..text.len() {
-            fs::write(&path, &text[..kept]).unwrap();
-            files.open().await.write(&events(0, 4)).await.unwrap();
+        for length in text.len() - 300..text.len() {
+            fs::write(&path, &text[..length]).unwrap();
+            files.open().await.sink.write(&events(0, 4)).await.unwrap();
             assert_same_events(&files.stored().await, &events(0, 4));
         }
     }
 
     #[tokio::test]
-    async fn lines_of_others_are_left_alone() {
-        let files = Files::new();
-        let sink = files.open().await;
+    async fn foreign_lines_are_kept() {
+        let files = FolderFixture::new();
+        let sink = files.open().await.sink;
         sink.write(&events(0, 1)).await.unwrap();
         let (path, text) = files.texts().remove(0);
-        let others = "\n\0\u{7f}\n{}\n{\"id\":1,\"timestamp\":\"2021-01-01\"}\n";
-        fs::write(&path, format!("{others}{text}")).unwrap();
+        let foreign = "\n\0\u{7f}\n{}\n{\"id\":1,\"timestamp\":\"2021-01-01\"}\n";
+        fs::write(&path, format!("{foreign}{text}")).unwrap();
         sink.write(&events(0, 2)).await.unwrap();
         let (_, text) = files.texts().remove(0);
-        let lines = text.strip_prefix(others).unwrap().lines();
+        let lines = text.strip_prefix(foreign).unwrap().lines();
         assert_same_events(&lines.map(read).collect::<Vec<_>>(), &events(0, 2));
     }
 
     #[tokio::test]
-    async fn there_is_a_file_for_each_hour() {
-        let files = Files::new();
-        // 3,600,000 milliseconds later, one event each.
-        files.open().await.write(&[event(3_599_999), event(0), event(3_600_000)]).await.unwrap();
+    async fn each_hour_has_its_own_file() {
+        let files = FolderFixture::new();
+        // The suite has one event each millisecond, so an hour has 3,600,000.
+        files.open().await.sink.write(&[event(3_599_999), event(0), event(3_600_000)]).await.unwrap();
         let texts = files.texts();
         let lines: Vec<_> = texts
             .iter()
@@ -266,9 +273,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_write_of_another_process_is_waited_for() {
-        let files = Files::new();
-        let sink = files.open().await;
+    async fn locked_folder_is_a_retryable_error() {
+        let files = FolderFixture::new();
+        let sink = files.open().await.sink;
         let other = File::open(files.folder()).unwrap();
         other.lock().unwrap();
         let error = sink.write(&events(0, 1)).await.unwrap_err();
@@ -278,12 +285,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_that_cannot_be_used_is_an_error_at_start() {
-        let files = Files::new();
+    async fn unusable_folder_is_a_build_error() {
+        let files = FolderFixture::new();
         fs::write(files.0.path().join("file"), "").unwrap();
         for folder in ["missing/events", "file", "file/events", ""] {
             let folder = if folder.is_empty() { PathBuf::new() } else { files.0.path().join(folder) };
-            let error = NdjsonConfig { folder: folder.clone() }.build().await.err().unwrap().to_string();
+            let context = BuildContext::standalone("sinks.files");
+            let error = NdjsonConfig { folder: folder.clone() }.build(&context).await.err().unwrap().to_string();
             assert!(error.contains(&format!("the folder {}: ", folder.display())), "{error}");
         }
     }

@@ -1,4 +1,4 @@
-//! `docs/custom-sink.md` quotes the example as it is.
+//! The quotations in `docs/custom-sink.md`: they must match the example and the conformance suite.
 
 use std::collections::BTreeSet;
 
@@ -11,25 +11,25 @@ const EXAMPLE: [&str; 4] = [
     include_str!("../src/ndjson.rs"),
 ];
 
-/// The text of the doc's code blocks in this language.
+/// Returns the code blocks of the document in this language.
 fn snippets(language: &str) -> Vec<&'static str> {
     let fence = format!("```{language}\n");
     DOC.split(&fence).skip(1).map(|block| block.split("```").next().unwrap_or_default()).collect()
 }
 
 #[test]
-fn each_snippet_is_from_the_example() {
+fn every_snippet_is_in_the_example() {
     for language in ["rust", "toml"] {
         let snippets = snippets(language);
-        assert!(!snippets.is_empty(), "no {language} in the doc");
+        assert!(!snippets.is_empty(), "the document has no {language}");
         for snippet in snippets {
-            assert!(EXAMPLE.iter().any(|file| file.contains(snippet)), "not in the example:\n{snippet}");
+            assert!(EXAMPLE.iter().any(|file| file.contains(snippet)), "the example does not contain:\n{snippet}");
         }
     }
 }
 
 #[test]
-fn the_table_has_each_case_of_the_suite() {
+fn table_lists_every_case_of_the_suite() {
     let documented: BTreeSet<&str> = DOC
         .lines()
         .filter_map(|line| line.strip_prefix("| `")?.split('`').next())

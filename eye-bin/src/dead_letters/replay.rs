@@ -1,4 +1,6 @@
-//! A dead letter on its way back: through the front door, as any other event.
+//! Replay of dead letters through `POST /api/event/` of the running program.
+//!
+//! [`Replay::one`] sends one dead letter like any event, and deletes it once the program has accepted it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,27 +12,29 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use ureq::http::header::{CONTENT_TYPE, RETRY_AFTER};
 
-use super::Keeper;
-use crate::running::Running;
+use super::NamedStore;
+use crate::running_program::RunningProgram;
 
-/// How often one is sent while the program has no room, before replaying ends.
-const TRIES: u32 = 5;
+/// Attempts for one dead letter while the program answers 503.
+const MAX_ATTEMPTS: u32 = 5;
 
-/// The wait before the next try: what the program asks for, within bounds.
+/// The pause before the next attempt: `Retry-After` of the answer, within bounds.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
 
-/// Bytes of an answer that are read, and characters of it that are told.
+/// Bytes that are read of an answer.
 const MAX_ANSWER_BYTES: u64 = 64 * 1024;
+
+/// Characters of an answer in a message.
 const MAX_DETAIL_CHARS: usize = 1000;
 
-const NEEDS_A_SOURCE: &str = "replaying needs the program to run with an HTTP source (`[sources.web] type = \"http\"`); \
-                              --url says where it is";
+const NEEDS_A_SOURCE: &str =
+    "run the program with an HTTP source (`[sources.web] type = \"http\"`), or name its address by --url";
 
 /// Sends dead letters to the running program.
-pub(super) struct Replay(Arc<Running>);
+pub(super) struct Replay(Arc<RunningProgram>);
 
-/// What the program said.
+/// An answer of the program.
 struct Answer {
     status: u16,
     retry_after: Option<Duration>,
@@ -38,36 +42,41 @@ struct Answer {
 }
 
 impl Replay {
-    pub(super) fn new(running: Running) -> Self {
-        Self(Arc::new(running))
+    pub(super) fn new(program: RunningProgram) -> Self {
+        Self(Arc::new(program))
     }
 
-    /// Sends a dead letter, and removes it once all of it was taken; false when the program refuses it, so that it stays.
+    /// Sends a dead letter and deletes it once it is accepted. Returns false if the program refuses it, so that it stays.
     ///
     /// # Errors
-    /// When the program takes nothing at all, or the letter cannot be removed: others would fare no better.
-    pub(super) async fn one(&self, keeper: &Keeper, letter: DeadLetter) -> anyhow::Result<bool> {
-        let id = keeper.full_id(&letter.id);
+    /// Fails if the program accepts no events at all, or the letter cannot be deleted. Further letters would fail as well.
+    pub(super) async fn one(&self, store: &NamedStore, letter: DeadLetter) -> anyhow::Result<bool> {
+        let id = store.full_id(&letter.id);
         let payload: Arc<[u8]> = letter.payload.into();
-        let mut tries = 1;
+        let mut attempts = 1;
         let answer = loop {
             let answer = self.post(payload.clone()).await?;
-            if answer.status != 503 || tries == TRIES {
+            if answer.status != 503 || attempts == MAX_ATTEMPTS {
                 break answer;
             }
             let wait = answer.retry_after.unwrap_or(DEFAULT_RETRY_AFTER).min(MAX_RETRY_AFTER);
-            tracing::info!(id, detail = answer.detail(), wait_s = wait.as_secs(), "no room now, trying again");
+            tracing::info!(
+                id,
+                detail = answer.detail(),
+                wait_s = wait.as_secs(),
+                "the program has no capacity, retrying"
+            );
             sleep(wait).await;
-            tries += 1;
+            attempts += 1;
         };
         match answer.status {
             201 if answer.is_success() => {
-                keeper.delete(&letter.id).await.context("sent, but not removed; it may be replayed again")
+                store.delete(&letter.id).await.context("sent, but not deleted; it can be replayed again")
             }
-            503 => bail!("{id}: the program has no room ({}); replay again later", answer.detail()),
+            503 => bail!("{id}: the program has no capacity ({}); replay again later", answer.detail()),
             status @ (404 | 405) => bail!("{id}: answered {status} ({}); {NEEDS_A_SOURCE}", answer.detail()),
             status => {
-                tracing::warn!(id, status, detail = answer.detail(), "not taken, so it stays");
+                tracing::warn!(id, status, detail = answer.detail(), "refused, the dead letter stays");
                 Ok(false)
             }
         }
@@ -75,16 +84,16 @@ impl Replay {
 
     async fn post(&self, payload: Arc<[u8]>) -> anyhow::Result<Answer> {
         let url = self.0.url("/api/event/");
-        let running = self.0.clone();
+        let program = self.0.clone();
         let sent = spawn_blocking(move || {
-            let request = running.agent().post(running.url("/api/event/")).header(CONTENT_TYPE, "application/json");
+            let request = program.agent().post(program.url("/api/event/")).header(CONTENT_TYPE, "application/json");
             let mut response = request.send(&*payload)?;
             let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
             let body = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).lossy_utf8(true).read_to_string();
             Ok(Answer {
                 status: response.status().as_u16(),
                 retry_after: seconds.map(Duration::from_secs),
-                body: body.unwrap_or_else(|error| format!("its body cannot be read: {error}")),
+                body: body.unwrap_or_else(|error| format!("the body cannot be read: {error}")),
             })
         });
         let answer: Result<Answer, ureq::Error> = sent.await.expect("it does not panic, and is not cancelled");
@@ -93,7 +102,7 @@ impl Replay {
 }
 
 impl Answer {
-    /// Whether it says what The Eye says: on a wrong port, anybody may answer 201.
+    /// Returns true for The Eye's own success body. On a wrong port, another program may answer 201.
     fn is_success(&self) -> bool {
         #[derive(Deserialize)]
         struct Body {

@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn json_is_shown_as_it_is_in_one_line() {
+fn json_is_shown_unchanged_in_one_line() {
     for (payload, shown) in [
         (r#"{"b":1.10,"a":12345678901234567890,"a":"é é"}"#, r#"{"b":1.10,"a":12345678901234567890,"a":"é é"}"#),
         ("\u{feff} [1,\r\n\t\" \\n \\ud800\"] ", "[1,\" \\n \\ud800\"]"),
@@ -15,8 +15,8 @@ fn json_is_shown_as_it_is_in_one_line() {
 }
 
 #[test]
-fn an_event_is_recognised_and_nothing_else_is() {
-    let recognised = |payload: &str| serde_json::to_string(&Recognised::of(payload.as_bytes())).ok();
+fn summary_has_the_fields_of_one_event() {
+    let summary = |payload: &str| serde_json::to_string(&EventSummary::of(payload.as_bytes())).ok();
     for (payload, expected) in [
         (
             r#"{"id":1,"session_id":17,"category":"c","name":"n","data":{"name":"x"},"timestamp":"2021-01-01"}"#,
@@ -27,6 +27,6 @@ fn an_event_is_recognised_and_nothing_else_is() {
         ("{\"name\":", "{}"),
         ("", "{}"),
     ] {
-        assert_eq!(recognised(payload).as_deref(), Some(expected), "{payload}");
+        assert_eq!(summary(payload).as_deref(), Some(expected), "{payload}");
     }
 }

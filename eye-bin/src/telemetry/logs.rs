@@ -1,4 +1,6 @@
 //! Log lines on stderr, as text or JSON.
+//!
+//! [`start_logs`] installs the process's `tracing` subscriber and its panic hook.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::env::{self, VarError};
@@ -12,22 +14,20 @@ use clap::ValueEnum;
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::prelude::*;
 
+use super::bounded_wait::wait_at_most;
+use super::sentry::{self, PANIC_TARGET};
 use super::stderr::Stderr;
-use super::{sentry, wait_at_most};
 
-/// Which lines are shown where RUST_LOG does not say. The libraries named here tell more than operators want to know.
+/// The filter without RUST_LOG. The libraries named here log more than operators need.
 const DEFAULT_FILTER: &str = "info,async_nats=off,hyper=warn,sea_orm=warn,sea_orm_migration=warn,sqlx=warn";
 
-/// How long the end of the program waits for whoever reads stderr.
+/// The longest wait for the reader of stderr at the end of the program.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The `tracing` target of panics. Sentry gets them from the hook, with their stack.
-pub(super) const PANIC_TARGET: &str = "eye::panic";
-
-/// Where [`start_logs`] logs to.
+/// The writer that [`start_logs`] installs.
 static STDERR: OnceLock<Stderr> = OnceLock::new();
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// For people
@@ -36,9 +36,9 @@ pub enum LogFormat {
     Json,
 }
 
-/// Dropped, it waits until what was logged is written, a second at most.
+/// A guard whose drop waits until all log lines are written, for a second at most.
 #[derive(Debug)]
-#[must_use = "what is logged last is lost unless this is dropped at the very end"]
+#[must_use = "the last log lines are lost unless this is dropped at the very end"]
 pub struct LogGuard(());
 
 impl Drop for LogGuard {
@@ -47,25 +47,25 @@ impl Drop for LogGuard {
     }
 }
 
-/// Waits until what was logged is written, a second at most. For an end of the program that drops nothing.
+/// Waits until all log lines are written, for a second at most. For an exit that drops no [`LogGuard`].
 pub fn flush_logs() {
     if let Some(stderr) = STDERR.get() {
         wait_at_most(FLUSH_TIMEOUT, || stderr.flush());
     }
 }
 
-/// Logs to stderr what `tracing` is told from now on, and panics; RUST_LOG chooses. Logging neither blocks nor fails.
+/// Starts logging to stderr: `tracing` events that RUST_LOG selects, and panics. Logging neither blocks nor fails.
 ///
-/// To be called once in a process, before other threads start.
+/// Call it once in a process, before other threads start.
 ///
 /// # Errors
-/// When the system has no thread to give.
+/// Fails if the system cannot start a thread.
 ///
 /// # Panics
-/// When the process has a `tracing` subscriber already.
+/// Panics if the process has a `tracing` subscriber already.
 pub fn start_logs(format: LogFormat) -> io::Result<LogGuard> {
     let stderr = Stderr::start()?;
-    let (filter, complaint) = filter(env::var("RUST_LOG"));
+    let (filter, warning) = filter(env::var("RUST_LOG"));
     let lines = tracing_subscriber::fmt::layer().with_writer(stderr.clone());
     let lines = match format {
         LogFormat::Text => lines.with_ansi(wants_colors()).boxed(),
@@ -73,14 +73,14 @@ pub fn start_logs(format: LogFormat) -> io::Result<LogGuard> {
     };
     tracing_subscriber::registry().with(lines.with_filter(filter)).with(sentry::layer()).init();
     panic::set_hook(Box::new(log_panic));
-    if let Some(complaint) = complaint {
-        tracing::warn!("{complaint}");
+    if let Some(warning) = warning {
+        tracing::warn!("{warning}");
     }
     let _ = STDERR.set(stderr);
     Ok(LogGuard(()))
 }
 
-/// The filter, and what is wrong with RUST_LOG if it had to be left aside.
+/// Returns the filter, and a warning if RUST_LOG is invalid and the default applies.
 fn filter(rust_log: Result<String, VarError>) -> (EnvFilter, Option<String>) {
     let problem = match rust_log {
         Ok(directives) if !directives.trim().is_empty() => match directives.parse() {
@@ -90,17 +90,17 @@ fn filter(rust_log: Result<String, VarError>) -> (EnvFilter, Option<String>) {
         Ok(_) | Err(VarError::NotPresent) => None,
         Err(VarError::NotUnicode(_)) => Some("not UTF-8".to_owned()),
     };
-    let complaint =
-        problem.map(|problem| format!("RUST_LOG is not used: {problem}; the default is `{DEFAULT_FILTER}`"));
-    (EnvFilter::new(DEFAULT_FILTER), complaint)
+    let warning =
+        problem.map(|problem| format!("RUST_LOG is ignored: {problem}; the default `{DEFAULT_FILTER}` applies"));
+    (EnvFilter::new(DEFAULT_FILTER), warning)
 }
 
-/// On terminals, unless <https://no-color.org> asks for none.
+/// Returns true on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
 fn wants_colors() -> bool {
     io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// In place of the standard hook, which blocks, and whose lines are no JSON.
+/// Logs and reports a panic. The standard hook blocks, and its lines are no JSON.
 fn log_panic(panic: &PanicHookInfo<'_>) {
     sentry::report_panic(panic);
     let backtrace = Backtrace::capture();
@@ -121,28 +121,24 @@ mod tests {
 
     use super::*;
 
-    fn complaint(rust_log: &str) -> Option<String> {
-        filter(Ok(rust_log.to_owned())).1
-    }
-
     #[test]
-    fn rust_log_chooses_and_the_default_is_there_without_it() {
+    fn rust_log_replaces_the_default() {
         assert_eq!(filter(Ok("warn,eye=trace".to_owned())).0.to_string(), "eye=trace,warn");
         let default = EnvFilter::new(DEFAULT_FILTER).to_string();
         for unset in [Err(VarError::NotPresent), Ok(String::new()), Ok(" ".to_owned())] {
-            let (filter, complaint) = filter(unset);
-            assert_eq!((filter.to_string(), complaint), (default.clone(), None));
+            let (filter, warning) = filter(unset);
+            assert_eq!((filter.to_string(), warning), (default.clone(), None));
         }
     }
 
     #[test]
-    fn a_malformed_rust_log_is_said_and_left_aside() {
+    fn malformed_rust_log_warns_and_is_ignored() {
         for malformed in ["eye=loud", "=", "eye=info,,sqlx=9", "[{"] {
-            let complaint = complaint(malformed).unwrap_or_else(|| panic!("{malformed} is taken"));
-            assert!(complaint.starts_with("RUST_LOG is not used: "), "{complaint}");
+            let (_, warning) = filter(Ok(malformed.to_owned()));
+            assert!(warning.is_some_and(|warning| warning.starts_with("RUST_LOG is ignored: ")), "{malformed}");
         }
-        let (filter, complaint) = filter(Err(VarError::NotUnicode(OsString::new())));
+        let (filter, warning) = filter(Err(VarError::NotUnicode(OsString::new())));
         assert_eq!(filter.to_string(), EnvFilter::new(DEFAULT_FILTER).to_string());
-        assert!(complaint.is_some());
+        assert!(warning.is_some());
     }
 }

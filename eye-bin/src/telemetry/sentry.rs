@@ -1,4 +1,7 @@
-//! Panics, errors and the counts of refused events, reported to Sentry where a DSN is configured.
+//! Reports to Sentry: panics, errors and the counts of refused events.
+//!
+//! [`start_sentry`] starts a client if a DSN is configured. The `sentry` crate's own integrations are off: they block a
+//! panic and the exit while the server hangs.
 
 use std::fmt;
 use std::panic::PanicHookInfo;
@@ -22,20 +25,22 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::registry::LookupSpan;
 use ureq::Agent;
 
-use super::logs::PANIC_TARGET;
-use super::wait_at_most;
+use super::bounded_wait::wait_at_most;
 
-/// How long the end of the program waits for the Sentry server.
+/// The longest wait for the Sentry server at the end of the program.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long one report may take. Meanwhile 30 others wait; further ones are dropped.
+/// The time limit of one report. Meanwhile 30 others wait; further ones are dropped.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What operators write below `[sentry]`.
+/// The `tracing` target of logged panics. [`report_panic`] reports them with their stack.
+pub(super) const PANIC_TARGET: &str = "eye::panic";
+
+/// Settings below `[sentry]`.
 #[derive(Clone, Deserialize)]
 #[serde(default)]
 pub struct SentryConfig {
-    /// Where to report to; a secret. Empty: nowhere.
+    /// The address of the Sentry project; a secret. Empty: no reports.
     #[serde(deserialize_with = "dsn")]
     pub dsn: Option<Dsn>,
     /// The `environment` of every report.
@@ -48,7 +53,7 @@ impl Default for SentryConfig {
     }
 }
 
-/// Without the DSN: it is a secret.
+/// Omits the DSN, which is a secret.
 impl fmt::Debug for SentryConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SentryConfig").field("environment", &self.environment).finish_non_exhaustive()
@@ -58,23 +63,23 @@ impl fmt::Debug for SentryConfig {
 fn dsn<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Dsn>, D::Error> {
     match String::deserialize(deserializer)?.trim() {
         "" => Ok(None),
-        // The error of the parser is left out: it may quote what it read.
+        // The parser's error may quote the value, so it is left out.
         text => text.parse().map(Some).map_err(|_| {
             D::Error::custom(
-                "not a Sentry DSN; one looks like `https://KEY@HOST/PROJECT`, and an empty one reports nowhere",
+                "not a Sentry DSN; write one such as `https://KEY@HOST/PROJECT`, or an empty one for no reports",
             )
         }),
     }
 }
 
-/// Dropped, it waits until what was reported is sent, two seconds at most.
-#[must_use = "what is reported last is lost unless this is dropped at the end"]
+/// A guard whose drop waits until all reports are sent, for two seconds at most.
+#[must_use = "the last reports are lost unless this is dropped at the end"]
 pub struct SentryGuard(Option<Arc<Client>>);
 
 impl Drop for SentryGuard {
     fn drop(&mut self) {
         if let Some(client) = self.0.take() {
-            // A full queue makes the client wait longer than it is told.
+            // With a full queue the client waits longer than its own timeout.
             wait_at_most(FLUSH_TIMEOUT, move || {
                 client.flush(Some(FLUSH_TIMEOUT));
             });
@@ -82,10 +87,10 @@ impl Drop for SentryGuard {
     }
 }
 
-/// Reports from now on, if there is a DSN. Reporting does not block: a thread of its own sends.
+/// Starts reporting if there is a DSN. Reports do not block: a thread of the client sends them.
 ///
-/// To be called after [`start_logs`](super::start_logs), on the main thread, before other threads start: what runs
-/// already does not report.
+/// Call it after [`start_logs`](super::start_logs), on the main thread, before other threads start: earlier threads do not
+/// report.
 pub fn start_sentry(config: &SentryConfig) -> SentryGuard {
     let Some(dsn) = config.dsn.clone() else { return SentryGuard(None) };
     let mut options = ClientOptions::new()
@@ -111,18 +116,18 @@ impl TransportFactory for Http {
     }
 }
 
-/// Reports errors, and the summaries of refused events; without a client it does nothing.
+/// Returns a layer that reports errors and the summaries of refused events. Without a client it does nothing.
 pub(super) fn layer<S: Subscriber + for<'a> LookupSpan<'a>>() -> impl Layer<S> {
     let reported = Targets::new()
         .with_default(LevelFilter::ERROR)
         .with_target(refusals::TARGET, LevelFilter::WARN)
-        // Its errors are a server that is away, once for each attempt: `/readyz` and the log say so.
+        // Its errors repeat each failed attempt to connect, which `/readyz` and the log show.
         .with_target("async_nats", LevelFilter::OFF)
         .with_target(PANIC_TARGET, LevelFilter::OFF);
     ErrorLayer::new().with_filter(reported)
 }
 
-/// For the panic hook. The hook of the `sentry` crate waits for the server, on whatever thread panicked.
+/// Reports a panic, for the panic hook. The hook of the `sentry` crate would block the panicking thread on the server.
 pub(super) fn report_panic(panic: &PanicHookInfo<'_>) {
     let hub = Hub::current();
     if hub.client().is_some() {
@@ -135,17 +140,16 @@ pub(super) fn report_panic(panic: &PanicHookInfo<'_>) {
 mod tests {
     use std::env::VarError;
 
-    use eye_core::config::Document;
-    use eye_core::registry::Registry;
+    use eye_config::Document;
 
     use super::*;
 
-    /// The section, and what is said of it.
+    /// Returns the section and its errors.
     fn read(toml: &str) -> (SentryConfig, Vec<String>) {
         let mut document = Document::parse("eye.toml", toml, |_| Err(VarError::NotPresent)).unwrap();
         let config = document.section("sentry");
-        let errors = document.into_pipeline(&Registry::new()).unwrap_err().to_string();
-        (config, errors.lines().filter(|line| line.contains("sentry")).map(str::to_owned).collect())
+        let errors = document.finish(Some(())).map_or_else(|errors| errors.to_string(), |()| String::new());
+        (config, errors.lines().map(str::to_owned).collect())
     }
 
     #[test]
@@ -159,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_dsn_is_said_with_its_place_but_not_its_value() {
+    fn wrong_dsn_error_has_position_but_no_value() {
         for wrong in ["hush", "https://hush", "https://hush@", "ftp://hush@h/1", "https://hush@h/", "https://h/1hush"] {
             let (_, errors) = read(&format!("[sentry]\ndsn = \"{wrong}\""));
             let [error] = &errors[..] else { panic!("{wrong}: {errors:?}") };

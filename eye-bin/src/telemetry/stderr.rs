@@ -1,4 +1,6 @@
-//! Stderr, written by a thread of its own, so that whoever reads it slowly or no longer holds up nothing.
+//! Stderr behind a bounded queue.
+//!
+//! A thread of its own writes, so a slow or absent reader blocks no one that logs. Lines that do not fit are counted.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -8,27 +10,27 @@ use std::thread;
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Lines that wait for a slow reader, at most; further ones are lost and counted.
+/// Lines that wait for a slow reader. Further ones are lost and counted.
 const MAX_WAITING_LINES: usize = 4096;
 
-/// Takes log lines; each `write` is a whole one.
+/// A writer of log lines. Each `write` is one whole line.
 #[derive(Clone)]
 pub(super) struct Stderr {
-    queue: SyncSender<Item>,
+    queue: SyncSender<QueueItem>,
     lost: Arc<AtomicUsize>,
 }
 
-enum Item {
+enum QueueItem {
     Line(Vec<u8>),
-    /// All lines before it are written when it is dropped.
-    Mark(#[expect(dead_code, reason = "it is there to be dropped")] SyncSender<()>),
+    /// Dropped by the thread once all lines before it are written.
+    Mark(#[expect(dead_code, reason = "its drop is the signal")] SyncSender<()>),
 }
 
 impl Stderr {
     /// Starts the thread, which ends with the process.
     ///
     /// # Errors
-    /// When the system has no thread to give.
+    /// Fails if the system cannot start a thread.
     pub(super) fn start() -> io::Result<Self> {
         let (queue, waiting) = sync_channel(MAX_WAITING_LINES);
         let lost = Arc::new(AtomicUsize::new(0));
@@ -37,7 +39,7 @@ impl Stderr {
         Ok(stderr)
     }
 
-    /// Waits until what was logged before is written, or counted as lost. Blocks for as long as stderr does.
+    /// Waits until all earlier lines are written or counted as lost. Blocks for as long as stderr does.
     pub(super) fn flush(&self) {
         self.wait_for_mark();
         report_lost(&self.lost);
@@ -46,13 +48,13 @@ impl Stderr {
 
     fn wait_for_mark(&self) {
         let (mark, passed) = sync_channel(0);
-        if self.queue.send(Item::Mark(mark)).is_ok() {
+        if self.queue.send(QueueItem::Mark(mark)).is_ok() {
             let _ = passed.recv();
         }
     }
 }
 
-fn write_lines(waiting: &Receiver<Item>, lost: &AtomicUsize) {
+fn write_lines(waiting: &Receiver<QueueItem>, lost: &AtomicUsize) {
     loop {
         let item = match waiting.try_recv() {
             Err(TryRecvError::Empty) => {
@@ -62,15 +64,15 @@ fn write_lines(waiting: &Receiver<Item>, lost: &AtomicUsize) {
             item => item.ok(),
         };
         match item {
-            // A stderr that is closed or broken leaves nobody to tell.
-            Some(Item::Line(line)) => drop(io::stderr().write_all(&line)),
-            Some(Item::Mark(_)) => {}
+            // There is nowhere to report that stderr is closed or broken.
+            Some(QueueItem::Line(line)) => drop(io::stderr().write_all(&line)),
+            Some(QueueItem::Mark(_)) => {}
             None => return,
         }
     }
 }
 
-/// To be called when there is room for one more line.
+/// Logs the number of lost lines. Call it when the queue has capacity for one more line.
 fn report_lost(lost: &AtomicUsize) {
     let lines = lost.swap(0, Ordering::Relaxed);
     if lines > 0 {
@@ -80,7 +82,7 @@ fn report_lost(lost: &AtomicUsize) {
 
 impl Write for &Stderr {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.queue.try_send(Item::Line(line.to_vec())).is_err() {
+        if self.queue.try_send(QueueItem::Line(line.to_vec())).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
         Ok(line.len())

@@ -1,4 +1,4 @@
-//! Logs and reports of a whole process: each test starts [`child`] as one.
+//! Logs and reports of a whole process. Each test starts [`child`] as one.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -6,6 +6,7 @@ use std::env;
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use eye_core::refusals::{Refusal, Refusals};
@@ -17,10 +18,10 @@ use super::*;
 const SCENE: &str = "EYE_TEST_SCENE";
 const DSN: &str = "EYE_TEST_DSN";
 
-/// More than the log and Sentry's queue hold, and more than a pipe does.
+/// Lines that exceed the log's queue, Sentry's queue and a pipe.
 const FLOOD: usize = 20_000;
 
-/// Far less than a wait for Sentry or stderr would take, and more than a busy machine does.
+/// Far less than a wait for Sentry or stderr, and more than a busy machine needs.
 const AT_ONCE: Duration = Duration::from_millis(1500);
 
 #[test]
@@ -66,7 +67,7 @@ fn child() {
         "flood and panic" => {
             flood();
             let panic = || assert!(runtime.block_on(runtime.spawn(async { panic!("one more") })).is_err());
-            // The first one reads the program's symbols, which takes a while for a test.
+            // The first panic reads the program's symbols, which is slow in a test binary.
             panic();
             let started = Instant::now();
             panic();
@@ -76,7 +77,7 @@ fn child() {
     }
 }
 
-/// Tells by stdout what the slowest line took.
+/// Logs many lines and prints the time of the slowest.
 fn flood() {
     let line = |number| {
         let started = Instant::now();
@@ -96,7 +97,7 @@ fn command(scene: &str, dsn: Option<&str>) -> Command {
     command
 }
 
-/// Runs the scene to its good end: what it wrote to stdout and stderr.
+/// Runs the scene to its success and returns its stdout and stderr.
 fn run(scene: &str, dsn: Option<&str>) -> (String, String) {
     output(command(scene, dsn).spawn().unwrap())
 }
@@ -113,7 +114,7 @@ fn lines(stderr: &str) -> Vec<Value> {
     stderr.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}"))).collect()
 }
 
-/// The number in `WHAT in N ms`.
+/// Parses the number in `WHAT in N ms`.
 fn duration(stdout: &str, what: &str) -> Duration {
     let (_, rest) = stdout.split_once(&format!("{what} in ")).unwrap_or_else(|| panic!("no `{what}`: {stdout}"));
     Duration::from_millis(rest.split(' ').next().unwrap().parse().unwrap())
@@ -129,13 +130,13 @@ fn log_lines_are_json_with_level_message_and_fields() {
 }
 
 #[test]
-fn an_error_is_reported_with_its_fields_release_and_environment_and_nothing_below_it() {
+fn error_is_reported_with_fields_and_environment() {
     let server = SentryServer::start();
     let (stdout, stderr) = run("errors", Some(&server.dsn()));
     let events = server.events();
     let [event] = &events[..] else { panic!("{events:#?}") };
     assert_eq!(event_text(event), "it failed");
-    // Left out, the level is `error`.
+    // Sentry's default level is `error`.
     assert_eq!(event["level"], Value::Null);
     assert_eq!(event["release"], concat!("eye@", env!("CARGO_PKG_VERSION")));
     assert_eq!(event["environment"], "staging");
@@ -148,7 +149,7 @@ fn an_error_is_reported_with_its_fields_release_and_environment_and_nothing_belo
 }
 
 #[test]
-fn a_panic_is_logged_as_json_and_reported_once() {
+fn panic_is_logged_as_json_and_reported_once() {
     let server = SentryServer::start();
     let (_, stderr) = run("panic", Some(&server.dsn()));
     let events = server.events();
@@ -183,12 +184,12 @@ fn refusals_are_reported_by_kind_with_their_counts() {
 }
 
 #[test]
-fn a_sentry_server_that_hangs_or_is_away_slows_nothing() {
+fn hanging_or_unavailable_sentry_server_slows_nothing() {
     let hanging = SentryServer::start_hanging().dsn();
     let closed_port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let away = format!("http://{}@127.0.0.1:{closed_port}/42", SentryServer::KEY);
+    let unavailable = format!("http://{}@127.0.0.1:{closed_port}/42", SentryServer::KEY);
     let tls = format!("https://{}@localhost:{closed_port}/42", SentryServer::KEY);
-    for dsn in [hanging, away, tls] {
+    for dsn in [hanging, unavailable, tls] {
         let mut child = command("flood", Some(&dsn)).stderr(Stdio::null()).spawn().unwrap();
         let mut stdout = String::new();
         child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
@@ -199,14 +200,14 @@ fn a_sentry_server_that_hangs_or_is_away_slows_nothing() {
 }
 
 #[test]
-fn a_panic_does_not_wait_for_a_sentry_server_that_hangs() {
+fn panic_does_not_wait_for_a_hanging_sentry_server() {
     let (stdout, _) = run("flood and panic", Some(&SentryServer::start_hanging().dsn()));
     assert!(duration(&stdout, "panicked") < AT_ONCE, "{stdout}");
 }
 
 #[test]
-fn an_https_dsn_brings_its_tls() {
-    // The server takes no TLS: what arrives shows that the client began it.
+fn https_dsn_uses_tls() {
+    // The server speaks no TLS; the first bytes show that the client does.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let dsn = format!("https://{}@localhost:{}/42", SentryServer::KEY, listener.local_addr().unwrap().port());
     let hello = thread::spawn(move || {
@@ -220,7 +221,7 @@ fn an_https_dsn_brings_its_tls() {
 }
 
 #[test]
-fn a_stderr_that_nobody_reads_holds_up_nothing() {
+fn unread_stderr_blocks_nothing() {
     let mut child = command("flood", None).spawn().unwrap();
     let mut stdout = String::new();
     child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
@@ -229,7 +230,7 @@ fn a_stderr_that_nobody_reads_holds_up_nothing() {
 }
 
 #[test]
-fn a_stderr_that_is_closed_stops_nothing() {
+fn closed_stderr_stops_nothing() {
     let mut child = command("flood", None).spawn().unwrap();
     drop(child.stderr.take());
     output(child);

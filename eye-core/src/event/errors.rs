@@ -1,22 +1,20 @@
-//! What is wrong with an event, field by field.
+//! The faults of an event, field by field.
 
 use std::fmt;
 
-use serde::ser::SerializeMap;
-use serde::{Serialize, Serializer};
-
-use crate::json::{Kind, Problem, SyntaxError};
+use crate::json::{JsonKind, SyntaxError, ValueProblem};
 use crate::refusals::Refusal;
 use crate::timestamp::InvalidTimestamp;
 
 use super::{MAX_DATA_LEVELS, MAX_TEXT_CHARS};
 
-/// Why an event was refused: one error for each wrong field.
-///
-/// Serialises for the producer as `{"session_id": ["This field is required."]}`, in the order of the event's fields.
+/// The field name under which [`EventErrors::fields`] reports faults of the event as a whole.
+pub const EVENT_FIELD: &str = "event";
+
+/// The reasons for which an event was refused: one for each wrong field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventErrors {
-    /// Sorted by field, one each.
+    /// Sorted by field, one for each.
     errors: Vec<(Field, FieldError)>,
 }
 
@@ -29,31 +27,36 @@ impl EventErrors {
         Self { errors: vec![(Field::Event, error)] }
     }
 
-    /// The event has more bytes than `max_event_bytes`.
+    /// Creates the error of an event with more bytes than `max_event_bytes`.
     pub fn too_large(max_event_bytes: usize) -> Self {
         Self::of_event(FieldError::TooLarge(max_event_bytes))
     }
 
-    /// The event is not JSON, and stood where that takes no other event along.
+    /// Creates the error of an event that is not JSON, in a format where other events can still be read.
     pub fn syntax(error: SyntaxError) -> Self {
         Self::of_event(FieldError::Syntax(Box::new(error)))
     }
 
-    pub(super) fn not_an_object(kind: Kind) -> Self {
+    pub(super) fn not_an_object(kind: JsonKind) -> Self {
         Self::of_event(FieldError::NotAnObject(kind))
     }
 
-    /// Whether it was refused for its size alone.
+    /// Returns whether the event was refused for its size alone.
     pub fn is_too_large(&self) -> bool {
         matches!(self.errors[..], [(_, FieldError::TooLarge(_))])
     }
 
-    /// What kinds of errors these are, for the operator.
+    /// Returns the fields with their errors, in the order of the event's fields.
+    pub fn fields(&self) -> impl ExactSizeIterator<Item = (&'static str, &dyn fmt::Display)> {
+        self.errors.iter().map(|(field, error)| (field.name(), error as &dyn fmt::Display))
+    }
+
+    /// Returns the kinds of errors, for the operator.
     pub fn refusals(&self) -> impl Iterator<Item = Refusal> {
         self.errors.iter().map(|(field, error)| Refusal { part: field.name(), problem: error.kind() })
     }
 
-    /// Notes an error, unless the field has one already.
+    /// Adds an error, unless the field has one already.
     pub(super) fn add(&mut self, field: Field, error: FieldError) {
         if let Err(place) = self.errors.binary_search_by_key(&field, |(field, _)| *field) {
             self.errors.insert(place, (field, error));
@@ -62,16 +65,6 @@ impl EventErrors {
 
     pub(super) fn is_empty(&self) -> bool {
         self.errors.is_empty()
-    }
-}
-
-impl Serialize for EventErrors {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.errors.len()))?;
-        for (field, error) in &self.errors {
-            map.serialize_entry(field.name(), &[error])?;
-        }
-        map.end()
     }
 }
 
@@ -87,7 +80,7 @@ impl fmt::Display for EventErrors {
 
 impl std::error::Error for EventErrors {}
 
-/// Where an error belongs, in the order of the report.
+/// The part of an event that an error belongs to, in the order of the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Field {
     SessionId,
@@ -96,12 +89,12 @@ pub(super) enum Field {
     Data,
     Timestamp,
     Id,
-    /// The event as a whole, or what is not a field of ours.
+    /// The event as a whole, or an unknown field.
     Event,
 }
 
 impl Field {
-    /// The field of this name; [`Field::Event`] for the names that are ignored.
+    /// Returns the field with this name; [`Field::Event`] for names that are ignored.
     pub(super) fn of_key(key: &str) -> Self {
         match key {
             "session_id" => Self::SessionId,
@@ -122,12 +115,12 @@ impl Field {
             Self::Data => "data",
             Self::Timestamp => "timestamp",
             Self::Id => "id",
-            Self::Event => "non_field_errors",
+            Self::Event => EVENT_FIELD,
         }
     }
 }
 
-/// What is wrong with a field. The words are those of the Django REST framework where it has some.
+/// The fault of a field. The messages are those of the Django REST framework where it has one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum FieldError {
     #[error("This field is required.")]
@@ -145,13 +138,13 @@ pub(super) enum FieldError {
     #[error("{0}")]
     InvalidTimestamp(#[from] InvalidTimestamp),
     #[error("Expected a string such as \"2021-01-01T09:15:27.243860Z\", but got {0}.")]
-    TimestampOfKind(Kind),
+    TimestampOfKind(JsonKind),
     #[error("Must be a valid UUID.")]
     InvalidId,
     #[error("{0}")]
-    Problem(#[from] Problem),
+    Problem(#[from] ValueProblem),
     #[error("Invalid data. Expected an object, but got {0}.")]
-    NotAnObject(Kind),
+    NotAnObject(JsonKind),
     #[error("{0}")]
     Syntax(Box<SyntaxError>),
     #[error("Ensure the event has no more than {0} bytes.")]
@@ -159,7 +152,7 @@ pub(super) enum FieldError {
 }
 
 impl FieldError {
-    /// In few words, and none of them the producer's.
+    /// Returns a short description without anything from the producer.
     fn kind(&self) -> &'static str {
         match self {
             Self::Required => "missing",
@@ -170,19 +163,13 @@ impl FieldError {
             Self::TooDeep => "nested too deep",
             Self::InvalidTimestamp(_) => "not a timestamp",
             Self::InvalidId => "not a UUID",
-            Self::Problem(Problem::NullCharacter) => "null character",
-            Self::Problem(Problem::LoneSurrogate) => "lone surrogate",
-            Self::Problem(Problem::NumberTooLarge) => "number too large",
-            Self::Problem(Problem::InvalidUtf8) => "not UTF-8",
+            Self::Problem(ValueProblem::NullCharacter) => "null character",
+            Self::Problem(ValueProblem::LoneSurrogate) => "lone surrogate",
+            Self::Problem(ValueProblem::NumberTooLarge) => "number too large",
+            Self::Problem(ValueProblem::InvalidUtf8) => "not UTF-8",
             Self::NotAnObject(_) => "not an object",
             Self::Syntax(_) => "not JSON",
             Self::TooLarge(_) => "too large",
         }
-    }
-}
-
-impl Serialize for FieldError {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
     }
 }

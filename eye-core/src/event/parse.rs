@@ -1,25 +1,37 @@
-//! From a producer's JSON to an [`Event`]: the rules for every field.
+//! The parser from a producer's JSON to an [`Event`]: the rules for every field.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::json::{JsonText, Kind, Scanner, SyntaxError, Value};
+use crate::json::{JsonKind, JsonText, ScannedValue, Scanner, SyntaxError};
 use crate::timestamp::Timestamp;
 
 use super::errors::{Field, FieldError};
-use super::{Event, EventErrors, EventId, EventLimits, MAX_DATA_LEVELS, MAX_TEXT_CHARS};
+use super::{Event, EventErrors, EventId, EventLimits, MAX_DATA_LEVELS, MAX_TEXT_CHARS, Origin};
+
+/// The facts that events get from their request and from the configuration, not from their JSON.
+#[derive(Clone, Debug)]
+pub struct ParseContext {
+    /// The time of receipt.
+    pub received_at: Timestamp,
+    /// The sender.
+    pub origin: Arc<Origin>,
+    /// The limits that operators set.
+    pub limits: EventLimits,
+}
 
 impl Event {
-    /// Reads one event from `json`, which holds nothing else. The server mints the `id` where it has none.
+    /// Parses `json`, which holds one event and nothing else. An event without `id` gets a UUIDv7.
     ///
     /// # Errors
-    /// [`EventErrors`] with everything that is wrong.
-    pub fn parse(json: &[u8], received_at: Timestamp, limits: &EventLimits) -> Result<Self, EventErrors> {
+    /// [`EventErrors`] with every fault of the event.
+    pub fn parse(json: &[u8], context: &ParseContext) -> Result<Self, EventErrors> {
         let text = JsonText::new(json);
         let mut scanner = Scanner::new(&text);
         scanner.skip_white_space();
-        let event = Self::scan(&mut scanner, received_at, limits, Uuid::now_v7).map_err(EventErrors::syntax)?;
+        let event = Self::scan(&mut scanner, context, Uuid::now_v7).map_err(EventErrors::syntax)?;
         scanner.skip_white_space();
         if scanner.peek().is_some() {
             return Err(EventErrors::syntax(scanner.unexpected("the end of the text")));
@@ -27,16 +39,15 @@ impl Event {
         event
     }
 
-    /// Reads the event at the scanner's place, for sources whose messages hold several. What is refused is passed over:
-    /// the scanner is then behind it, as behind an event. `mint` makes the `id` of an event that has none.
+    /// Parses the event at the scanner's position, for messages that hold several. The scanner ends behind the event,
+    /// also when the event is refused. `new_id` makes the `id` of an event that has none.
     ///
     /// # Errors
-    /// The outer one where the text is not JSON: the scan cannot go on. The inner one where the event is refused.
+    /// The outer error when the text is not JSON: the scan cannot go on. The inner error when the event is refused.
     pub fn scan(
         scanner: &mut Scanner<'_>,
-        received_at: Timestamp,
-        limits: &EventLimits,
-        mint: impl FnOnce() -> EventId,
+        context: &ParseContext,
+        new_id: impl FnOnce() -> EventId,
     ) -> Result<Result<Self, EventErrors>, SyntaxError> {
         scanner.clear();
         let start = scanner.position();
@@ -47,15 +58,14 @@ impl Event {
         } else {
             Err(EventErrors::not_an_object(scanner.value()?.kind))
         };
-        if scanner.position() - start > limits.max_event_bytes {
-            return Ok(Err(EventErrors::too_large(limits.max_event_bytes)));
+        if scanner.position() - start > context.limits.max_event_bytes {
+            return Ok(Err(EventErrors::too_large(context.limits.max_event_bytes)));
         }
-        Ok(parsed.map(|fields| fields.into_event(scanner, received_at, mint)))
+        Ok(parsed.map(|fields| fields.into_event(scanner, context, new_id)))
     }
 }
 
-/// What is known of an event while its members come in. A member that comes again replaces what was there, except for
-/// the `problems`.
+/// An event whose members are still being read. A repeated member replaces the earlier one, but not its `problems`.
 struct Draft {
     session_id: Result<Range<usize>, FieldError>,
     category: Result<Range<usize>, FieldError>,
@@ -66,7 +76,7 @@ struct Draft {
     problems: EventErrors,
 }
 
-/// A draft without errors. The ranges are those of the scanner's copies.
+/// A draft without errors. The ranges lie within the scanner's copies.
 struct Fields {
     session_id: Range<usize>,
     category: Range<usize>,
@@ -90,7 +100,7 @@ impl Draft {
         }
     }
 
-    /// Reads the object at the scanner's place.
+    /// Reads the object at the scanner's position.
     fn scan(&mut self, scanner: &mut Scanner<'_>) -> Result<(), SyntaxError> {
         scanner.eat(b'{');
         scanner.skip_white_space();
@@ -128,7 +138,7 @@ impl Draft {
             Field::Timestamp => self.timestamp = timestamp(scanner, &value),
             Field::Id => self.id = id(scanner, &value),
             Field::Data if value.levels > MAX_DATA_LEVELS => self.data = Err(FieldError::TooDeep),
-            Field::Data if value.kind == Kind::Null => self.data = Err(FieldError::Null),
+            Field::Data if value.kind == JsonKind::Null => self.data = Err(FieldError::Null),
             Field::Data => self.data = Ok(value.tokens),
             Field::Event => {}
         }
@@ -154,52 +164,53 @@ impl Draft {
 }
 
 impl Fields {
-    fn into_event(self, scanner: &mut Scanner<'_>, received_at: Timestamp, mint: impl FnOnce() -> EventId) -> Event {
+    fn into_event(self, scanner: &mut Scanner<'_>, context: &ParseContext, new_id: impl FnOnce() -> EventId) -> Event {
         let parts = [self.session_id, self.category, self.name, self.data];
         let ends = Event::ends(parts.each_ref().map(ExactSizeIterator::len));
         let text = scanner.join(parts).into();
-        let id = self.id.unwrap_or_else(mint);
-        Event { id, timestamp: self.timestamp, received_at, text, ends }
+        let id = self.id.unwrap_or_else(new_id);
+        let (received_at, origin) = (context.received_at, context.origin.clone());
+        Event { id, timestamp: self.timestamp, received_at, text, ends, origin }
     }
 }
 
-/// `session_id`, `category` and `name`: 1 to 150 characters, of which one is not white space.
-fn text(scanner: &mut Scanner<'_>, value: &Value) -> Result<Range<usize>, FieldError> {
+/// Checks `session_id`, `category` and `name`: 1 to 150 characters, of which one is not white space.
+fn text(scanner: &mut Scanner<'_>, value: &ScannedValue) -> Result<Range<usize>, FieldError> {
     match value.kind {
-        Kind::String | Kind::Number => {}
-        Kind::Null => return Err(FieldError::Null),
-        Kind::Boolean | Kind::Array | Kind::Object => return Err(FieldError::NotAString),
+        JsonKind::String | JsonKind::Number => {}
+        JsonKind::Null => return Err(FieldError::Null),
+        JsonKind::Boolean | JsonKind::Array | JsonKind::Object => return Err(FieldError::NotAString),
     }
     let content = scanner.content(value);
     let text = &scanner.copied()[content.clone()];
     if text.trim_start().is_empty() {
         return Err(FieldError::Blank);
     }
-    // No character has less than a byte, which spares the usual text the counting.
+    // A character has at least one byte, so short texts need no counting.
     if text.len() > MAX_TEXT_CHARS && text.chars().count() > MAX_TEXT_CHARS {
         return Err(FieldError::TooLong);
     }
     Ok(content)
 }
 
-fn timestamp(scanner: &mut Scanner<'_>, value: &Value) -> Result<Timestamp, FieldError> {
+fn timestamp(scanner: &mut Scanner<'_>, value: &ScannedValue) -> Result<Timestamp, FieldError> {
     match value.kind {
-        Kind::String => {
+        JsonKind::String => {
             let content = scanner.content(value);
             Ok(Timestamp::parse(&scanner.copied()[content])?)
         }
-        Kind::Null => Err(FieldError::Null),
+        JsonKind::Null => Err(FieldError::Null),
         kind => Err(FieldError::TimestampOfKind(kind)),
     }
 }
 
-fn id(scanner: &mut Scanner<'_>, value: &Value) -> Result<Option<EventId>, FieldError> {
+fn id(scanner: &mut Scanner<'_>, value: &ScannedValue) -> Result<Option<EventId>, FieldError> {
     match value.kind {
-        Kind::String => {
+        JsonKind::String => {
             let content = scanner.content(value);
             Uuid::try_parse(&scanner.copied()[content]).map(Some).map_err(|_| FieldError::InvalidId)
         }
-        Kind::Null => Ok(None),
+        JsonKind::Null => Ok(None),
         _ => Err(FieldError::InvalidId),
     }
 }

@@ -1,17 +1,17 @@
-//! The two kinds of error that a scan finds.
+//! The two kinds of error that a scan reports.
 
 use std::fmt;
 
-/// Why a value that is JSON cannot be stored.
+/// A reason for which a JSON value cannot be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Problem {
+pub enum ValueProblem {
     /// `\u0000`.
     #[error("Null characters (\\u0000) are not allowed.")]
     NullCharacter,
     /// Half of a surrogate pair.
     #[error("Lone surrogates (\\uD800 to \\uDFFF without their pair) are not allowed.")]
     LoneSurrogate,
-    /// A number that is infinite for those who read it as a double.
+    /// A number that is infinite when it is read as a double.
     #[error("Numbers beyond the range of a double (about 1.8e308) are not allowed; send them as strings.")]
     NumberTooLarge,
     /// Bytes that are not UTF-8.
@@ -19,7 +19,7 @@ pub enum Problem {
     InvalidUtf8,
 }
 
-/// Where and why a text is not JSON.
+/// The position and cause at which a text is not JSON.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SyntaxError {
     /// From 1.
@@ -55,7 +55,7 @@ impl fmt::Display for SyntaxError {
 impl std::error::Error for SyntaxError {}
 
 impl SyntaxError {
-    /// A body that holds nothing, where `expected` should be.
+    /// Creates the error of an empty body in which `expected` should be.
     pub fn empty_body(expected: &'static str) -> Self {
         Self { line: 1, column: 1, expected, found: Found::NothingAtAll }
     }

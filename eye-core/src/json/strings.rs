@@ -1,7 +1,7 @@
-//! What strings are made of: where plain text ends, and what escapes stand for.
+//! The parts of JSON strings: plain text and escapes.
 
-/// How many bytes from the start are neither `"` nor `\` nor control characters. Eight at a time, for this is where
-/// most of an event is read.
+/// Returns the number of bytes at the start that are neither `"` nor `\` nor control characters. Reads 8 bytes at a
+/// time, because most of an event is read here.
 pub(super) fn plain_length(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::MAX / 0xFF;
     const HIGHS: u64 = ONES * 0x80;
@@ -23,8 +23,8 @@ pub(super) fn plain_length(bytes: &[u8]) -> usize {
     length + bytes[length..].iter().position(is_special).unwrap_or(bytes.len() - length)
 }
 
-/// Appends the content of a string that the scan has passed, with its escapes resolved. Lone surrogates, which the scan
-/// has reported, become U+FFFD.
+/// Appends the content of a scanned string, with its escapes resolved. Lone surrogates, which the scan has reported,
+/// become U+FFFD.
 pub(super) fn unescape(mut content: &str, into: &mut String) {
     while let Some((plain, escape)) = content.split_once('\\') {
         into.push_str(plain);
@@ -43,7 +43,7 @@ pub(super) fn unescape(mut content: &str, into: &mut String) {
     into.push_str(content);
 }
 
-/// The character of `u263a` or `ud83d\ude00`, and how long that is.
+/// Returns the character of `u263a` or `ud83d\ude00`, and the length of the escape.
 fn unescape_unicode(escape: &str) -> (char, usize) {
     let unit = |start| escape.get(start..start + 4).and_then(|digits| u16::from_str_radix(digits, 16).ok());
     let high = unit(1).unwrap_or_default();

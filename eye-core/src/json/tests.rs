@@ -7,7 +7,7 @@ use super::*;
 use crate::testkit::strategy;
 
 /// The value of a text that holds nothing else, and the copy of its tokens.
-fn scan(json: &[u8]) -> Result<(Value, String), SyntaxError> {
+fn scan(json: &[u8]) -> Result<(ScannedValue, String), SyntaxError> {
     let text = JsonText::new(json);
     let mut scanner = Scanner::new(&text);
     scanner.skip_white_space();
@@ -152,7 +152,7 @@ fn the_range_of_numbers_is_that_of_a_double() {
     let many_decimals = format!("0.{}", digits(5000));
     assert_eq!(scan(many_decimals.as_bytes()).unwrap().0.problem, None);
     for json in [digits(309), format!("-{}", digits(309)), "1.7976931348623159e308".to_owned(), "1E309".to_owned()] {
-        assert_eq!(scan(json.as_bytes()).unwrap().0.problem, Some(Problem::NumberTooLarge), "{json}");
+        assert_eq!(scan(json.as_bytes()).unwrap().0.problem, Some(ValueProblem::NumberTooLarge), "{json}");
     }
 }
 
@@ -223,7 +223,7 @@ proptest! {
         for json in [&bytes[..], &quoted] {
             if let Ok((value, copy)) = scan(json) {
                 prop_assert!(serde_json::from_str::<&RawValue>(&copy).is_ok());
-                prop_assert_eq!(value.problem == Some(Problem::InvalidUtf8), std::str::from_utf8(json).is_err());
+                prop_assert_eq!(value.problem == Some(ValueProblem::InvalidUtf8), std::str::from_utf8(json).is_err());
             }
         }
     }

@@ -1,14 +1,14 @@
-//! Conformance suites for plug-ins: what the pipeline relies on, as tests that any sink, store or transport can run.
+//! Conformance suites: the obligations of sinks, stores and transports, as tests that every plug-in can run.
 //!
 //! A plug-in's own test makes a fixture and calls the suite:
 //!
 //! ```
 //! # use eye_core::event::Event;
-//! # use eye_core::sink::{Sink, WriteError, Written};
+//! # use eye_core::sink::{BuiltSink, Sink, WriteError, Written};
 //! use eye_core::testkit::sink::{SinkFixture, suite};
 //! # use std::collections::BTreeMap;
 //! # use std::sync::{Arc, Mutex};
-//! # type Events = Arc<Mutex<BTreeMap<eye_core::store::EventKey, Event>>>;
+//! # type Events = Arc<Mutex<BTreeMap<eye_core::event::EventKey, Event>>>;
 //! # struct MySink(Events);
 //! # #[async_trait::async_trait]
 //! # impl Sink for MySink {
@@ -29,9 +29,9 @@
 //!
 //! #[async_trait::async_trait]
 //! impl SinkFixture for MyStorage {
-//!     async fn open(&self) -> Box<dyn Sink> {
+//!     async fn open(&self) -> BuiltSink {
 //!         // the sink, over this storage
-//! #       Box::new(MySink(self.events.clone()))
+//! #       BuiltSink::write_only(MySink(self.events.clone()))
 //!     }
 //!
 //!     async fn stored(&self) -> Vec<Event> {
@@ -60,20 +60,30 @@ pub mod store;
 pub mod strategy;
 pub mod transport;
 
+use std::sync::{Arc, LazyLock};
+
 use uuid::Uuid;
 
-use crate::event::{Event, EventFields};
+use crate::event::{Event, EventFields, Origin};
 use crate::timestamp::Timestamp;
 
-/// 2021-01-01T00:00:00Z, where the suites' events start.
+/// The origin of the suites' events.
+static ORIGIN: LazyLock<Arc<Origin>> = LazyLock::new(|| Arc::new(Origin::new("test", None)));
+
+/// Returns the origin of the suites' events.
+pub fn origin() -> &'static Arc<Origin> {
+    &ORIGIN
+}
+
+/// 2021-01-01T00:00:00Z, the time of the suites' first event.
 const START_MICROS: i64 = 1_609_459_200_000_000;
 
-/// The `n`th event of a fixed sequence: one each millisecond, in 10 sessions, 3 categories and 5 names.
+/// Returns the `n`th event of a fixed sequence: one each millisecond, in 10 sessions, 3 categories and 5 names.
 pub fn event(n: u32) -> Event {
     event_with(n, &format!("name {}", n % 5), &format!(r#"{{"n":{n},"path":"/"}}"#))
 }
 
-/// Like [`event`], with a name and data of one's own.
+/// Returns the same event as [`event`], with another name and other data.
 pub fn event_with(n: u32, name: &str, data: &str) -> Event {
     Event::from(EventFields {
         id: Uuid::from_u128(u128::from(n) + 1),
@@ -83,20 +93,21 @@ pub fn event_with(n: u32, name: &str, data: &str) -> Event {
         category: &format!("category {}", n % 3),
         name,
         data,
+        origin: origin(),
     })
 }
 
-/// The instant of the `n`th event.
+/// Returns the time of the `n`th event.
 pub fn timestamp(n: u32) -> Timestamp {
     Timestamp::from_micros(START_MICROS + i64::from(n) * 1000).unwrap()
 }
 
-/// Events `from` to `to`, `to` excluded.
+/// Returns the events `from` to `to`, `to` excluded.
 pub fn events(from: u32, to: u32) -> Vec<Event> {
     (from..to).map(event).collect()
 }
 
-/// Asserts that two lists hold the same events, in whatever order.
+/// Asserts that two lists hold the same events, in any order.
 #[track_caller]
 pub fn assert_same_events(actual: &[Event], expected: &[Event]) {
     let sorted = |events: &[Event]| {

@@ -1,41 +1,43 @@
-//! What the writer relies on from a sink.
+//! The conformance suite for sinks: what the writer relies on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use super::{assert_same_events, event, event_with, events};
 use crate::ack::{Ack, Outcome, Receipt};
-use crate::batch::BatchLimits;
 use crate::event::Event;
+use crate::filter::SinkFilter;
 use crate::health::HealthBoard;
-use crate::sink::{Sink, WriteError};
-use crate::transport::{Delivery, Subscription};
+use crate::refusals::Refusals;
+use crate::sink::{BuiltSink, Sink, WriteError};
+use crate::transport::{BatchLimits, Delivery, Subscription};
 use crate::writer::{Writer, WriterConfig};
 
-/// One storage of the kind that the sink writes to, empty at first, with a way to look into it that is not the sink's.
+/// One storage of the kind that the sink writes to, empty at first, that can be read without the sink.
 #[async_trait]
 pub trait SinkFixture: Send + Sync {
-    /// A sink over this storage. Called again after `close`, it finds what was written before.
-    async fn open(&self) -> Box<dyn Sink>;
+    /// Opens a sink over this storage. Opened again after `close`, it finds the events written before.
+    async fn open(&self) -> BuiltSink;
 
-    /// Every event in the storage.
+    /// Returns every event in the storage.
     async fn stored(&self) -> Vec<Event>;
 
-    /// Makes the storage refuse for good every event of this name, as a database's CHECK constraint does. `false` for
+    /// Makes the storage refuse every event of this name for good, as a database's CHECK constraint does. `false` for
     /// a sink that never refuses: the case is skipped.
     async fn refuse(&self, _name: &str) -> bool {
         false
     }
 
-    /// Takes the storage away. `false` for a sink whose storage cannot be away: the case is skipped.
-    async fn go_away(&self) -> bool {
+    /// Makes the storage unavailable. `false` for a sink whose storage cannot be: the case is skipped.
+    async fn become_unavailable(&self) -> bool {
         false
     }
 
-    /// Brings the storage back after [`go_away`](SinkFixture::go_away).
-    async fn come_back(&self) {}
+    /// Makes the storage available again after [`become_unavailable`](SinkFixture::become_unavailable).
+    async fn become_available(&self) {}
 }
 
 /// Runs every case, each on a fixture of its own.
@@ -60,14 +62,14 @@ pub async fn suite<F: SinkFixture + 'static>(new_fixture: impl AsyncFn() -> F) {
         unicode_and_large_events
         odd_sizes_of_batches
         concurrent_writes
-        a_refused_event_stands_alone
+        refused_event_is_isolated
         an_outage_ends
         close_flushes
     }
 }
 
-async fn open(fixture: &impl SinkFixture) -> Box<dyn Sink> {
-    let sink = fixture.open().await;
+async fn open(fixture: &impl SinkFixture) -> Arc<dyn Sink> {
+    let sink = fixture.open().await.sink;
     sink.prepare().await.unwrap();
     sink
 }
@@ -124,6 +126,7 @@ async fn the_same_id_at_another_time_is_another_event(fixture: Arc<impl SinkFixt
         category: first.category(),
         name: first.name(),
         data: first.data(),
+        origin: first.origin(),
     });
     let batch = [first, later];
     sink.write(&batch).await.unwrap();
@@ -163,7 +166,7 @@ async fn odd_sizes_of_batches(fixture: Arc<impl SinkFixture>) {
 }
 
 async fn concurrent_writes(fixture: Arc<impl SinkFixture>) {
-    let sink: Arc<dyn Sink> = Arc::from(open(&*fixture).await);
+    let sink = open(&*fixture).await;
     for part in 0..20 {
         let batch = events(part * 20, part * 20 + 40);
         let neighbours = events(part * 20 + 10, part * 20 + 50);
@@ -189,7 +192,7 @@ async fn concurrent_writes(fixture: Arc<impl SinkFixture>) {
     assert_same_events(&fixture.stored().await, &events(0, 430));
 }
 
-async fn a_refused_event_stands_alone(fixture: Arc<impl SinkFixture>) {
+async fn refused_event_is_isolated(fixture: Arc<impl SinkFixture>) {
     let sink = open(&*fixture).await;
     if !fixture.refuse("refuse me").await {
         println!("sink suite: skipped, this sink refuses nothing");
@@ -208,16 +211,16 @@ async fn a_refused_event_stands_alone(fixture: Arc<impl SinkFixture>) {
 async fn an_outage_ends(fixture: Arc<impl SinkFixture>) {
     let sink = open(&*fixture).await;
     sink.write(&events(0, 10)).await.unwrap();
-    if !fixture.go_away().await {
-        println!("sink suite: skipped, this sink's storage cannot be away");
+    if !fixture.become_unavailable().await {
+        println!("sink suite: skipped, this sink's storage cannot be unavailable");
         return;
     }
     let error = sink.write(&events(10, 20)).await.unwrap_err();
     assert!(matches!(error, WriteError::Retry { .. }), "an outage is worth a retry: {error:?}");
     let error = sink.prepare().await.unwrap_err();
     assert!(matches!(error, WriteError::Retry { .. }), "an outage is worth a retry: {error:?}");
-    fixture.come_back().await;
-    // The same sink, as it is: a plug-in gets no second chance to be built.
+    fixture.become_available().await;
+    // The same sink: a plug-in is not built a second time.
     let outcomes = write(sink, vec![events(10, 20)], WriterConfig::default()).await;
     assert_eq!(outcomes, [Outcome::Delivered]);
     assert_same_events(&fixture.stored().await, &events(0, 20));
@@ -232,17 +235,27 @@ async fn close_flushes(fixture: Arc<impl SinkFixture>) {
     assert_same_events(&fixture.stored().await, &events(0, 20));
 }
 
-/// Sends requests through the real writer into a sink, as one batch if its limits allow; each request's outcome.
-pub async fn write(sink: Box<dyn Sink>, requests: Vec<Vec<Event>>, config: WriterConfig) -> Vec<Outcome> {
+/// Sends requests through the writer into a sink, as one batch if its limits allow. Returns each request's outcome.
+pub async fn write(sink: Arc<dyn Sink>, requests: Vec<Vec<Event>>, config: WriterConfig) -> Vec<Outcome> {
     let mut receipts = Vec::new();
     let mut deliveries = Vec::new();
     for events in requests {
         let (settle, receipt) = Receipt::pair();
-        deliveries.push(Delivery { events, ack: Ack::new(settle) });
+        deliveries.push(Delivery { events, ack: Ack::new(settle), position: None });
         receipts.push(receipt);
     }
     let health = HealthBoard::default().component("sinks.test");
-    let writer = Writer::new(Arc::from(sink), health, Arc::default(), config, CancellationToken::new());
+    let writer = Writer {
+        sink,
+        refusals: Refusals::new(health.name()),
+        health,
+        counters: Arc::default(),
+        filter: SinkFilter::default(),
+        limits: config.batch_limits(Duration::ZERO),
+        retry_for: config.retry_for(),
+        dead_letters: None,
+        shutdown: CancellationToken::new(),
+    };
     writer.run(Box::new(Prepared(Some(deliveries)))).await.unwrap();
     let mut outcomes = Vec::new();
     for receipt in receipts {
@@ -251,7 +264,7 @@ pub async fn write(sink: Box<dyn Sink>, requests: Vec<Vec<Event>>, config: Write
     outcomes
 }
 
-/// A subscription whose deliveries are there from the start, as one batch.
+/// A subscription that delivers one batch.
 struct Prepared(Option<Vec<Delivery>>);
 
 #[async_trait]

@@ -1,9 +1,9 @@
-//! What the query API relies on from a sink that answers queries.
+//! The conformance suite for stores: what the query API relies on.
 
 use super::sink::SinkFixture;
 use super::{event_with, events, timestamp};
 use crate::event::{Event, EventFields};
-use crate::sink::Sink;
+use crate::sink::BuiltSink;
 use crate::store::{EventFilter, EventPage, EventQuery, MAX_PAGE_BYTES, MAX_PAGE_EVENTS, PageStart};
 
 /// Runs every case, each on a fixture of its own.
@@ -16,8 +16,8 @@ pub async fn suite<F: SinkFixture>(new_fixture: impl AsyncFn() -> F) {
             println!("store suite: {}", stringify!($case));
             let fixture = new_fixture().await;
             let sink = fixture.open().await;
-            sink.prepare().await.unwrap();
-            $case(&*sink).await;
+            sink.sink.prepare().await.unwrap();
+            $case(&sink).await;
         )* };
     }
     run! {
@@ -35,8 +35,8 @@ pub async fn suite<F: SinkFixture>(new_fixture: impl AsyncFn() -> F) {
     }
 }
 
-async fn query(sink: &dyn Sink, query: EventQuery) -> EventPage {
-    sink.store().expect("a sink that answers queries has a store").query(query).await.unwrap()
+async fn query(sink: &BuiltSink, query: EventQuery) -> EventPage {
+    sink.store.as_ref().expect("a sink that answers queries has a store").page(query).await.unwrap()
 }
 
 fn newest(filter: EventFilter) -> EventQuery {
@@ -48,26 +48,26 @@ fn newest_first(mut events: Vec<Event>) -> Vec<Event> {
     events
 }
 
-async fn an_empty_store_answers(sink: &dyn Sink) {
+async fn an_empty_store_answers(sink: &BuiltSink) {
     let page = query(sink, newest(EventFilter::default())).await;
     assert_eq!((page.count, page.events.len(), page.has_older, page.has_newer), (0, 0, false, false));
 }
 
-async fn events_read_back_as_they_were_written(sink: &dyn Sink) {
+async fn events_read_back_as_they_were_written(sink: &BuiltSink) {
     let written = vec![
         event_with(0, "naïve ☃ 🦀 ' \" \\ \u{1}", r#"{"b":1,"a":"🦀\ud83e\udd80","b":[1.10,1e3,-0.0]}"#),
         event_with(1, " x ", "12345678901234567890"),
         event_with(2, "n", &format!(r#""{}""#, "x".repeat(1024 * 1024 - 2))),
     ];
-    sink.write(&written).await.unwrap();
+    sink.sink.write(&written).await.unwrap();
     let page = query(sink, newest(EventFilter::default())).await;
     assert_eq!(page.events, newest_first(written));
 }
 
-async fn newest_first_with_ties_in_a_fixed_order(sink: &dyn Sink) {
+async fn newest_first_with_ties_in_a_fixed_order(sink: &BuiltSink) {
     let mut tied: Vec<Event> = events(0, 50).iter().map(|event| at(event, 7)).collect();
     tied.extend(events(100, 150));
-    sink.write(&tied).await.unwrap();
+    sink.sink.write(&tied).await.unwrap();
     let page = query(sink, newest(EventFilter::default())).await;
     assert_eq!(page.events, newest_first(tied));
 }
@@ -82,16 +82,17 @@ fn at(event: &Event, n: u32) -> Event {
         category: event.category(),
         name: event.name(),
         data: event.data(),
+        origin: event.origin(),
     })
 }
 
-async fn filters_are_exact_and_combine(sink: &dyn Sink) {
+async fn filters_are_exact_and_combine(sink: &BuiltSink) {
     let mut written = events(0, 120);
     // What loose collations take for the same text.
     for (n, name) in (200..).zip(["abc", "ABC", "abc ", "àbc", " abc", "ab", "a%c", "a_c", "abc\u{1}"]) {
         written.push(event_with(n, name, "1"));
     }
-    sink.write(&written).await.unwrap();
+    sink.sink.write(&written).await.unwrap();
     let text = |text: &str| Some(text.to_owned());
     let base = EventFilter::default;
     let filters = [
@@ -134,8 +135,8 @@ fn matches(filter: &EventFilter, event: &Event) -> bool {
         && filter.timestamp_before.is_none_or(|before| event.timestamp() <= before)
 }
 
-async fn time_bounds_are_inclusive(sink: &dyn Sink) {
-    sink.write(&events(0, 20)).await.unwrap();
+async fn time_bounds_are_inclusive(sink: &BuiltSink) {
+    sink.sink.write(&events(0, 20)).await.unwrap();
     let filter = EventFilter {
         timestamp_after: Some(timestamp(5)),
         timestamp_before: Some(timestamp(10)),
@@ -144,8 +145,8 @@ async fn time_bounds_are_inclusive(sink: &dyn Sink) {
     assert_eq!(query(sink, newest(filter)).await.events, newest_first(events(5, 11)));
 }
 
-async fn offsets_step_through(sink: &dyn Sink) {
-    sink.write(&events(0, 25)).await.unwrap();
+async fn offsets_step_through(sink: &BuiltSink) {
+    sink.sink.write(&events(0, 25)).await.unwrap();
     let all = newest_first(events(0, 25));
     for (offset, expected, older, newer) in [
         (0, &all[..10], true, false),
@@ -163,9 +164,9 @@ async fn offsets_step_through(sink: &dyn Sink) {
     assert_eq!((page.events.len(), page.count), (0, 25));
 }
 
-async fn pages_stay_stable_while_events_arrive(sink: &dyn Sink) {
+async fn pages_stay_stable_while_events_arrive(sink: &BuiltSink) {
     let written = events(1000, 1500);
-    sink.write(&written).await.unwrap();
+    sink.sink.write(&written).await.unwrap();
     let mut seen = Vec::new();
     let mut start = PageStart::Newest;
     for arrived in 0.. {
@@ -177,15 +178,15 @@ async fn pages_stay_stable_while_events_arrive(sink: &dyn Sink) {
             break;
         }
         // Newer ones, and ones that fall in between what was read and what was not.
-        sink.write(&events(2000 + arrived * 10, 2000 + arrived * 10 + 10)).await.unwrap();
+        sink.sink.write(&events(2000 + arrived * 10, 2000 + arrived * 10 + 10)).await.unwrap();
         let between = at(&event_with(5000 + arrived, "between", "1"), 1000 + (arrived * 131) % 500);
-        sink.write(&[between]).await.unwrap();
+        sink.sink.write(&[between]).await.unwrap();
     }
     assert_eq!(seen, newest_first(written));
 }
 
-async fn pages_lead_back_the_way_they_came(sink: &dyn Sink) {
-    sink.write(&events(0, 100)).await.unwrap();
+async fn pages_lead_back_the_way_they_came(sink: &BuiltSink) {
+    sink.sink.write(&events(0, 100)).await.unwrap();
     let filter = EventFilter { category: Some("category 1".into()), ..EventFilter::default() };
     let page = async |start| query(sink, EventQuery { filter: filter.clone(), start, limit: 10 }).await;
     let first = page(PageStart::Newest).await;
@@ -202,18 +203,18 @@ async fn pages_lead_back_the_way_they_came(sink: &dyn Sink) {
     assert_eq!((beyond.events.len(), beyond.count), (0, 33));
 }
 
-async fn the_limit_is_capped(sink: &dyn Sink) {
-    sink.write(&events(0, MAX_PAGE_EVENTS + 1)).await.unwrap();
+async fn the_limit_is_capped(sink: &BuiltSink) {
+    sink.sink.write(&events(0, MAX_PAGE_EVENTS + 1)).await.unwrap();
     let limit = u32::MAX;
     let page = query(sink, EventQuery { filter: EventFilter::default(), start: PageStart::Newest, limit }).await;
     assert_eq!(page.events.len(), MAX_PAGE_EVENTS as usize);
     assert!(page.has_older);
 }
 
-async fn large_events_end_a_page_early(sink: &dyn Sink) {
+async fn large_events_end_a_page_early(sink: &BuiltSink) {
     let data = format!(r#""{}""#, "x".repeat(1024 * 1024 - 2));
     let written: Vec<Event> = (0..20).map(|n| event_with(n, "large", &data)).collect();
-    sink.write(&written).await.unwrap();
+    sink.sink.write(&written).await.unwrap();
     let first = query(sink, newest(EventFilter::default())).await;
     assert!(first.events.len() * 1024 * 1024 <= MAX_PAGE_BYTES, "{} events of 1 MiB", first.events.len());
     assert!(first.has_older);
@@ -223,8 +224,8 @@ async fn large_events_end_a_page_early(sink: &dyn Sink) {
     assert_eq!([first.events, second.events].concat(), newest_first(written));
 }
 
-async fn long_pages_are_whole_wherever_they_start(sink: &dyn Sink) {
-    sink.write(&events(0, 300)).await.unwrap();
+async fn long_pages_are_whole_wherever_they_start(sink: &BuiltSink) {
+    sink.sink.write(&events(0, 300)).await.unwrap();
     let all = newest_first(events(0, 300));
     let cases = [
         (PageStart::Newest, &all[..250], true, false),

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use crate::event::{Event, EventFields, MAX_DATA_LEVELS, MAX_TEXT_CHARS};
 use crate::timestamp::Timestamp;
 
-/// When the generated events were received.
+/// The time of receipt of the generated events.
 pub const RECEIVED_AT: Timestamp = Timestamp::MAX;
 
 /// An event as it is sent, and as it must be kept.
@@ -15,7 +15,7 @@ pub const RECEIVED_AT: Timestamp = Timestamp::MAX;
 pub struct SentEvent {
     /// The JSON text, with white space and members in some order.
     pub json: String,
-    /// What the gate makes of it, received at [`RECEIVED_AT`]. It has an id of its producer's.
+    /// The event that the parser returns for it, received at [`RECEIVED_AT`]. Its producer gave it an id.
     pub event: Event,
 }
 
@@ -46,6 +46,7 @@ pub fn sent_events() -> impl Strategy<Value = SentEvent> {
             category: &category,
             name: &name,
             data: &data.concat(),
+            origin: super::origin(),
         });
         SentEvent { json: spaced(&object(members), &spaces), event }
     })

@@ -1,4 +1,4 @@
-//! What sources and writers rely on from a transport, whatever its custody.
+//! The conformance suite for transports: the obligations to sources and writers, durable or not.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,12 +8,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{event, events};
 use crate::ack::{Outcome, Rejection};
-use crate::batch::BatchLimits;
 use crate::event::Event;
-use crate::health::{HealthBoard, State};
-use crate::transport::{Custody, Delivery, PublishError, Subscription, Transport};
+use crate::health::{ComponentState, HealthBoard};
+use crate::transport::{BatchLimits, Custody, Delivery, PublishError, Subscription, Transport};
 
-const WIDE: BatchLimits = BatchLimits { max_events: 1000, max_bytes: 1024 * 1024 };
+const WIDE: BatchLimits = BatchLimits { max_events: 1000, max_bytes: 1024 * 1024, max_wait: Duration::ZERO };
 
 /// Runs every case, each on a transport of its own, without anything in it.
 ///
@@ -36,17 +35,17 @@ pub async fn suite(new_transport: impl AsyncFn() -> Box<dyn Transport>) {
     }
 }
 
-/// How long a transport may take until it takes events.
+/// The time within which a transport must take events.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
-/// What the pipeline does once all have subscribed: watches the transport, for as long as the handle lives. Waits until
-/// it takes events.
+/// Watches the transport as the pipeline does once all have subscribed, for as long as the handle lives. Waits until it
+/// takes events.
 async fn start(transport: &Arc<dyn Transport>) -> AbortOnDropHandle<()> {
     let board = HealthBoard::default();
     let (watched, health) = (transport.clone(), board.component("transport"));
     let watch = tokio::spawn(async move { panic!("the transport broke: {}", watched.watch(health).await) });
     let is_ready = async {
-        while board.components()[0].state != State::Ready {
+        while board.components()[0].state != ComponentState::Ready {
             assert!(!watch.is_finished(), "the transport broke");
             sleep(Duration::from_millis(10)).await;
         }
@@ -162,7 +161,7 @@ async fn custody_has_each_event_until_it_is_settled_for_good(transport: Arc<dyn 
     transport.close();
     assert!(fast.receive(WIDE).await.is_none());
     let custody = |pending| Custody { taken: 9, pending, ..Custody::default() };
-    let custody_of = |name| Custody { in_stream: None, ..transport.custody(name) };
+    let custody_of = |name| Custody { shared_backlog: None, ..transport.custody(name) };
     assert_eq!(custody_of("fast"), custody(0));
     let slow_custody = custody_of("slow");
     // What others may take out need not be here before it is asked for.

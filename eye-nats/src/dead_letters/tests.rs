@@ -4,13 +4,8 @@ use super::*;
 
 const STREAM: &str = "EYE";
 
-async fn keeper(server: &NatsServer) -> (Client, Keeper) {
-    let client = async_nats::connect(server.url()).await.unwrap();
-    (client.clone(), Keeper::new(client, STREAM, 1))
-}
-
-fn dead_letters(server: &NatsServer) -> StreamDeadLetters {
-    let login = Login {
+fn dead_letters(server: &NatsServer) -> DeadLetterStream {
+    let settings = ConnectionSettings {
         url: server.url().try_into().unwrap(),
         credentials_file: String::new(),
         token: Default::default(),
@@ -18,14 +13,20 @@ fn dead_letters(server: &NatsServer) -> StreamDeadLetters {
         password: Default::default(),
         ca_file: String::new(),
     };
-    StreamDeadLetters::new(login, STREAM)
+    DeadLetterStream::new(settings, STREAM, 1)
 }
 
-fn refused(payload: impl Into<Vec<u8>>, key: impl Into<String>) -> Refused<'static> {
-    Refused { refused_by: "sinks.store", reason: "no such\r\nname é", payload: payload.into(), key: key.into() }
+async fn running(server: &NatsServer) -> (Client, DeadLetterStream) {
+    let client = async_nats::connect(server.url()).await.unwrap();
+    (client.clone(), dead_letters(server).with_client(client))
 }
 
-async fn all(letters: &StreamDeadLetters) -> Vec<DeadLetter> {
+fn letter(payload: impl Into<Vec<u8>>, key: impl Into<String>) -> [NewDeadLetter; 1] {
+    let (refused_by, reason) = ("sinks.store".to_owned(), "no such\r\nname é".to_owned());
+    [NewDeadLetter { refused_by, reason, payload: payload.into(), key: key.into() }]
+}
+
+async fn all(letters: &DeadLetterStream) -> Vec<DeadLetter> {
     let mut all: Vec<DeadLetter> = Vec::new();
     loop {
         let page = letters.page(all.last().map(|letter| letter.id.as_str())).await.unwrap();
@@ -37,14 +38,14 @@ async fn all(letters: &StreamDeadLetters) -> Vec<DeadLetter> {
 }
 
 #[tokio::test]
-async fn what_is_kept_can_be_listed_shown_and_deleted() {
+async fn letters_can_be_listed_shown_and_deleted() {
     let server = NatsServer::start();
     let letters = dead_letters(&server);
     assert_eq!(letters.page(None).await.unwrap(), [], "there is no stream yet");
-    let (_, keeper) = keeper(&server).await;
+    let (_, running) = running(&server).await;
     let before = Timestamp::now();
     for n in 0..3 {
-        keeper.keep(&refused(format!("{{\"n\":{n}}}"), n.to_string())).await.unwrap();
+        running.put(&letter(format!("{{\"n\":{n}}}"), n.to_string())).await.unwrap();
     }
     let listed = all(&letters).await;
     let payloads: Vec<_> = listed.iter().map(|letter| String::from_utf8_lossy(&letter.payload)).collect();
@@ -56,15 +57,19 @@ async fn what_is_kept_can_be_listed_shown_and_deleted() {
     assert!(letters.delete(&listed[1].id).await.unwrap());
     assert!(!letters.delete(&listed[1].id).await.unwrap());
     assert_eq!(letters.get(&listed[1].id).await.unwrap(), None);
-    assert_eq!(letters.page(Some(&listed[1].id)).await.unwrap(), [listed[2].clone()], "the one before need not exist");
+    assert_eq!(
+        letters.page(Some(&listed[1].id)).await.unwrap(),
+        [listed[2].clone()],
+        "the letter before need not exist"
+    );
     assert_eq!(all(&letters).await, [listed[0].clone(), listed[2].clone()]);
 }
 
 #[tokio::test]
-async fn an_id_that_cannot_be_is_none() {
+async fn impossible_id_is_not_found() {
     let server = NatsServer::start();
-    let (_, keeper) = keeper(&server).await;
-    keeper.keep(&refused("1", "a")).await.unwrap();
+    let (_, running) = running(&server).await;
+    running.put(&letter("1", "a")).await.unwrap();
     let letters = dead_letters(&server);
     for id in ["", "0", "-1", "2", "x", "99999999999999999999", "18446744073709551615"] {
         assert_eq!(letters.get(id).await.unwrap(), None, "{id}");
@@ -75,11 +80,11 @@ async fn an_id_that_cannot_be_is_none() {
 }
 
 #[tokio::test]
-async fn pages_are_bounded_and_there_are_as_many_as_it_takes() {
+async fn pages_are_bounded_and_complete() {
     let server = NatsServer::start();
-    let (_, keeper) = keeper(&server).await;
+    let (_, running) = running(&server).await;
     for n in 0..PAGE_LETTERS + 3 {
-        keeper.keep(&refused("{}", n.to_string())).await.unwrap();
+        running.put(&letter("{}", n.to_string())).await.unwrap();
     }
     let letters = dead_letters(&server);
     assert_eq!(letters.page(None).await.unwrap().len(), PAGE_LETTERS);
@@ -87,88 +92,89 @@ async fn pages_are_bounded_and_there_are_as_many_as_it_takes() {
 }
 
 #[tokio::test]
-async fn what_is_kept_again_is_there_once() {
+async fn same_key_is_stored_once() {
     let server = NatsServer::start();
-    let (_, keeper) = keeper(&server).await;
+    let (_, running) = running(&server).await;
     for key in ["a", "a", "b"] {
-        keeper.keep(&refused("{}", key)).await.unwrap();
+        running.put(&letter("{}", key)).await.unwrap();
     }
     assert_eq!(all(&dead_letters(&server)).await.len(), 2);
 }
 
 #[tokio::test]
-async fn a_payload_as_large_as_the_server_lets_through_is_kept_without_its_reason() {
+async fn payload_of_max_size_is_stored_without_reason() {
     let server = NatsServer::start();
-    let (client, keeper) = keeper(&server).await;
+    let (client, running) = running(&server).await;
     for less in [0, 1, 60, 200, 1000] {
         let payload = vec![b' '; client.max_payload() - less];
-        keeper.keep(&refused(payload.clone(), less.to_string())).await.unwrap();
+        running.put(&letter(payload.clone(), less.to_string())).await.unwrap();
         let last = all(&dead_letters(&server)).await.pop().unwrap();
         assert!(last.payload == payload, "{less}");
-        assert_eq!(last.reason.starts_with("not kept"), less < 100, "{less}: {}", last.reason);
+        assert_eq!(last.reason.starts_with("not stored"), less < 100, "{less}: {}", last.reason);
     }
-    assert!(keeper.keep(&refused(vec![b' '; client.max_payload() + 1], "c")).await.is_err());
+    assert!(running.put(&letter(vec![b' '; client.max_payload() + 1], "c")).await.is_err());
 }
 
 #[tokio::test]
-async fn a_stream_that_is_full_or_deleted() {
+async fn full_stream_refuses_and_deleted_one_is_recreated() {
     let server = NatsServer::start();
-    let (client, keeper) = keeper(&server).await;
-    keeper.find().await.unwrap();
+    let (client, running) = running(&server).await;
+    running.ensure().await.unwrap();
     let context = jetstream::new(client);
-    // Its size is the operator's affair.
-    let small = Config { max_bytes: 7000, ..keeper.config.clone() };
+    // The operator may change its size.
+    let small = Config { max_bytes: 7000, ..running.config.clone() };
     context.update_stream(small).await.unwrap();
-    keeper.find().await.unwrap();
-    keeper.keep(&refused(vec![b' '; 1500], "a")).await.unwrap();
-    let error = keeper.keep(&refused(vec![b' '; 1500], "b")).await.unwrap_err();
+    running.ensure().await.unwrap();
+    running.put(&letter(vec![b' '; 1500], "a")).await.unwrap();
+    let error = running.put(&letter(vec![b' '; 1500], "b")).await.unwrap_err().to_string();
     assert!(error.contains("`EYE_dead_letters`") && error.contains("sixteenth"), "{error}");
 
     context.delete_stream("EYE_dead_letters").await.unwrap();
-    keeper.keep(&refused(vec![b' '; 1500], "c")).await.unwrap();
+    running.put(&letter(vec![b' '; 1500], "c")).await.unwrap();
     assert_eq!(all(&dead_letters(&server)).await.len(), 1);
 }
 
 #[tokio::test]
-async fn a_full_stream_throws_nothing_out() {
+async fn full_stream_evicts_nothing() {
     let server = NatsServer::start();
-    let (client, keeper) = keeper(&server).await;
-    keeper.find().await.unwrap();
+    let (client, running) = running(&server).await;
+    running.ensure().await.unwrap();
     let context = jetstream::new(client);
     let reason = "r".repeat(MAX_REASON_BYTES);
     for max_bytes in (40_000..42_800).step_by(40) {
-        context.get_stream(keeper.stream()).await.unwrap().purge().await.unwrap();
-        context.update_stream(Config { max_bytes, ..keeper.config.clone() }).await.unwrap();
-        keeper.find().await.unwrap();
-        let mut kept = 0;
+        context.get_stream(running.stream_name()).await.unwrap().purge().await.unwrap();
+        context.update_stream(Config { max_bytes, ..running.config.clone() }).await.unwrap();
+        running.ensure().await.unwrap();
+        let mut stored = 0;
         loop {
-            let key = format!("{max_bytes} {kept}");
-            let letter = Refused { refused_by: "sinks.store", reason: &reason, payload: vec![b' '; 10], key };
-            match keeper.keep(&letter).await {
-                Ok(()) => kept += 1,
+            let key = format!("{max_bytes} {stored}");
+            let [mut letter] = letter(vec![b' '; 10], key);
+            letter.reason.clone_from(&reason);
+            match running.put(&[letter]).await {
+                Ok(()) => stored += 1,
                 Err(_) => break,
             }
         }
-        assert!(kept > 10, "{kept}");
-        assert_eq!(all(&dead_letters(&server)).await.len(), kept, "of {max_bytes} bytes");
+        assert!(stored > 10, "{stored}");
+        assert_eq!(all(&dead_letters(&server)).await.len(), stored, "of {max_bytes} bytes");
     }
 }
 
 #[tokio::test]
-async fn a_stream_that_loses_letters_is_an_error() {
+async fn stream_with_max_age_is_an_error() {
     let server = NatsServer::start();
-    let (client, keeper) = keeper(&server).await;
-    let other = Config { max_age: Duration::from_secs(3600), ..keeper.config.clone() };
+    let (client, running) = running(&server).await;
+    let other = Config { max_age: Duration::from_secs(3600), ..running.config.clone() };
     jetstream::new(client).create_stream(other).await.unwrap();
-    let Err(Missing::ForGood(error)) = keeper.find().await else { panic!("it is found") };
+    let Err(ProvisionError::Permanent(error)) = running.ensure().await else { panic!("it is found") };
     assert!(error.contains("max_age is 3600s, not 0ns"), "{error}");
 }
 
 #[tokio::test]
-async fn a_server_that_is_away_is_told_without_its_secrets() {
+async fn unavailable_server_error_hides_secrets() {
     let server = NatsServer::new(&[]);
     let mut letters = dead_letters(&server);
-    letters.login.url = server.url().replace("nats://", "nats://eye:hush@").try_into().unwrap();
+    letters.settings.url = server.url().replace("nats://", "nats://eye:hush@").try_into().unwrap();
     let error = letters.page(None).await.unwrap_err().to_string();
     assert!(error.contains("no connection to 127.0.0.1:") && !error.contains("hush"), "{error}");
 }

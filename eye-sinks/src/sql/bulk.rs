@@ -4,8 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use eye_core::event::Event;
-use eye_core::store::EventKey;
+use eye_core::event::{Event, EventKey};
 
 /// Numbers of rows, largest first. 512 events have 4,096 values; SQLite takes 32,766, MySQL 65,535. Each is half of the one
 /// before, so that a batch needs few statements.

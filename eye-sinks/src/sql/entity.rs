@@ -1,6 +1,8 @@
 //! The table `event` as SeaORM sees it.
 
-use eye_core::event::{Event, EventFields};
+use std::sync::Arc;
+
+use eye_core::event::{Event, EventFields, Origin};
 use eye_core::timestamp::Timestamp;
 use sea_orm::entity::prelude::*;
 use sea_orm::{DbBackend, FromQueryResult, QueryResult, RuntimeErr};
@@ -28,9 +30,9 @@ pub(super) enum Relation {}
 
 impl ActiveModelBehavior for ActiveModel {}
 
-/// Returns the name of the key or source that the event came through, at most 64 bytes.
-pub(super) fn origin(_event: &Event) -> &str {
-    "unknown"
+/// Returns the value of the column `origin`.
+pub(super) fn origin(event: &Event) -> &str {
+    event.origin().name()
 }
 
 /// Converts a timestamp to the type that the database compares it with.
@@ -85,7 +87,8 @@ where
         let timestamp = Timestamp::from_micros(micros(row.try_get(index)?));
         timestamp.ok_or_else(|| sqlx::Error::Decode("a timestamp is not within the years 1970 to 9999".into()))
     };
-    let _origin: &str = row.try_get(6)?;
+    // The client's address is never stored.
+    let origin = Arc::new(Origin::new(row.try_get(6)?, None));
     Ok(Event::from(EventFields {
         timestamp: instant(0)?,
         received_at: instant(1)?,
@@ -94,5 +97,6 @@ where
         category: row.try_get(4)?,
         name: row.try_get(5)?,
         data: row.try_get(7)?,
+        origin: &origin,
     }))
 }

@@ -8,9 +8,10 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use eye_core::context::BuildContext;
+use eye_core::error::BuildError;
 use eye_core::event::Event;
-use eye_core::registry::BuildError;
-use eye_core::sink::{Sink, SinkConfig};
+use eye_core::sink::{BuiltSink, SinkConfig};
 use sea_orm::{DatabaseConnection, SqlxMySqlConnector};
 use serde::Deserialize;
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlPoolOptions};
@@ -104,12 +105,15 @@ impl SinkConfig for MysqlConfig {
     const TYPE: &'static str = "mysql";
     const ANSWERS_QUERIES: bool = true;
 
-    async fn build(self) -> Result<Box<dyn Sink>, BuildError> {
+    async fn build(self, _context: &BuildContext) -> Result<BuiltSink, BuildError> {
         let mut url = self.url;
         url.0 = url.0.disable_statement_logging();
         let options = url.0.clone();
         let read_pool = ReadPool::new(move || read_pool(options.clone(), self.max_read_connections));
-        Ok(Box::new(SqlSink::new(MysqlDriver { url, max_packet_bytes: AtomicUsize::new(usize::MAX) }, read_pool)))
+        Ok(BuiltSink::with_store(SqlSink::new(
+            MysqlDriver { url, max_packet_bytes: AtomicUsize::new(usize::MAX) },
+            read_pool,
+        )))
     }
 }
 

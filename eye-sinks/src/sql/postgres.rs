@@ -5,9 +5,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use eye_core::context::BuildContext;
+use eye_core::error::BuildError;
 use eye_core::event::Event;
-use eye_core::registry::BuildError;
-use eye_core::sink::{Sink, SinkConfig};
+use eye_core::sink::{BuiltSink, SinkConfig};
 use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
 use serde::Deserialize;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
@@ -69,12 +70,12 @@ impl SinkConfig for PostgresConfig {
     const TYPE: &'static str = "postgres";
     const ANSWERS_QUERIES: bool = true;
 
-    async fn build(self) -> Result<Box<dyn Sink>, BuildError> {
+    async fn build(self, _context: &BuildContext) -> Result<BuiltSink, BuildError> {
         let mut url = self.url;
         url.0 = url.0.disable_statement_logging();
         let options = url.0.clone();
         let read_pool = ReadPool::new(move || read_pool(options.clone(), self.max_read_connections));
-        Ok(Box::new(SqlSink::new(PostgresDriver { url }, read_pool)))
+        Ok(BuiltSink::with_store(SqlSink::new(PostgresDriver { url }, read_pool)))
     }
 }
 

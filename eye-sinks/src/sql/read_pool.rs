@@ -29,7 +29,7 @@ impl ReadPool {
         Self { open: Box::new(open), pool }
     }
 
-    pub(super) async fn query(&self, query: EventQuery) -> Result<EventPage, StoreError> {
+    pub(super) async fn page(&self, query: EventQuery) -> Result<EventPage, StoreError> {
         let pool = self.pool();
         let reading = {
             let pool = pool.clone();

@@ -141,16 +141,12 @@ impl<D: Driver> Sink for SqlSink<D> {
         self.database.driver.after_close().await;
         Ok(())
     }
-
-    fn store(&self) -> Option<&dyn EventStore> {
-        Some(self)
-    }
 }
 
 #[async_trait]
 impl<D: Driver> EventStore for SqlSink<D> {
-    async fn query(&self, query: EventQuery) -> Result<EventPage, StoreError> {
-        self.read_pool.query(query).await
+    async fn page(&self, query: EventQuery) -> Result<EventPage, StoreError> {
+        self.read_pool.page(query).await
     }
 }
 

@@ -15,10 +15,11 @@ use std::str::FromStr;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use eye_core::context::BuildContext;
+use eye_core::error::BuildError;
 use eye_core::event::Event;
 use eye_core::mutant;
-use eye_core::registry::BuildError;
-use eye_core::sink::{Sink, SinkConfig};
+use eye_core::sink::{BuiltSink, SinkConfig};
 use sea_orm::{DatabaseConnection, SqlxSqliteConnector};
 use serde::Deserialize;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteLockingMode, SqlitePoolOptions};
@@ -93,10 +94,10 @@ impl SinkConfig for SqliteConfig {
     const TYPE: &'static str = "sqlite";
     const ANSWERS_QUERIES: bool = true;
 
-    async fn build(self) -> Result<Box<dyn Sink>, BuildError> {
+    async fn build(self, _context: &BuildContext) -> Result<BuiltSink, BuildError> {
         let files = self.url.0;
         let unusable = |reason: &dyn fmt::Display| {
-            BuildError(format!(
+            BuildError::new(format!(
                 "cannot open the database {}: {reason}; make it readable and writable for the user that runs The Eye, \
                  or set `url` to another file",
                 files.main.display()
@@ -111,7 +112,7 @@ impl SinkConfig for SqliteConfig {
             Err(error) if error::is_transient(&error) => {}
             Err(error) => return Err(unusable(&error)),
         }
-        Ok(Box::new(sink))
+        Ok(BuiltSink::with_store(sink))
     }
 }
 

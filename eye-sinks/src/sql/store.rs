@@ -3,8 +3,8 @@
 mod count;
 mod select;
 
-use eye_core::event::Event;
-use eye_core::store::{EventFilter, EventKey, EventPage, EventQuery, MAX_PAGE_BYTES, MAX_PAGE_EVENTS, PageStart};
+use eye_core::event::{Event, EventKey};
+use eye_core::store::{EventFilter, EventPage, EventQuery, MAX_PAGE_BYTES, MAX_PAGE_EVENTS, PageStart};
 use futures_util::TryStreamExt;
 use sea_orm::{
     AccessMode, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, IsolationLevel,

@@ -1,11 +1,12 @@
 //! A database with access that bypasses the sink.
 
-use eye_core::sink::Sink;
 use eye_harness::{Database, Server};
 use sqlx::{Connection, SqliteConnection};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 use tokio::task::block_in_place;
+
+use super::common::Node;
 
 /// An empty database.
 pub(super) enum Store {
@@ -75,7 +76,7 @@ impl Store {
     }
 
     /// Waits until a node has folded all deltas.
-    pub(super) async fn fold(&self, node: &dyn Sink) {
+    pub(super) async fn fold(&self, node: &Node) {
         while self.deltas() > 0 {
             node.prepare().await.unwrap();
             tokio::task::yield_now().await;

@@ -2,9 +2,11 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use axum::Router;
 use axum::body::to_bytes;
 use eye_core::ack::{Outcome, Rejection};
-use eye_core::health::HealthBoard;
+use eye_core::context::BuildContext;
+use eye_core::source::Outlet;
 use eye_core::transport::PublishError;
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
@@ -18,15 +20,18 @@ use crate::fake::{FakeTransport, Told};
 struct Fixture {
     transport: Arc<FakeTransport>,
     outlet: Outlet,
-    routes: Router,
+    app: Router,
 }
 
 impl Fixture {
     async fn new(told: Told, config: HttpConfig) -> Self {
         let transport = FakeTransport::new(told);
-        let outlet = Outlet::new(transport.clone(), HealthBoard::default().component("sources.web"));
-        let routes = config.build().await.unwrap().routes(&outlet).unwrap();
-        Self { transport, outlet, routes }
+        let component = BuildContext::standalone("sources.web");
+        let mounts = Mounts::default();
+        component.extensions().insert(mounts.clone());
+        let outlet = Outlet::new(transport.clone(), component.health().clone());
+        config.build(&SourceContext { component, outlet: outlet.clone() }).await.unwrap();
+        Self { transport, outlet, app: mounts.router("") }
     }
 
     async fn delivering() -> Self {
@@ -49,7 +54,7 @@ impl Fixture {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        self.routes.clone().oneshot(request.body(body.into()).unwrap()).await.unwrap()
+        self.app.clone().oneshot(request.body(body.into()).unwrap()).await.unwrap()
     }
 
     async fn json(&self, body: impl Into<Body>) -> (u16, Value) {
@@ -82,7 +87,7 @@ fn event(name: &str) -> String {
     format!(r#"{{"session_id":"s","category":"c","name":"{name}","data":1,"timestamp":"2021-01-01"}}"#)
 }
 
-/// An event of exactly so many bytes.
+/// Makes an event of exactly this many bytes.
 fn event_of(bytes: usize) -> String {
     let frame = event("").len();
     event(&"n".repeat(100)).replace(r#""data":1"#, &format!(r#""data":"{}""#, "d".repeat(bytes - frame - 101)))
@@ -115,7 +120,7 @@ impl HttpBody for Announced {
 // --- The table of outcomes. ---
 
 #[tokio::test]
-async fn one_event_taken_is_201() {
+async fn one_accepted_event_is_201() {
     let fixture = Fixture::delivering().await;
     let response = fixture.send(&[("content-type", "application/json")], event("a")).await;
     assert_eq!(response.status(), 201);
@@ -124,15 +129,15 @@ async fn one_event_taken_is_201() {
 }
 
 #[tokio::test]
-async fn both_paths_are_the_same() {
+async fn path_without_slash_is_the_same() {
     let fixture = Fixture::delivering().await;
     let request = axum::http::Request::post("/api/event").header("content-type", "application/json");
-    let response = fixture.routes.clone().oneshot(request.body(Body::from(event("a"))).unwrap()).await.unwrap();
+    let response = fixture.app.clone().oneshot(request.body(Body::from(event("a"))).unwrap()).await.unwrap();
     assert_eq!(response.status(), 201);
 }
 
 #[tokio::test]
-async fn many_events_taken_is_201_with_their_number() {
+async fn accepted_events_are_201_with_their_number() {
     let fixture = Fixture::delivering().await;
     let body = format!("[{},{}]", event("a"), event("b"));
     let response = fixture.send(&[("content-type", "application/json")], body).await;
@@ -144,7 +149,7 @@ async fn many_events_taken_is_201_with_their_number() {
 }
 
 #[tokio::test]
-async fn an_empty_array_is_taken_without_a_publish() {
+async fn empty_array_is_201_without_a_publish() {
     assert_eq!(Fixture::delivering().await.json("[]").await, (201, json!({"success": true, "accepted": 0})));
 }
 
@@ -177,7 +182,7 @@ async fn many_invalid_events_are_400_with_accepted_0() {
 }
 
 #[tokio::test]
-async fn invalid_events_beyond_those_listed_are_counted() {
+async fn unlisted_invalid_events_are_counted() {
     let fixture = Fixture::delivering().await;
     let body = "1,".repeat(MAX_LISTED + 2);
     let (status, none_taken) = fixture.json(format!("[{body}1]")).await;
@@ -186,11 +191,11 @@ async fn invalid_events_beyond_those_listed_are_counted() {
     assert_eq!((status, &one_taken["accepted"], &one_taken["unlisted"]), (200, &json!(1), &json!(2)));
     assert_eq!(one_taken["rejected"].as_array().unwrap().len(), MAX_LISTED);
     let counted: u64 = fixture.outlet.refusals().totals().iter().map(|(_, count)| count).sum();
-    assert_eq!(counted, 2 * MAX_LISTED as u64 + 5, "for the operator, too");
+    assert_eq!(counted, 2 * MAX_LISTED as u64 + 5, "counted for the operator");
 }
 
 #[tokio::test]
-async fn what_is_not_json_is_400_with_its_place() {
+async fn invalid_json_is_400_with_its_position() {
     let (status, body) = Fixture::delivering().await.json(r#"{"a": nonsense}"#).await;
     assert_eq!((status, &body["success"]), (400, &json!(false)));
     let detail = body["detail"].as_str().unwrap();
@@ -198,7 +203,7 @@ async fn what_is_not_json_is_400_with_its_place() {
 }
 
 #[tokio::test]
-async fn an_event_above_its_limit_is_413_and_one_at_it_is_not() {
+async fn only_an_event_above_its_limit_is_413() {
     let fixture = Fixture::limited(10_000, 1000).await;
     assert_eq!(fixture.json(event_of(1000)).await.0, 201);
     let (status, body) = fixture.json(event_of(1001)).await;
@@ -207,14 +212,14 @@ async fn an_event_above_its_limit_is_413_and_one_at_it_is_not() {
 }
 
 #[tokio::test]
-async fn among_many_an_event_above_its_limit_is_rejected_alone() {
+async fn among_many_only_the_large_event_is_rejected() {
     let fixture = Fixture::limited(10_000, 1000).await;
     let (status, body) = fixture.json(format!("[{},{}]", event_of(1001), event("a"))).await;
     assert_eq!((status, &body["accepted"], &body["rejected"][0]["index"]), (200, &json!(1), &json!(0)));
 }
 
 #[tokio::test]
-async fn many_events_all_above_their_limit_are_413() {
+async fn events_all_above_their_limit_are_413() {
     let fixture = Fixture::limited(10_000, 1000).await;
     let (status, body) = fixture.json(format!("[{},{}]", event_of(1001), event_of(1001))).await;
     assert_eq!(status, 413);
@@ -222,7 +227,7 @@ async fn many_events_all_above_their_limit_are_413() {
 }
 
 #[tokio::test]
-async fn many_events_for_different_reasons_are_400() {
+async fn events_invalid_for_several_reasons_are_400() {
     let fixture = Fixture::limited(10_000, 1000).await;
     assert_eq!(fixture.json(format!("[{},{INVALID}]", event_of(1001))).await.0, 400);
 }
@@ -235,7 +240,7 @@ async fn one_event_refused_by_the_store_is_422() {
 }
 
 #[tokio::test]
-async fn refusals_of_gate_and_store_are_told_in_the_order_of_the_body() {
+async fn refusals_are_listed_in_the_order_of_the_body() {
     let fixture = Fixture::refusing(&[(1, "too odd")]).await;
     let body = format!("[{},{INVALID},{},{INVALID}]", event("a"), event("b"));
     let (status, body) = fixture.json(body).await;
@@ -250,7 +255,7 @@ async fn refusals_of_gate_and_store_are_told_in_the_order_of_the_body() {
 }
 
 #[tokio::test]
-async fn many_events_all_refused_by_the_store_are_422_with_each_of_them() {
+async fn events_all_refused_by_the_store_are_422() {
     let fixture = Fixture::refusing(&[(0, "odd"), (1, "even")]).await;
     let (status, body) = fixture.json(format!("[{},{}]", event("a"), event("b"))).await;
     assert_eq!((status, &body["accepted"]), (422, &json!(0)));
@@ -259,7 +264,7 @@ async fn many_events_all_refused_by_the_store_are_422_with_each_of_them() {
 }
 
 #[tokio::test]
-async fn a_failure_is_503_with_retry_after_and_without_what_concerns_the_operator() {
+async fn failure_is_503_with_retry_after_but_no_reason() {
     let reason = "PostgreSQL at 10.0.0.1: connection refused";
     let fixture = Fixture::new(Told::Settle(Outcome::failed(reason)), HttpConfig::default()).await;
     let response = fixture.send(&[("content-type", "application/json")], event("a")).await;
@@ -271,7 +276,7 @@ async fn a_failure_is_503_with_retry_after_and_without_what_concerns_the_operato
 }
 
 #[tokio::test]
-async fn a_full_transport_is_503_with_its_wish_in_whole_seconds() {
+async fn full_transport_is_503_with_whole_seconds() {
     for (retry_after, seconds) in [(0, "1"), (900, "1"), (1000, "1"), (1001, "2"), (30_000, "30")] {
         let retry_after = Duration::from_millis(retry_after);
         let error = PublishError::Full { reason: "1 of 1 bytes".to_owned(), retry_after };
@@ -284,7 +289,7 @@ async fn a_full_transport_is_503_with_its_wish_in_whole_seconds() {
 }
 
 #[tokio::test]
-async fn a_closed_transport_is_503_and_closes_the_connection() {
+async fn closed_transport_is_503_and_closes_the_connection() {
     let fixture = Fixture::new(Told::Refuse(PublishError::Closed), HttpConfig::default()).await;
     let response = fixture.send(&[("content-type", "application/json")], event("a")).await;
     assert_eq!(response.headers()["connection"], "close");
@@ -293,7 +298,7 @@ async fn a_closed_transport_is_503_and_closes_the_connection() {
 }
 
 #[tokio::test]
-async fn a_receipt_that_does_not_come_is_503_and_says_what_may_be() {
+async fn late_receipt_is_503_with_a_warning() {
     let config = HttpConfig { receipt_timeout_ms: 10, ..HttpConfig::default() };
     let fixture = Fixture::new(Told::NeverSettle, config).await;
     let response = fixture.send(&[("content-type", "application/json")], event("a")).await;
@@ -307,7 +312,7 @@ async fn a_receipt_that_does_not_come_is_503_and_says_what_may_be() {
 // --- Media types and encodings. ---
 
 #[tokio::test]
-async fn media_types_are_known_whatever_their_case_and_parameters() {
+async fn media_type_ignores_case_and_parameters() {
     let fixture = Fixture::delivering().await;
     for media_type in [
         "application/json",
@@ -349,7 +354,7 @@ async fn every_encoding_is_decoded() {
 }
 
 #[tokio::test]
-async fn an_unknown_encoding_is_415_with_those_accepted() {
+async fn unknown_encoding_is_415_with_the_known_ones() {
     let fixture = Fixture::delivering().await;
     let headers = [("content-type", "application/json"), ("content-encoding", "br")];
     let response = fixture.send(&headers, event("a")).await;
@@ -384,7 +389,7 @@ async fn limits_count_decoded_bytes() {
 }
 
 #[tokio::test]
-async fn a_body_that_announces_too_much_is_413_before_it_is_read() {
+async fn announced_size_above_the_limit_is_413_unread() {
     let fixture = Fixture::limited(1000, 1000).await;
     let (status, body) = fixture.json(Body::new(Announced(1001))).await;
     assert_eq!(status, 413);
@@ -392,7 +397,7 @@ async fn a_body_that_announces_too_much_is_413_before_it_is_read() {
 }
 
 #[tokio::test]
-async fn a_body_in_pieces_is_one_body() {
+async fn chunks_form_one_body() {
     let fixture = Fixture::delivering().await;
     let text = event("a");
     let (start, end) = text.split_at(20);
@@ -401,7 +406,7 @@ async fn a_body_in_pieces_is_one_body() {
 }
 
 #[tokio::test]
-async fn a_body_in_pieces_has_the_same_limit() {
+async fn chunks_together_obey_the_limit() {
     let fixture = Fixture::limited(1000, 1000).await;
     let (half, over) = (" ".repeat(500), " ".repeat(501));
     assert_eq!(fixture.json(chunked(vec![&half, &half])).await.0, 400, "nothing but white space");
@@ -410,7 +415,7 @@ async fn a_body_in_pieces_has_the_same_limit() {
 }
 
 #[tokio::test]
-async fn a_large_body_is_parsed_all_the_same() {
+async fn large_body_is_parsed() {
     let fixture = Fixture::delivering().await;
     let events = vec![event("a"); 5 * INLINE_MAX_BYTES / event("a").len()];
     let expected = json!({"success": true, "accepted": events.len()});
@@ -418,7 +423,7 @@ async fn a_large_body_is_parsed_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_arrive_in_time_is_408() {
+async fn late_body_is_408() {
     let config = HttpConfig { body_timeout_ms: 10, ..HttpConfig::default() };
     let fixture = Fixture::new(Told::Settle(Outcome::Delivered), config).await;
     let body = Body::from_stream(stream::pending::<Result<Bytes, io::Error>>());
@@ -427,7 +432,7 @@ async fn a_body_that_does_not_arrive_in_time_is_408() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_published_by_nobody() {
+async fn broken_off_body_publishes_nothing() {
     let fixture = Fixture::delivering().await;
     let pieces = [Ok(Bytes::from(event("a"))), Err(io::Error::from(io::ErrorKind::ConnectionReset))];
     assert_eq!(fixture.json(Body::from_stream(stream::iter(pieces))).await.0, 400);
@@ -435,10 +440,10 @@ async fn a_body_that_breaks_off_is_published_by_nobody() {
 }
 
 #[tokio::test]
-async fn bodies_beyond_max_pending_bytes_wait_then_are_503_and_room_comes_back() {
+async fn bodies_above_max_pending_bytes_are_503() {
     let config = HttpConfig { max_body_bytes: 1000, max_pending_bytes: 2000, ..HttpConfig::default() };
     let fixture = Fixture::new(Told::Settle(Outcome::Delivered), config).await;
-    // Two bodies that arrive up to their last byte and stay.
+    // Two bodies whose last byte never arrives.
     let slow = || {
         let start = stream::iter([Ok::<_, io::Error>(Bytes::from(" ".repeat(999)))]);
         Body::from_stream(start.chain(stream::pending()))
@@ -453,27 +458,27 @@ async fn bodies_beyond_max_pending_bytes_wait_then_are_503_and_room_comes_back()
     let (status, body) = read(response).await;
     assert_eq!(status, 503);
     assert!(body["detail"].as_str().unwrap().contains("max_pending_bytes"), "{body}");
-    assert_eq!(fixture.outlet.refusals().totals(), [(NO_ROOM, 1)]);
+    assert_eq!(fixture.outlet.refusals().totals(), [(NO_CAPACITY, 1)]);
     drop(slow);
     assert_eq!(fixture.json(event("a")).await.0, 201);
 }
 
 #[tokio::test]
-async fn a_compressed_body_also_takes_the_room_that_it_may_decode_to() {
+async fn compressed_body_reserves_its_decoded_size() {
     let config = HttpConfig { max_body_bytes: 1000, max_pending_bytes: 2000, ..HttpConfig::default() };
     let fixture = Fixture::new(Told::Settle(Outcome::Delivered), config).await;
     let start = stream::iter([Ok::<_, io::Error>(Bytes::from(" ".repeat(999)))]);
     let headers = [("content-type", "application/json")];
     let mut slow = Box::pin(fixture.send(&headers, Body::from_stream(start.chain(stream::pending()))));
     assert!(futures_util::poll!(&mut slow).is_pending());
-    assert_eq!(fixture.json(event("a")).await.0, 201, "a plain one has room");
+    assert_eq!(fixture.json(event("a")).await.0, 201, "a plain body fits");
     assert_eq!(fixture.encoded("gzip", gzip(event("a").as_bytes())).await.0, 503);
     drop(slow);
     assert_eq!(fixture.encoded("gzip", gzip(event("a").as_bytes())).await.0, 201);
 }
 
 #[tokio::test]
-async fn a_request_that_waits_for_its_receipt_takes_no_room() {
+async fn request_that_waits_for_its_receipt_reserves_nothing() {
     let config = HttpConfig { max_body_bytes: 1000, max_pending_bytes: 2000, ..HttpConfig::default() };
     let fixture = Fixture::new(Told::NeverSettle, config).await;
     let mut waiting = Vec::new();
@@ -485,8 +490,23 @@ async fn a_request_that_waits_for_its_receipt_takes_no_room() {
     }
 }
 
+#[tokio::test]
+async fn second_source_on_the_path_is_an_error() {
+    let mounts = Mounts::default();
+    let build = async |key: &str| {
+        let component = BuildContext::standalone(key);
+        component.extensions().insert(mounts.clone());
+        let transport = FakeTransport::new(Told::NeverPublish);
+        let outlet = Outlet::new(transport, component.health().clone());
+        HttpConfig::default().build(&SourceContext { component, outlet }).await.map(drop)
+    };
+    build("sources.a").await.unwrap();
+    let error = build("sources.b").await.unwrap_err().to_string();
+    assert!(error.contains("sources.a serves POST /api/event/") && error.contains("sources.b"), "{error}");
+}
+
 #[test]
-fn pending_bytes_that_can_never_hold_a_body_are_an_error() {
+fn pending_bytes_below_two_bodies_are_an_error() {
     let config = |max_pending_bytes| HttpConfig { max_body_bytes: 1000, max_pending_bytes, ..HttpConfig::default() };
     assert!(config(2000).check().is_empty());
     let error = config(1999).check().remove(0).to_string();

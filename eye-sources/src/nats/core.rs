@@ -1,4 +1,8 @@
 //! `mode = "core"`: at most once, with replies.
+//!
+//! The client library reads the socket whatever the source does, and drops messages that do not fit its queue. The source
+//! therefore never stops reading: [`GroupQueue`] drops what exceeds the byte limit, counts it, and tells requesters. Messages that
+//! arrive together are one [`MessageGroup`].
 
 use std::collections::VecDeque;
 use std::iter;
@@ -9,11 +13,11 @@ use std::time::Duration;
 use async_nats::client::{PublishError, PublishErrorKind};
 use async_nats::connection::State;
 use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
-use axum::http::StatusCode;
 use bytes::{Bytes, BytesMut};
+use eye_core::budget::{ByteBudget, Reservation};
 use eye_core::refusals::Refusal;
 use eye_core::source::SourceError;
-use eye_nats::connection::{Change, Server, flush, watch};
+use eye_nats::connection::{ConnectionEvent, Connector, flush, watch};
 use futures_util::stream::{SelectAll, select_all};
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -21,77 +25,80 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use crate::answer::Answer;
 use crate::decode::{Framing, NewIds};
-use crate::handover::Handled;
+use crate::ingestor::Ingested;
+use crate::verdict::{Answer, Verdict};
 
 use super::NatsConfig;
-use super::message::{Body, Intake, MAX_GROUP_BYTES, MAX_GROUP_MESSAGES, framing, message_id, readable};
-use super::unread::Unread;
+use super::drops::DropCounter;
+use super::message::{
+    MAX_GROUP_BYTES, MAX_GROUP_MESSAGES, MessageBody, MessageIngestor, check_readable, framing, message_id,
+};
 
-/// What a message takes in memory beside itself, about.
+/// Estimated memory of a message beside its payload.
 const OVERHEAD_BYTES: usize = 1024;
 
-/// Groups that are on their way at once. Beyond, messages wait, and the groups grow.
+/// Groups in flight at most. Beyond, messages wait, and the groups grow.
 const MAX_GROUPS: usize = 256;
 
-/// How long the server may take to hand out what it had sent when we left.
+/// Longest wait for messages that the server had sent before it processed the unsubscription.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long an answer may wait to be sent; it has to when the connection is lost.
+/// Longest wait for space in the client library's queue; it is full while the connection is lost.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// When a requester may try again.
+/// Delay after which a requester may retry.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-const NO_ROOM: &str = "No room: other messages fill `max_pending_bytes`. Try again.";
+const OVER_BUDGET: &str = "No room: other messages fill `max_pending_bytes`. Try again.";
 
 const CONNECTION_LOST: Refusal =
-    Refusal { part: "connection", problem: "lost; what is published until it is back does not arrive" };
-const DROPPED_UNREAD: Refusal = Refusal { part: "message", problem: "lost, it came faster than messages can be read" };
-const NO_ROOM_LEFT: Refusal = Refusal { part: "message", problem: "lost, there was no room in `max_pending_bytes`" };
-const NOT_STORED: Refusal = Refusal { part: "message", problem: "lost, the store was away or full" };
+    Refusal { part: "connection", problem: "lost; messages published meanwhile do not arrive" };
+const DROPPED_UNREAD: Refusal =
+    Refusal { part: "message", problem: "lost, messages arrived faster than they were read" };
+const DROPPED_OVER_BUDGET: Refusal = Refusal { part: "message", problem: "lost, `max_pending_bytes` was reached" };
+const NOT_STORED: Refusal = Refusal { part: "message", problem: "lost, the store was unavailable or full" };
 
-/// Takes messages until `shutdown`, then hands on those that have arrived and waits for their receipts.
+/// Takes messages until `shutdown`, then publishes those that have arrived and waits for their receipts.
 ///
 /// # Errors
-/// When the client library refuses the server's address or a subject.
+/// [`SourceError`] when the client library refuses the server's address or a subject.
 pub(super) async fn run(
-    server: Server,
+    connector: Connector,
     config: NatsConfig,
-    intake: Intake,
+    ingestor: MessageIngestor,
     shutdown: CancellationToken,
 ) -> Result<(), SourceError> {
-    let name = server.name();
-    let (client, events) = server.connect().await.map_err(|error| SourceError(error.to_string()))?;
+    let name = connector.name();
+    let (client, events) = connector.connect().await.map_err(|error| SourceError(error.to_string()))?;
     let mut messages = subscribe(&client, &config).await?;
-    let unread = Unread::new(&client, config.subjects.len());
-    let office = Arc::new(Office { client: client.clone(), intake, unread });
-    let watched = office.clone();
-    let watching = watch(client.clone(), events, name, move |change| watched.note(change));
+    let drops = DropCounter::new(&client, config.subjects.len());
+    let responder = Arc::new(Responder { client: client.clone(), ingestor, drops });
+    let watched = responder.clone();
+    let watching = watch(client.clone(), events, name, move |event| watched.on_connection_event(event));
     let _watching = AbortOnDropHandle::new(tokio::spawn(watching));
 
-    let mut desk = Desk {
-        office,
-        room: Arc::new(Semaphore::new(config.max_pending_bytes as usize)),
+    let mut queue = GroupQueue {
+        responder,
+        budget: ByteBudget::new(config.max_pending_bytes),
         waiting: VecDeque::new(),
-        ways: Arc::new(Semaphore::new(MAX_GROUPS)),
+        slots: Arc::new(Semaphore::new(MAX_GROUPS)),
         tasks: TaskTracker::new(),
     };
     let mut shutdown = pin!(shutdown.cancelled());
     loop {
-        // What is there at once goes on together.
-        let may_read = desk.waiting.len() < 2 || desk.ways.available_permits() == 0;
+        // Messages that arrive together form a group.
+        let may_read = queue.waiting.len() < 2 || queue.slots.available_permits() == 0;
         tokio::select! {
             biased;
             () = &mut shutdown => break,
-            Some(message) = messages.next(), if may_read => desk.accept(message).await,
-            way = desk.way(), if !desk.waiting.is_empty() => desk.hand_on(way),
+            Some(message) = messages.next(), if may_read => queue.accept(message).await,
+            slot = queue.slot(), if !queue.waiting.is_empty() => queue.spawn_next(slot),
         }
     }
-    desk.drain(&mut messages).await;
-    desk.office.note_lost(DROPPED_UNREAD, desk.office.unread.at_end());
-    desk.finish().await;
+    queue.drain(&mut messages).await;
+    queue.responder.note_lost(DROPPED_UNREAD, queue.responder.drops.at_end());
+    queue.finish().await;
     flush(&client).await;
     Ok(())
 }
@@ -99,7 +106,7 @@ pub(super) async fn run(
 async fn subscribe(client: &Client, config: &NatsConfig) -> Result<SelectAll<Subscriber>, SourceError> {
     let mut subscribers = Vec::new();
     for subject in &config.subjects {
-        // Only told to the client, which tells each server that it finds.
+        // The client repeats the subscription on each connection.
         let subscriber = match config.queue_group.as_str() {
             "" => client.subscribe(subject.clone()).await,
             group => client.queue_subscribe(subject.clone(), group.to_owned()).await,
@@ -109,96 +116,92 @@ async fn subscribe(client: &Client, config: &NatsConfig) -> Result<SelectAll<Sub
     Ok(select_all(subscribers))
 }
 
-/// Where messages come in.
-struct Desk {
-    office: Arc<Office>,
-    /// One permit for each byte of `max_pending_bytes`.
-    room: Arc<Semaphore>,
+/// Collects messages into groups within the byte limit.
+struct GroupQueue {
+    responder: Arc<Responder>,
+    /// Of `max_pending_bytes`.
+    budget: ByteBudget,
     /// All but the last are full.
-    waiting: VecDeque<Group>,
-    /// One permit for each group that may be on its way.
-    ways: Arc<Semaphore>,
+    waiting: VecDeque<MessageGroup>,
+    /// One permit for each group that may be in flight.
+    slots: Arc<Semaphore>,
     tasks: TaskTracker,
 }
 
-/// Messages that go on together.
-struct Group {
-    /// Their payloads, one behind the other: a copy, since the client library's buffer holds many messages more, and
-    /// would live as long as the last of them. One for all: the allocator takes its time.
+/// Messages that share a publish, a receipt and a task.
+struct MessageGroup {
+    /// Their payloads in one buffer. A copy: the client library's buffer holds many more messages, and lives as long as the last of
+    /// them. One buffer for all saves allocations.
     text: BytesMut,
-    parts: Vec<Part>,
-    room: OwnedSemaphorePermit,
+    members: Vec<GroupMember>,
+    reservation: Reservation,
 }
 
-/// One message.
-struct Part {
+/// One message of a group, without its payload.
+struct GroupMember {
     bytes: usize,
     framing: Framing,
     new_ids: NewIds,
-    /// Where the answer is expected, if anywhere.
+    /// Subject of the answer, if the publisher expects one.
     reply: Option<Subject>,
 }
 
-impl Desk {
-    /// Does not wait for room: the client library reads on whatever we do, and drops what it has no place for without a
-    /// word to requesters.
+impl GroupQueue {
+    /// Does not wait for the budget: the client library would drop messages meanwhile, and tell no requester.
     async fn accept(&mut self, message: Message) {
-        self.office.unread.note_read();
+        self.responder.drops.note_read();
         let (bytes, framing) = (message.payload.len(), framing(message.headers.as_ref()));
-        // Refused before there is room for it: there might never be.
-        let framing = match readable(framing, bytes, self.office.intake.max_body_bytes) {
+        // Before the budget: a message may be larger than all of it.
+        let framing = match check_readable(framing, bytes, self.responder.ingestor.max_body_bytes) {
             Ok(framing) => framing,
-            Err(answer) => return self.office.refuse(message.reply, answer).await,
+            Err(answer) => return self.responder.refuse(message.reply, answer).await,
         };
-        let needed = u32::try_from(bytes + OVERHEAD_BYTES).unwrap_or(u32::MAX);
-        let room = self.room.clone().try_acquire_many_owned(needed);
-        match (room, message.reply) {
-            (Ok(room), reply) => {
-                let new_ids = message_id(message.headers.as_ref()).map_or(NewIds::Minted, NewIds::From);
-                self.add(&message.payload, Part { bytes, framing, new_ids, reply }, room);
+        match (self.budget.try_reserve(bytes + OVERHEAD_BYTES), message.reply) {
+            (Some(reservation), reply) => {
+                let new_ids = message_id(message.headers.as_ref()).map_or(NewIds::Random, NewIds::From);
+                self.add(&message.payload, GroupMember { bytes, framing, new_ids, reply }, reservation);
             }
-            (Err(_), Some(reply)) => self.office.answer(reply, Answer::retry(RETRY_AFTER, NO_ROOM)).await,
-            (Err(_), None) => self.office.note_lost(NO_ROOM_LEFT, 1),
+            (None, Some(reply)) => self.responder.answer(reply, Answer::retry(RETRY_AFTER, OVER_BUDGET)).await,
+            (None, None) => self.responder.note_lost(DROPPED_OVER_BUDGET, 1),
         }
     }
 
-    fn add(&mut self, payload: &[u8], part: Part, room: OwnedSemaphorePermit) {
-        let last = self
-            .waiting
-            .back_mut()
-            .filter(|last| last.parts.len() < MAX_GROUP_MESSAGES && last.text.len() + payload.len() <= MAX_GROUP_BYTES);
+    fn add(&mut self, payload: &[u8], member: GroupMember, reservation: Reservation) {
+        let last = self.waiting.back_mut().filter(|last| {
+            last.members.len() < MAX_GROUP_MESSAGES && last.text.len() + payload.len() <= MAX_GROUP_BYTES
+        });
         match last {
             Some(last) => {
                 last.text.extend_from_slice(payload);
-                last.parts.push(part);
-                last.room.merge(room);
+                last.members.push(member);
+                last.reservation.merge(reservation);
             }
-            None => self.waiting.push_back(Group { text: payload.into(), parts: vec![part], room }),
+            None => self.waiting.push_back(MessageGroup { text: payload.into(), members: vec![member], reservation }),
         }
     }
 
-    /// Waits until one more group may be on its way.
-    fn way(&self) -> impl Future<Output = OwnedSemaphorePermit> + use<> {
-        self.ways.clone().acquire_owned().map(|way| way.expect("the semaphore is never closed"))
+    /// Waits until one more group may be in flight.
+    fn slot(&self) -> impl Future<Output = OwnedSemaphorePermit> + use<> {
+        self.slots.clone().acquire_owned().map(|slot| slot.expect("the semaphore is never closed"))
     }
 
-    /// The group that has waited longest goes on.
-    fn hand_on(&mut self, way: OwnedSemaphorePermit) {
+    /// Starts the task of the group that has waited longest.
+    fn spawn_next(&mut self, slot: OwnedSemaphorePermit) {
         let Some(group) = self.waiting.pop_front() else { return };
-        let office = self.office.clone();
+        let responder = self.responder.clone();
         self.tasks.spawn(async move {
-            office.take(group).await;
-            drop(way);
+            responder.ingest(group).await;
+            drop(slot);
         });
     }
 
-    /// Leaves, and takes what the server has sent before it heard of that.
+    /// Unsubscribes, and takes what the server had sent before.
     async fn drain(&mut self, messages: &mut SelectAll<Subscriber>) {
         for subscriber in messages.iter_mut() {
             let _ = timeout(DRAIN_TIMEOUT, subscriber.drain()).await;
         }
-        if self.office.client.connection_state() != State::Connected {
-            // The client would wait for a server. What it has got already is there at once.
+        if self.responder.client.connection_state() != State::Connected {
+            // The client would wait for a connection. Messages that it has received are ready at once.
             while let Some(Some(message)) = messages.next().now_or_never() {
                 self.accept(message).await;
             }
@@ -212,91 +215,102 @@ impl Desk {
         let _ = timeout(DRAIN_TIMEOUT, all).await;
     }
 
-    /// Hands on what waits, and waits for its receipts.
+    /// Publishes what waits, and waits for the receipts.
     async fn finish(&mut self) {
         while !self.waiting.is_empty() {
-            let way = self.way().await;
-            self.hand_on(way);
+            let slot = self.slot().await;
+            self.spawn_next(slot);
         }
         self.tasks.close();
         self.tasks.wait().await;
     }
 }
 
-/// Where messages are worked on.
-struct Office {
-    client: Client,
-    intake: Intake,
-    unread: Unread,
+/// Returns the header `Nats-Service-Error-Code` of a reply: the status of the answer to a POST.
+fn error_code(verdict: Verdict) -> Option<&'static str> {
+    match verdict {
+        Verdict::Accepted | Verdict::Partial => None,
+        Verdict::Invalid => Some("400"),
+        Verdict::TooSlow => Some("408"),
+        Verdict::TooLarge => Some("413"),
+        Verdict::Unsupported => Some("415"),
+        Verdict::Refused => Some("422"),
+        Verdict::RetryLater => Some("503"),
+    }
 }
 
-impl Office {
-    /// Whoever asked is told. A message that nobody asked about is lost when it could be sent again.
-    async fn take(&self, group: Group) {
-        let Group { text, parts, room } = group;
+/// Publishes groups and answers their requesters.
+struct Responder {
+    client: Client,
+    ingestor: MessageIngestor,
+    drops: DropCounter,
+}
+
+impl Responder {
+    /// Publishes a group and answers each requester. A failed message without a reply subject is lost.
+    async fn ingest(&self, group: MessageGroup) {
+        let MessageGroup { text, members, reservation } = group;
         let mut text = text.freeze();
-        let body = |part: &Part| Body {
-            payload: text.split_to(part.bytes),
-            framing: Some(part.framing),
-            new_ids: part.new_ids,
+        let body = |member: &GroupMember| MessageBody {
+            payload: text.split_to(member.bytes),
+            framing: Some(member.framing),
+            new_ids: member.new_ids,
         };
-        let bodies = parts.iter().map(body).collect();
-        let handled = self.intake.take(bodies, room).await;
+        let bodies = members.iter().map(body).collect();
+        let ingested = self.ingestor.ingest(bodies, reservation).await;
         let mut lost = 0;
-        for (Part { reply, .. }, Handled { answer, .. }) in parts.into_iter().zip(handled) {
+        for (GroupMember { reply, .. }, Ingested { answer, .. }) in members.into_iter().zip(ingested) {
             match reply {
                 Some(reply) => self.answer(reply, answer).await,
-                None if answer.status().is_server_error() => lost += 1,
+                None if answer.verdict() == Verdict::RetryLater => lost += 1,
                 None => {}
             }
         }
         self.note_lost(NOT_STORED, lost);
     }
 
-    /// Nothing is taken of the message.
+    /// Answers a message of which nothing is taken.
     async fn refuse(&self, reply: Option<Subject>, answer: Answer) {
-        self.intake.note_refused(&answer);
+        self.ingestor.note_refused(&answer);
         if let Some(reply) = reply {
             self.answer(reply, answer).await;
         }
     }
 
     async fn answer(&self, reply: Subject, answer: Answer) {
-        let status = answer.status();
-        let sent = timeout(REPLY_TIMEOUT, self.reply(reply.clone(), status, answer.into_body())).await;
+        let verdict = answer.verdict();
+        let sent = timeout(REPLY_TIMEOUT, self.reply(reply.clone(), verdict, answer.into_body())).await;
         if sent.is_ok_and(|sent| sent.is_err_and(|error| error.kind() == PublishErrorKind::MaxPayloadExceeded)) {
             let detail = "Some events were refused; a message cannot hold the list. Send fewer at once.";
-            let answer = Answer::failure(status, detail);
-            let _ = timeout(REPLY_TIMEOUT, self.reply(reply, status, answer.into_body())).await;
+            let answer = Answer::failure(verdict, detail);
+            let _ = timeout(REPLY_TIMEOUT, self.reply(reply, verdict, answer.into_body())).await;
         }
     }
 
-    async fn reply(&self, reply: Subject, status: StatusCode, body: Bytes) -> Result<(), PublishError> {
-        if status.is_success() {
-            return self.client.publish(reply, body).await;
-        }
+    async fn reply(&self, reply: Subject, verdict: Verdict, body: Bytes) -> Result<(), PublishError> {
+        let Some(code) = error_code(verdict) else { return self.client.publish(reply, body).await };
         let mut headers = HeaderMap::new();
-        headers.insert("Nats-Service-Error-Code", status.as_str());
+        headers.insert("Nats-Service-Error-Code", code);
         self.client.publish_with_headers(reply, headers, body).await
     }
 
-    fn note(&self, change: Change) {
-        let health = self.intake.handover.outlet.health();
-        match change {
-            Change::Connected => {
-                self.unread.note_read();
+    fn on_connection_event(&self, event: ConnectionEvent) {
+        let health = self.ingestor.ingestor.outlet.health();
+        match event {
+            ConnectionEvent::Connected => {
+                self.drops.note_read();
                 health.ready();
             }
-            Change::Failed(reason) => health.unavailable(reason),
-            Change::Lost => {
+            ConnectionEvent::Failed(reason) => health.unavailable(reason),
+            ConnectionEvent::Lost => {
                 health.unavailable("the connection was lost");
                 self.note_lost(CONNECTION_LOST, 1);
             }
-            Change::Dropped => self.note_lost(DROPPED_UNREAD, self.unread.dropped()),
+            ConnectionEvent::MessageDropped => self.note_lost(DROPPED_UNREAD, self.drops.dropped()),
         }
     }
 
-    fn note_lost(&self, what: Refusal, count: usize) {
-        self.intake.handover.outlet.refusals().note(iter::repeat_n(what, count));
+    fn note_lost(&self, reason: Refusal, count: usize) {
+        self.ingestor.ingestor.outlet.refusals().note(iter::repeat_n(reason, count));
     }
 }

@@ -1,44 +1,44 @@
-//! From messages to their answers. Those that are there at once go on together: a publish, a receipt and a task for each
-//! would cost more than reading them.
+//! From messages to answers: parsing and publishing of the messages that arrive together.
+//!
+//! They share one publish, one receipt and one task: one of each for every message would cost more than parsing it. Each message
+//! still has its own answer.
 
 use async_nats::HeaderMap;
-use axum::http::StatusCode;
 use bytes::Bytes;
-use eye_core::event::{EventId, EventLimits};
+use eye_core::event::{EventId, ParseContext};
 use eye_core::refusals::Refusal;
-use eye_core::timestamp::Timestamp;
 use uuid::Uuid;
 
-use crate::answer::Answer;
 use crate::decode::{Decoded, Framing, INLINE_MAX_BYTES, NewIds, decode};
-use crate::handover::{Handled, Handover};
+use crate::ingestor::{Ingested, Ingestor};
+use crate::verdict::{Answer, Verdict};
 
-/// Messages that go on together: at most so many, and bytes of them, unless it is one. Fewer than half a batch of a sink,
-/// so that one is written while the next is read.
+/// Limits of a group of messages; a single message may be larger. Below half a batch of a sink, so that one group is parsed while
+/// another is written.
 pub(super) const MAX_GROUP_MESSAGES: usize = 512;
 pub(super) const MAX_GROUP_BYTES: usize = INLINE_MAX_BYTES;
 
-/// What a message holds.
+/// The content of a message, and how to parse it.
 #[derive(Debug)]
-pub(super) struct Body {
+pub(super) struct MessageBody {
     pub(super) payload: Bytes,
-    /// `None` where its content type is not one of events.
+    /// `None` when its content type is not one of events.
     pub(super) framing: Option<Framing>,
     pub(super) new_ids: NewIds,
 }
 
-/// What all messages share.
-pub(super) struct Intake {
-    pub(super) handover: Handover,
+/// Parses and publishes messages.
+pub(super) struct MessageIngestor {
+    pub(super) ingestor: Ingestor,
     pub(super) max_body_bytes: u32,
 }
 
-impl Intake {
-    /// For each message the same answer as that to a POST of its payload. `room` is given back once the transport has
-    /// the events.
-    pub(super) async fn take(&self, bodies: Vec<Body>, room: impl Send) -> Vec<Handled> {
+impl MessageIngestor {
+    /// Returns for each message the answer that a POST of its payload would get. Drops `reservation` once the transport has taken the
+    /// events.
+    pub(super) async fn ingest(&self, bodies: Vec<MessageBody>, reservation: impl Send) -> Vec<Ingested> {
         let (mut decoded, mut refused) = (Vec::with_capacity(bodies.len()), Vec::new());
-        for (index, body) in self.read(bodies).await.into_iter().enumerate() {
+        for (index, body) in self.parse(bodies).await.into_iter().enumerate() {
             match body {
                 Ok(body) => decoded.push(body),
                 Err(answer) => {
@@ -47,57 +47,60 @@ impl Intake {
                 }
             }
         }
-        let mut handled = self.handover.publish_together(decoded, room).await;
+        let mut ingested = self.ingestor.ingest_all(decoded, reservation).await;
         for (index, answer) in refused {
-            handled.insert(index, answer.into());
+            ingested.insert(index, answer.into());
         }
-        handled
+        ingested
     }
 
-    /// Notes a message of which nothing was taken.
+    /// Counts a message of which nothing was taken.
     pub(super) fn note_refused(&self, answer: &Answer) {
-        let problem = answer.status().canonical_reason().unwrap_or("refused");
-        self.handover.outlet.refusals().note([Refusal { part: "message", problem }]);
+        let problem = answer.verdict().problem().unwrap_or("refused");
+        self.ingestor.outlet.refusals().note([Refusal { part: "message", problem }]);
     }
 
-    /// `Err` where nothing can be taken of the whole message.
-    async fn read(&self, bodies: Vec<Body>) -> Vec<Result<Decoded, Answer>> {
-        let (max_body_bytes, limits) = (self.max_body_bytes, self.handover.limits());
+    /// Returns the context of events that are received now. Their origin is the source.
+    pub(super) fn parse_context(&self) -> ParseContext {
+        self.ingestor.parse_context(self.ingestor.outlet.origin().clone())
+    }
+
+    /// Parses large groups on a blocking thread. `Err` holds the answer to a message of which nothing can be taken.
+    async fn parse(&self, bodies: Vec<MessageBody>) -> Vec<Result<Decoded, Answer>> {
+        let max_body_bytes = self.max_body_bytes;
+        let context = self.parse_context();
         let bytes: usize = bodies.iter().map(|body| body.payload.len()).sum();
-        let read_all = move || {
-            let received_at = Timestamp::now();
-            bodies.into_iter().map(|body| read(&body, max_body_bytes, &limits, received_at)).collect()
-        };
+        let parse_all = move || bodies.into_iter().map(|body| parse(&body, max_body_bytes, &context)).collect();
         match bytes {
-            ..=MAX_GROUP_BYTES => read_all(),
+            ..=MAX_GROUP_BYTES => parse_all(),
             _ => {
-                let reading = tokio::task::spawn_blocking(read_all);
-                reading.await.expect("parsing does not panic, and is not cancelled")
+                let parsing = tokio::task::spawn_blocking(parse_all);
+                parsing.await.expect("parsing does not panic, and is not cancelled")
             }
         }
     }
 }
 
-fn read(body: &Body, max_body_bytes: u32, limits: &EventLimits, received_at: Timestamp) -> Result<Decoded, Answer> {
-    let framing = readable(body.framing, body.payload.len(), max_body_bytes)?;
-    let decoded = decode(&body.payload, framing, received_at, limits, body.new_ids);
-    decoded.map_err(|error| Answer::failure(StatusCode::BAD_REQUEST, &error.to_string()))
+fn parse(body: &MessageBody, max_body_bytes: u32, context: &ParseContext) -> Result<Decoded, Answer> {
+    let framing = check_readable(body.framing, body.payload.len(), max_body_bytes)?;
+    let decoded = decode(&body.payload, framing, context, body.new_ids);
+    decoded.map_err(|error| Answer::failure(Verdict::Invalid, &error.to_string()))
 }
 
-/// How to read so many bytes.
+/// Checks content type and size of a message before it is parsed.
 ///
 /// # Errors
-/// The answer to a message that need not be read to be refused.
-pub(super) fn readable(framing: Option<Framing>, bytes: usize, max_body_bytes: u32) -> Result<Framing, Answer> {
+/// The answer to a message that is refused unread.
+pub(super) fn check_readable(framing: Option<Framing>, bytes: usize, max_body_bytes: u32) -> Result<Framing, Answer> {
     let framing = framing.ok_or_else(unsupported_content_type)?;
     if bytes > max_body_bytes as usize {
         let detail = format!("A message may have at most {max_body_bytes} bytes (`max_body_bytes`).");
-        return Err(Answer::failure(StatusCode::PAYLOAD_TOO_LARGE, &detail));
+        return Err(Answer::failure(Verdict::TooLarge, &detail));
     }
     Ok(framing)
 }
 
-/// By the media type of the header `Content-Type`; without one, it is JSON.
+/// Reads the media type of the header `Content-Type`; a message without one is JSON.
 pub(super) fn framing(headers: Option<&HeaderMap>) -> Option<Framing> {
     match headers.and_then(|headers| headers.get("Content-Type")) {
         Some(content_type) => Framing::of_content_type(content_type.as_str()),
@@ -107,10 +110,10 @@ pub(super) fn framing(headers: Option<&HeaderMap>) -> Option<Framing> {
 
 fn unsupported_content_type() -> Answer {
     let detail = "Send events as JSON or, with the header `Content-Type: application/x-ndjson`, one object a line.";
-    Answer::failure(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)
+    Answer::failure(Verdict::Unsupported, detail)
 }
 
-/// The UUID in the header `Nats-Msg-Id`, where it is one.
+/// Returns the UUID in the header `Nats-Msg-Id`, if it is one.
 pub(super) fn message_id(headers: Option<&HeaderMap>) -> Option<EventId> {
     let id = headers?.get(async_nats::header::NATS_MESSAGE_ID)?;
     Uuid::try_parse(id.as_str()).ok()

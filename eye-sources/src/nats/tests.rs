@@ -2,23 +2,25 @@ use std::sync::Arc;
 
 use async_nats::{Client, ConnectOptions, HeaderMap, Message, RequestErrorKind};
 use eye_core::ack::{Outcome, Rejection};
-use eye_core::health::{Component, HealthBoard, State};
+use eye_core::context::{BuildContext, Extensions};
+use eye_core::health::{Component, ComponentState, HealthBoard};
 use eye_core::transport::PublishError;
 use eye_harness::{NatsServer, eventually};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
+mod credentials;
 mod jetstream;
-mod login;
 
-use super::message::Body;
+use super::message::MessageBody;
 use super::*;
 use crate::decode::{Framing, NewIds};
 use crate::fake::{FakeTransport, Told};
+use crate::verdict::Verdict;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A source at work, and a client beside it.
+/// A running source, and a client beside it.
 struct Fixture {
     transport: Arc<FakeTransport>,
     board: HealthBoard,
@@ -29,6 +31,12 @@ struct Fixture {
 
 fn config(keys: Value) -> Result<NatsConfig, serde_json::Error> {
     serde_json::from_value(keys)
+}
+
+fn context(transport: Arc<FakeTransport>, board: &HealthBoard) -> SourceContext {
+    let health = board.component("sources.bus");
+    let component = BuildContext::new(health.clone(), CancellationToken::new(), Extensions::default());
+    SourceContext { component, outlet: Outlet::new(transport, health) }
 }
 
 fn core(server: &NatsServer) -> Value {
@@ -46,10 +54,9 @@ impl Fixture {
     async fn start_unready(server: &NatsServer, told: Told, keys: Value) -> Self {
         let transport = FakeTransport::new(told);
         let board = HealthBoard::default();
-        let outlet = Outlet::new(transport.clone(), board.component("sources.bus"));
         let shutdown = CancellationToken::new();
-        let source = config(keys).unwrap().build().await.unwrap();
-        let running = tokio::spawn(source.run(outlet, shutdown.clone()));
+        let source = config(keys).unwrap().build(&context(transport.clone(), &board)).await.unwrap();
+        let running = tokio::spawn(source.run(shutdown.clone()));
         let options = ConnectOptions::new().retry_on_initial_connect();
         let client = options.connect(server.url()).await.unwrap();
         Self { transport, board, shutdown, running, client }
@@ -59,13 +66,13 @@ impl Fixture {
         Self::start(server, Told::Settle(Outcome::Delivered), core(server)).await
     }
 
-    fn state(&self) -> State {
+    fn state(&self) -> ComponentState {
         let [Component { state, .. }] = &self.board.components()[..] else { panic!("one component") };
         state.clone()
     }
 
     async fn wait_ready(&self) {
-        eventually("the source is ready", DEADLINE, async || self.state() == State::Ready).await;
+        eventually("the source is ready", DEADLINE, async || self.state() == ComponentState::Ready).await;
     }
 
     async fn wait_published(&self, names: &[&str]) {
@@ -121,7 +128,7 @@ const INVALID: &str = r#"{"session_id":"s","category":"c","data":1,"timestamp":"
 const ID: &str = "0190b6a0-7e1c-7000-8000-000000000001";
 
 #[tokio::test]
-async fn a_message_is_what_a_body_is() {
+async fn message_is_parsed_like_a_post_body() {
     let server = NatsServer::start();
     let fixture = Fixture::delivering(&server).await;
     let [a, b] = ["a", "b"].map(event);
@@ -131,7 +138,7 @@ async fn a_message_is_what_a_body_is() {
     fixture.publish(format!("{b}\n{a}")).await;
     fixture.publish_with(&ndjson, format!("{b}\n{{\n{b}")).await;
     fixture.publish_with(&[("Content-Type", "application/json")], &a).await;
-    // They go on in groups, each with a task of its own: only the order within a group is certain.
+    // Each group has its own task: only the order within a group is certain.
     eventually("all are published", DEADLINE, async || fixture.transport.published_names().len() == 8).await;
     let mut names = fixture.transport.published_names();
     names.sort();
@@ -140,7 +147,7 @@ async fn a_message_is_what_a_body_is() {
 }
 
 #[tokio::test]
-async fn a_reply_is_the_body_of_the_answer_to_a_post() {
+async fn reply_is_the_answer_to_a_post() {
     let server = NatsServer::start();
     let fixture = Fixture::delivering(&server).await;
     let required = json!({"name": ["This field is required."]});
@@ -158,7 +165,7 @@ async fn a_reply_is_the_body_of_the_answer_to_a_post() {
 }
 
 #[tokio::test]
-async fn a_failure_has_its_code_in_a_header() {
+async fn failure_has_its_code_in_a_header() {
     let server = NatsServer::start();
     let fixture = Fixture::delivering(&server).await;
     assert_eq!(error_code(&fixture.request(event("a")).await), None);
@@ -174,7 +181,7 @@ async fn a_failure_has_its_code_in_a_header() {
 }
 
 #[tokio::test]
-async fn what_is_not_taken_is_told() {
+async fn refused_message_gets_its_code() {
     let server = NatsServer::start();
     let mut keys = core(&server);
     keys["max_body_bytes"] = json!(event("a").len());
@@ -193,7 +200,7 @@ async fn what_is_not_taken_is_told() {
 }
 
 #[tokio::test]
-async fn a_list_of_refusals_that_no_message_can_hold_is_left_out() {
+async fn list_of_refusals_above_max_payload_is_left_out() {
     let server = NatsServer::start();
     let fixture = Fixture::delivering(&server).await;
     let reply = fixture.request(format!("[{}1]", "{},".repeat(100_000))).await;
@@ -203,7 +210,7 @@ async fn a_list_of_refusals_that_no_message_can_hold_is_left_out() {
 }
 
 #[tokio::test]
-async fn the_message_id_is_that_of_an_event_without_one() {
+async fn message_id_becomes_event_id() {
     let server = NatsServer::start();
     let fixture = Fixture::delivering(&server).await;
     let message_id = "Nats-Msg-Id";
@@ -222,13 +229,13 @@ async fn the_message_id_is_that_of_an_event_without_one() {
 }
 
 #[tokio::test]
-async fn of_messages_that_go_on_together_each_has_its_own_answer() {
+async fn each_message_of_a_group_has_its_own_answer() {
     let refused = Rejection { index: 2, reason: "by the store".into() };
     let transport = FakeTransport::new(Told::Settle(Outcome::Rejected(vec![refused])));
     let outlet = Outlet::new(transport.clone(), HealthBoard::default().component("sources.bus"));
-    let handover = Handover { outlet, max_event_bytes: 1 << 20, receipt_timeout: DEADLINE };
-    let intake = Intake { handover, max_body_bytes: 1000 };
-    let body = |text: &str, framing| Body { payload: text.to_owned().into(), framing, new_ids: NewIds::Minted };
+    let ingestor = Ingestor { outlet, max_event_bytes: 1 << 20, receipt_timeout: DEADLINE };
+    let ingestor = MessageIngestor { ingestor, max_body_bytes: 1000 };
+    let body = |text: &str, framing| MessageBody { payload: text.to_owned().into(), framing, new_ids: NewIds::Random };
     let json = Some(Framing::Json);
     let bodies = vec![
         body("{", json),
@@ -239,31 +246,44 @@ async fn of_messages_that_go_on_together_each_has_its_own_answer() {
         body(&" ".repeat(1001), json),
         body(&event("e"), json),
     ];
-    let handled = intake.take(bodies, ()).await;
+    let ingested = ingestor.ingest(bodies, ()).await;
     assert_eq!(transport.published_names(), ["a", "c", "d", "e"]);
-    let answers = handled.iter().map(|handled| (handled.answer.status().as_u16(), handled.refused.len()));
-    assert_eq!(answers.collect::<Vec<_>>(), [(400, 0), (201, 0), (400, 0), (415, 0), (200, 1), (413, 0), (201, 0)]);
-    assert_eq!(handled[4].refused[0].index, 1, "in its own message");
+    let answers = ingested.iter().map(|ingested| (ingested.answer.verdict(), ingested.refused.len()));
+    let expected = [
+        (Verdict::Invalid, 0),
+        (Verdict::Accepted, 0),
+        (Verdict::Invalid, 0),
+        (Verdict::Unsupported, 0),
+        (Verdict::Partial, 1),
+        (Verdict::TooLarge, 0),
+        (Verdict::Accepted, 0),
+    ];
+    assert_eq!(answers.collect::<Vec<_>>(), expected);
+    assert_eq!(ingested[4].refused[0].index, 1, "in its own message");
 
-    for told in [Told::Settle(Outcome::failed("away")), Told::Refuse(PublishError::Closed)] {
+    for told in [Told::Settle(Outcome::failed("unavailable")), Told::Refuse(PublishError::Closed)] {
         transport.tell(told);
-        let handled = intake.take(vec![body(&event("a"), json), body(INVALID, json)], ()).await;
-        let statuses = handled.iter().map(|handled| handled.answer.status().as_u16());
-        assert_eq!(statuses.collect::<Vec<_>>(), [503, 400], "what nobody was asked about has not failed");
+        let ingested = ingestor.ingest(vec![body(&event("a"), json), body(INVALID, json)], ()).await;
+        let verdicts = ingested.iter().map(|ingested| ingested.answer.verdict());
+        assert_eq!(
+            verdicts.collect::<Vec<_>>(),
+            [Verdict::RetryLater, Verdict::Invalid],
+            "an invalid message has not failed"
+        );
     }
 }
 
 #[tokio::test]
-async fn beyond_the_bound_messages_are_dropped_and_requesters_told() {
+async fn messages_above_the_limit_are_dropped_and_answered() {
     let server = NatsServer::start();
     let mut keys = core(&server);
-    // Each takes a kilobyte: there is room for two.
+    // Each counts 1 KiB: two fit.
     keys["max_pending_bytes"] = json!(2500);
     keys["max_body_bytes"] = json!(1000);
     let fixture = Fixture::start(&server, Told::NeverPublish, keys).await;
     for (name, waiting) in [("a", 1), ("b", 2)] {
         fixture.publish(event(name)).await;
-        eventually("it is on its way", DEADLINE, async || fixture.transport.waiting() == waiting).await;
+        eventually("the message is in flight", DEADLINE, async || fixture.transport.waiting() == waiting).await;
     }
     fixture.publish(event("c")).await;
     let reply = fixture.request(event("d")).await;
@@ -272,9 +292,9 @@ async fn beyond_the_bound_messages_are_dropped_and_requesters_told() {
     assert_eq!(fixture.transport.waiting(), 2);
 }
 
-/// However often it was tried again, there would never be room for it.
+/// A retry could never succeed.
 #[tokio::test]
-async fn a_message_larger_than_all_the_room_is_refused_for_good() {
+async fn message_above_the_whole_limit_answers_413() {
     let server = NatsServer::start();
     let mut keys = core(&server);
     keys["max_pending_bytes"] = json!(2500);
@@ -283,7 +303,7 @@ async fn a_message_larger_than_all_the_room_is_refused_for_good() {
     let reply = fixture.request(" ".repeat(5000)).await;
     assert_eq!(error_code(&reply), Some("413"));
     assert!(body(&reply)["detail"].as_str().unwrap().contains("max_body_bytes"), "{reply:?}");
-    // Its headers are not kept, so they need no room.
+    // Headers are not stored, so they do not count.
     let headers = header_map(&[("A", &"x".repeat(5000))]);
     let reply = fixture.client.request_with_headers("events.web", headers, event("a").into()).await.unwrap();
     assert_eq!(error_code(&reply), None);
@@ -291,7 +311,7 @@ async fn a_message_larger_than_all_the_room_is_refused_for_good() {
 }
 
 #[tokio::test]
-async fn a_group_shares_the_messages() {
+async fn queue_group_shares_messages() {
     let server = NatsServer::start();
     let mut keys = core(&server);
     keys["queue_group"] = json!("eyes");
@@ -314,19 +334,19 @@ async fn a_group_shares_the_messages() {
 }
 
 #[tokio::test]
-async fn a_stop_waits_for_the_receipts_and_replies() {
+async fn shutdown_waits_for_receipts_and_replies() {
     let server = NatsServer::start();
     let fixture = Fixture::start(&server, Told::NeverSettle, core(&server)).await;
     let client = fixture.client.clone();
     let asking = tokio::spawn(async move { client.request("events.web", event("a").into()).await.unwrap() });
     fixture.wait_published(&["a"]).await;
     fixture.shutdown.cancel();
-    let gone = async || {
+    let has_left = async || {
         let asked = fixture.client.request("events.web", event("b").into());
         let asked = tokio::time::timeout(Duration::from_millis(200), asked).await;
         asked.is_ok_and(|asked| asked.is_err_and(|error| error.kind() == RequestErrorKind::NoResponders))
     };
-    eventually("it has left", DEADLINE, gone).await;
+    eventually("the source has left", DEADLINE, has_left).await;
     assert!(!fixture.running.is_finished());
     for ack in std::mem::take(&mut *fixture.transport.held.lock().unwrap()) {
         ack.settle(Outcome::Delivered);
@@ -336,17 +356,17 @@ async fn a_stop_waits_for_the_receipts_and_replies() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_away_is_waited_for() {
+async fn unavailable_server_is_reconnected() {
     let mut server = NatsServer::new(&[]);
     let fixture = Fixture::start_unready(&server, Told::Settle(Outcome::Delivered), core(&server)).await;
-    let unavailable = async || matches!(fixture.state(), State::Unavailable { .. });
-    eventually("it is away", DEADLINE, unavailable).await;
+    let unavailable = async || matches!(fixture.state(), ComponentState::Unavailable { .. });
+    eventually("it is unavailable", DEADLINE, unavailable).await;
     server.restart();
     fixture.wait_ready().await;
     fixture.publish(event("a")).await;
     fixture.wait_published(&["a"]).await;
     server.kill();
-    eventually("it is away again", DEADLINE, unavailable).await;
+    eventually("it is unavailable again", DEADLINE, unavailable).await;
     server.restart();
     fixture.wait_ready().await;
     assert_eq!(fixture.request_json(event("b")).await, json!({"success": true}));
@@ -354,14 +374,14 @@ async fn a_server_that_is_away_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_source_stops_while_its_server_is_away() {
+async fn source_stops_while_server_is_unavailable() {
     let server = NatsServer::new(&[]);
     let fixture = Fixture::start_unready(&server, Told::Settle(Outcome::Delivered), core(&server)).await;
     fixture.stop().await;
 }
 
 #[test]
-fn no_secret_is_shown() {
+fn secrets_are_hidden() {
     let shown = format!(
         "{:?}",
         config(json!({
@@ -378,33 +398,37 @@ fn no_secret_is_shown() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_is_an_error_at_the_start() {
+async fn impossible_settings_are_refused_at_startup() {
     let table = [
-        (json!({"subjects": []}), "subjects is empty"),
-        (json!({"stream": "EVENTS"}), "stream is for mode `jetstream` only"),
-        (json!({"mode": "jetstream"}), "stream must be the name of a stream"),
-        (json!({"mode": "jetstream", "stream": "a.b"}), "stream must be the name of a stream"),
-        (json!({"mode": "jetstream", "stream": "S", "durable": ""}), "durable must be a name"),
+        (json!({"subjects": []}), "subjects: empty"),
+        (json!({"stream": "EVENTS"}), "stream: only for mode `jetstream`"),
+        (json!({"mode": "jetstream"}), "stream: must be the name of a stream"),
+        (json!({"mode": "jetstream", "stream": "a.b"}), "stream: must be the name of a stream"),
+        (json!({"mode": "jetstream", "stream": "S", "durable": ""}), "durable: must be a name"),
         (json!({"mode": "jetstream", "stream": "S", "subjects": ["a", "b"]}), "takes one, or none"),
         (json!({"mode": "jetstream", "stream": "S", "subjects": [], "queue_group": "g"}), "name the same `durable`"),
         (json!({"mode": "jetstream", "stream": "S", "subjects": [], "max_in_flight": 10_000}), "below 10000"),
-        (json!({"subjects": ["a", "a..b"]}), "subjects[1] is no subject"),
-        (json!({"subjects": ["a.>.b"]}), "subjects[0] is no subject"),
-        (json!({"subjects": ["a b"]}), "subjects[0] is no subject"),
+        (json!({"subjects": ["a", "a..b"]}), "subjects[1]: not a subject"),
+        (json!({"subjects": ["a.>.b"]}), "subjects[0]: not a subject"),
+        (json!({"subjects": ["a b"]}), "subjects[0]: not a subject"),
         (json!({"token": "hush", "user": "eye"}), "more than one way to log in"),
         (json!({"credentials_file": "/none"}), "credentials_file: cannot read /none: "),
         (json!({"credentials_file": "/etc/hostname"}), "does not hold a JWT"),
         (json!({"ca_file": "/none"}), "ca_file: cannot read /none: "),
-        (json!({"max_pending_bytes": (10 << 20) - 1}), "max_pending_bytes is 10485759, but must be at least twice"),
+        (
+            json!({"max_pending_bytes": (10 << 20) - 1}),
+            "max_pending_bytes: 10485759 is too small: it must be at least twice",
+        ),
     ];
     for (wrong, expected) in table {
         let mut keys = json!({"url": "nats://host", "mode": "core", "subjects": ["events.>"]});
-        assert!(config(keys.clone()).unwrap().build().await.is_ok());
+        let context = context(FakeTransport::new(Told::NeverSettle), &HealthBoard::default());
+        assert!(config(keys.clone()).unwrap().build(&context).await.is_ok());
         keys.as_object_mut().unwrap().extend(wrong.as_object().unwrap().clone());
         let config = config(keys).unwrap();
         let error = match &config.check()[..] {
-            [] => config.build().await.err().expect(expected).to_string(),
-            wrong => format!("{wrong:?}"),
+            [] => config.build(&context).await.err().expect(expected).to_string(),
+            wrong => wrong[0].to_string(),
         };
         assert!(error.contains(expected) && !error.contains("hush"), "{error}");
     }

@@ -1,4 +1,8 @@
-//! The thread that writes: all requests that arrive during one fsync are the next record.
+//! The writing thread of the disk queue. It groups commits: the requests that arrive during one fsync become one
+//! record.
+//!
+//! A receipt settles as delivered only after its events are synced, in the file that still has the segment's path. A
+//! write error other than a full disk ends the thread and the queue, because the state of the file is unknown then.
 
 use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind};
@@ -17,54 +21,54 @@ use crate::record::{self, HEADER_BYTES};
 /// Bytes after which a record takes no further request.
 const MAX_RECORD_BYTES: usize = 4 * 1024 * 1024;
 
-/// How often the disk is looked at, and what is done with removed. It bounds nothing that a producer waits for.
-const TICK: Duration = Duration::from_secs(1);
+/// The period of [`Appender::maintain`]. No producer waits for it.
+const MAINTENANCE_PERIOD: Duration = Duration::from_secs(1);
 
 /// The events of one publish.
-pub(super) struct Request {
-    /// As [`record::encode`] made them.
+pub(super) struct AppendRequest {
+    /// The result of [`record::encode`].
     pub(super) events: Vec<u8>,
     pub(super) count: u32,
-    /// Called with [`Outcome::Delivered`] once they are committed; dropped when the thread ends without.
+    /// Called with the outcome of the commit. Dropped, and so failed, if the thread ends before.
     pub(super) settle: Box<dyn FnOnce(Outcome) + Send>,
 }
 
-impl Request {
-    /// The room it takes.
+impl AppendRequest {
+    /// Returns the capacity to reserve for the request.
     pub(super) fn reserved_bytes(&self) -> u64 {
         (HEADER_BYTES + self.events.len()) as u64
     }
 }
 
-/// How the queue is.
+/// The state of the queue, for its health.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Status {
+pub(super) enum QueueStatus {
     Ready,
     /// Requests are refused.
     Full(String),
-    /// It can never write again in this process.
+    /// This process can never write again.
     Broken(String),
 }
 
 pub(super) struct Appender {
     log: Arc<Log>,
-    /// `None` before the first write: a full disk can be started on, and drained. Nothing is ever written behind what a
-    /// crash has left.
+    /// `None` before the first write, so that a program can start on a full disk. Each start writes to a new segment:
+    /// an old one may end in the remains of a crash.
     file: Option<File>,
     /// The number of the first event of the segment that is written to.
     segment: u64,
-    /// Bytes of it.
+    /// Bytes of that segment.
     written: u64,
-    /// What is being written. It starts with room for the header.
+    /// The record that is being written.
     record: Vec<u8>,
     committed: watch::Sender<u64>,
-    status: watch::Sender<Status>,
-    /// Why each part of [`tick`](Self::tick) could not be done the last time.
-    undone: [Option<String>; 3],
+    status: watch::Sender<QueueStatus>,
+    /// The last error of each task of [`maintain`](Self::maintain).
+    failures: [Option<String>; 3],
 }
 
 impl Appender {
-    pub(super) fn new(log: Arc<Log>, committed: watch::Sender<u64>, status: watch::Sender<Status>) -> Self {
+    pub(super) fn new(log: Arc<Log>, committed: watch::Sender<u64>, status: watch::Sender<QueueStatus>) -> Self {
         Self {
             log,
             file: None,
@@ -73,40 +77,40 @@ impl Appender {
             record: Vec::new(),
             committed,
             status,
-            undone: Default::default(),
+            failures: Default::default(),
         }
     }
 
-    /// Writes until the queue is closed and empty, or nothing can be written any more. Blocks.
-    pub(super) fn run(mut self, queue: &Receiver<Request>) {
-        let mut tick_at = Instant::now();
+    /// Writes until the queue is closed and empty, or the file is in doubt. Blocks.
+    pub(super) fn run(mut self, queue: &Receiver<AppendRequest>) {
+        let mut maintain_at = Instant::now();
         loop {
-            match queue.recv_timeout(tick_at.saturating_duration_since(Instant::now())) {
+            match queue.recv_timeout(maintain_at.saturating_duration_since(Instant::now())) {
                 Ok(first) => {
                     if let Err(error) = self.commit(first, queue) {
                         let reason = format!(
-                            "cannot write {}: {error}; what was being written was not acknowledged",
+                            "cannot write {}: {error}; the write was not acknowledged; repair the disk and start again",
                             self.log.segment_path(self.segment).display()
                         );
-                        self.status.send_replace(Status::Broken(reason));
+                        self.status.send_replace(QueueStatus::Broken(reason));
                         return;
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return self.tick(),
+                Err(RecvTimeoutError::Disconnected) => return self.maintain(),
             }
-            if Instant::now() >= tick_at {
-                self.tick();
-                tick_at = Instant::now() + TICK;
+            if Instant::now() >= maintain_at {
+                self.maintain();
+                maintain_at = Instant::now() + MAINTENANCE_PERIOD;
             }
         }
     }
 
-    /// Commits `first` and what else is there.
+    /// Commits `first` and the requests behind it as one record. A full disk fails them, and the next may succeed.
     ///
     /// # Errors
-    /// What leaves the file in doubt. A full disk does not: its requests fail, and the next may have room.
-    fn commit(&mut self, first: Request, queue: &Receiver<Request>) -> io::Result<()> {
+    /// The state of the file is unknown.
+    fn commit(&mut self, first: AppendRequest, queue: &Receiver<AppendRequest>) -> io::Result<()> {
         self.record.clear();
         self.record.resize(HEADER_BYTES, 0);
         let (mut settles, mut count, mut reserved) = (Vec::new(), 0, 0);
@@ -122,32 +126,32 @@ impl Appender {
         if mutant::is("ack-before-sync") {
             settles.drain(..).for_each(|settle: Box<dyn FnOnce(Outcome) + Send>| settle(Outcome::Delivered));
         }
-        if !self.write(count)? {
-            self.log.release(reserved);
-            self.log.disk_is_full();
-            for settle in settles {
-                settle(Outcome::failed("the disk of the queue is full"));
-            }
-            return Ok(());
-        }
-        let next = self.log.committed(self.segment, reserved, self.record.len() as u64, count);
-        for settle in settles {
-            settle(Outcome::Delivered);
-        }
-        self.committed.send_replace(next);
+        let is_written = self.write(count)?;
+        let outcome = if is_written {
+            let next = self.log.commit(self.segment, reserved, self.record.len() as u64, count);
+            self.committed.send_replace(next);
+            Outcome::Delivered
+        } else {
+            let mut capacity = self.log.capacity();
+            capacity.release(reserved);
+            // Refuses requests until the next measurement.
+            capacity.set_free(0);
+            Outcome::failed("the disk of the queue is full")
+        };
+        settles.into_iter().for_each(|settle| settle(outcome.clone()));
         Ok(())
     }
 
-    /// Writes the record, and waits until the disk has it. False when the disk is full; then nothing of it is there.
+    /// Writes and syncs the record. Returns false, and leaves no part of the record, if the disk is full.
     fn write(&mut self, count: u32) -> io::Result<bool> {
-        if self.file.is_none() || self.written >= self.log.segment_bytes() {
+        if self.file.is_none() || self.written >= self.log.segment_bytes {
             match self.log.new_segment() {
                 Ok((segment, file)) => (self.segment, self.file, self.written) = (segment, Some(file), 0),
                 Err(error) if is_full(&error) => return Ok(false),
                 Err(error) => return Err(error),
             }
         }
-        let file = self.file.as_ref().expect("it was made above");
+        let file = self.file.as_ref().expect("opened above");
         record::seal(&mut self.record, self.log.lock().next, count);
         match file.write_all_at(&self.record, self.written) {
             Ok(()) => {}
@@ -157,7 +161,7 @@ impl Appender {
             }
             Err(error) => return Err(error),
         }
-        // When this fails nobody knows what the disk has, and a second try would not tell.
+        // After a failed fsync the state of the file is unknown, and a second fsync would not tell.
         if !mutant::is("no-sync") {
             file.sync_data()?;
         }
@@ -166,51 +170,53 @@ impl Appender {
         Ok(true)
     }
 
-    /// A file that was removed or replaced takes all that is written to it, and nobody can read it.
+    /// Fails if the segment was removed or replaced: events in it could not be read back.
     fn check_path(&self) -> io::Result<()> {
         let id = |metadata: Metadata| (metadata.dev(), metadata.ino());
-        let file = self.file.as_ref().expect("it was written to");
-        let there = self.log.segment_path(self.segment).metadata().map(id);
-        if there.is_ok_and(|there| file.metadata().map(id).is_ok_and(|written| written == there)) {
+        let file = self.file.as_ref().expect("a record was written to it");
+        let at_path = self.log.segment_path(self.segment).metadata().map(id);
+        if at_path.is_ok_and(|at_path| file.metadata().map(id).is_ok_and(|written| written == at_path)) {
             return Ok(());
         }
         Err(io::Error::new(ErrorKind::NotFound, "the file was removed or replaced while it was in use"))
     }
 
-    /// What does not have to be done at once. None of it can lose anything, so a failure is logged and tried again.
-    /// Each for itself: when the disk is too full to save the cursors, what is done with is removed all the more.
-    fn tick(&mut self) {
+    /// Saves the cursors, removes settled segments and measures the disk. Each task is independent of the others: a
+    /// disk that is too full for the cursors needs the removal all the more. A failed task is logged, and retried next
+    /// time.
+    fn maintain(&mut self) {
         let log = self.log.clone();
-        // Asked first, so that no crash leaves a saved cursor before the oldest segment, as if what it had were lost.
-        let done_before = log.done_before();
+        // Read before the save: a removed segment is then always before the saved cursors, and does not count as
+        // missing.
+        let low_cursor = log.low_cursor();
         let saved = log.save_cursors();
-        let removed = log.remove_before(done_before);
-        let works = [
-            // Now there may be room for them, and the oldest segment may be another.
+        let removed = log.remove_before(low_cursor);
+        let tasks = [
+            // The removal may have made space.
             ("save the cursors", saved.or_else(|_| log.save_cursors())),
-            ("remove what is delivered", removed),
-            ("see what room the disk has", log.look_at_disk()),
+            ("remove delivered events", removed),
+            ("measure the free space", log.measure_disk()),
         ];
-        for ((work, done), undone) in works.into_iter().zip(&mut self.undone) {
-            let error = done.err().map(|error| error.to_string());
-            // Once for each reason: a log that grows every second would take the room that is lacking.
-            if let Some(error) = error.as_ref().filter(|error| undone.as_ref() != Some(error)) {
-                tracing::warn!(component = "transport", error, "cannot {work} in {}", log.path().display());
+        for ((task, result), failure) in tasks.into_iter().zip(&mut self.failures) {
+            let error = result.err().map(|error| error.to_string());
+            // Logged once for each reason: a line a second would take the space that is lacking.
+            if let Some(error) = error.as_ref().filter(|error| failure.as_ref() != Some(error)) {
+                tracing::warn!(component = "transport", error, "cannot {task} in {}", log.path.display());
             }
-            *undone = error;
+            *failure = error;
         }
-        let status = log.refusing().map_or(Status::Ready, Status::Full);
+        let status = log.capacity().refusing().map_or(QueueStatus::Ready, QueueStatus::Full);
         self.status.send_if_modified(|before| {
-            let changed = *before != status;
+            let is_changed = *before != status;
             *before = status;
-            changed
+            is_changed
         });
     }
 }
 
 #[cfg(test)]
 impl Appender {
-    /// Writes to this file from now on.
+    /// Replaces the file that is written to.
     pub(super) fn replace_file(&mut self, file: File) {
         self.file = Some(file);
     }

@@ -1,7 +1,8 @@
-//! Events that a sink refused for good, kept beside the queue: a file each, named after the event's number and the sink.
+//! The dead letters of the disk queue: one file each, named after the event's number and the sink.
 //!
-//! A file is whole or not there, is never changed, and is removed as a whole. So the program and any number of commands
-//! may work in the folder at once, without a lock, and damage costs the one letter it hits.
+//! A file appears whole, is replaced by the same letter alone, and is removed whole. So the program and any number of
+//! commands share the folder without a lock, and damage costs only the letter that it hits. Read [`DiskDeadLetters`]
+//! first.
 
 use std::borrow::Cow;
 use std::collections::BinaryHeap;
@@ -13,84 +14,42 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use async_trait::async_trait;
-use eye_core::ack::Rejection;
-use eye_core::dead_letter::{DeadLetter, DeadLetterError, DeadLetters};
-use eye_core::event::Event;
+use eye_core::dead_letter::{DeadLetter, DeadLetterError, DeadLetterStore, NewDeadLetter};
 use eye_core::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use tokio::task::spawn_blocking;
 
 use super::files;
-use super::reader::Numbered;
 
 const FOLDER: &str = "dead-letters";
 
-/// The most letters of one page, and the bytes after which it ends. Each page looks through the whole folder.
+/// The most letters of a page. Each page reads the names of the whole folder.
 const PAGE_LETTERS: usize = 10_000;
+
+/// Bytes of payload after which a page ends.
 const PAGE_BYTES: usize = 8 << 20;
 
-/// What a letter's file holds beside its checksum.
-#[derive(Serialize)]
-struct Written<'a> {
-    reason: &'a str,
-    time: Timestamp,
-    /// As `POST /api/event/` takes it.
-    event: &'a Event,
-}
-
-/// The same as it is read.
-#[derive(Deserialize)]
-struct Read<'a> {
+/// The first line of a letter's file. The payload follows.
+#[derive(Serialize, Deserialize)]
+struct LetterHeader<'a> {
     #[serde(borrow)]
     reason: Cow<'a, str>,
     #[serde(borrow)]
     time: Cow<'a, str>,
-    #[serde(borrow)]
-    event: &'a RawValue,
 }
 
-/// Writes the refused events of a batch, durably, below the queue's folder. A batch that comes again after a crash has
-/// the same numbers and so the same files again, also those that were deleted meanwhile. Blocks.
-pub(super) fn write(queue: &Path, sink: &str, batch: &[Numbered], rejections: &[Rejection]) -> io::Result<()> {
-    let folder = queue.join(FOLDER);
-    files::create_folder(&folder)?;
-    files::sync_folder(queue)?;
-    let time = Timestamp::now();
-    for Rejection { index, reason } in rejections {
-        let Some((number, event)) = batch.get(*index) else { continue };
-        let id = Id { number: *number, sink: sink.to_owned() };
-        let content = files::seal(&serde_json::to_string(&Written { reason, time, event })?);
-        files::write_unnamed(&folder, &id.file_name(), content.as_bytes())?;
-    }
-    files::sync_folder(&folder)?;
-    // Why may quote an event, so it is in the file alone.
-    tracing::warn!(
-        component = format!("sinks.{sink}"),
-        count = rejections.len(),
-        "refused events are kept as dead letters; `eye dead-letters list` shows them"
-    );
-    Ok(())
-}
-
-/// A number that no event has of which there is a dead letter, and that is larger than theirs. Blocks.
-pub(super) fn next_number(queue: &Path) -> io::Result<u64> {
-    let last = ids(&queue.join(FOLDER))?.try_fold(None, |last, id| io::Result::Ok(last.max(Some(id?.number))))?;
-    Ok(last.map_or(0, |last| last.saturating_add(1)))
-}
-
-/// What a letter is of. Its text, such as `123.store`, names it to operators.
+/// The id of a letter, such as `123.store`: the event's number and the name of the sink.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Id {
+struct LetterId {
     number: u64,
     sink: String,
 }
 
-impl Id {
-    /// Nothing that leads out of the folder is one: names of sinks hold letters, digits, `_` and `-`.
+impl LetterId {
+    /// Accepts the names of sinks alone: letters, digits, `_` and `-`. No id leads out of the folder.
     fn new(number: &str, sink: &str) -> Option<Self> {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
-        let is_name = (1..=64).contains(&sink.len()) && sink.bytes().all(plain);
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        let is_name = (1..=64).contains(&sink.len()) && sink.bytes().all(is_plain);
         is_name.then_some(Self { number: number.parse().ok()?, sink: sink.to_owned() })
     }
 
@@ -99,7 +58,7 @@ impl Id {
         Self::new(number, sink).filter(|id| id.to_string() == text)
     }
 
-    fn of_file(name: &str) -> Option<Self> {
+    fn from_file_name(name: &str) -> Option<Self> {
         let (number, sink) = name.strip_suffix(".letter")?.split_once('.')?;
         Self::new(number, sink).filter(|id| id.file_name() == name)
     }
@@ -109,29 +68,59 @@ impl Id {
     }
 }
 
-impl fmt::Display for Id {
+impl fmt::Display for LetterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.number, self.sink)
     }
 }
 
-/// Those that are in the folder, in no order.
-fn ids(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<Id>>> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => Some(entries),
-        Err(error) if error.kind() == ErrorKind::NotFound => None,
-        Err(error) => return Err(error),
-    };
-    let id = |entry: io::Result<fs::DirEntry>| match entry {
-        Ok(entry) => entry.file_name().to_str().and_then(Id::of_file).map(Ok),
-        Err(error) => Some(Err(error)),
-    };
-    Ok(entries.into_iter().flatten().filter_map(id))
+/// Returns a number above those of all dead letters. Blocks.
+pub(super) fn next_number(queue: &Path) -> io::Result<u64> {
+    let mut next = 0;
+    for id in DiskDeadLetters::new(queue).ids()? {
+        next = next.max(id?.number.saturating_add(1));
+    }
+    Ok(next)
 }
 
-/// The dead letters of a queue.
+/// The dead letters of one queue. The methods that are not async block.
+#[derive(Clone)]
 pub(super) struct DiskDeadLetters {
     queue: Arc<Path>,
+}
+
+fn not_an_id(text: &str) -> DeadLetterError {
+    DeadLetterError(format!("`{text}` is not the id of a dead letter"))
+}
+
+#[async_trait]
+impl DeadLetterStore for DiskDeadLetters {
+    async fn put(&self, letters: &[NewDeadLetter]) -> Result<(), DeadLetterError> {
+        let time = Timestamp::now().to_string();
+        let mut contents = Vec::with_capacity(letters.len());
+        for NewDeadLetter { key, reason, payload, .. } in letters {
+            let id = LetterId::parse(key).ok_or_else(|| not_an_id(key))?;
+            let header = LetterHeader { reason: Cow::Borrowed(reason), time: Cow::Borrowed(&time) };
+            let header = serde_json::to_vec(&header).expect("texts are JSON");
+            contents.push((id.file_name(), files::seal(&[&header[..], payload].join(&b'\n'))));
+        }
+        self.run(move |letters| letters.write(&contents)).await
+    }
+
+    async fn page(&self, after: Option<&str>) -> Result<Vec<DeadLetter>, DeadLetterError> {
+        let after = after.map(|after| LetterId::parse(after).ok_or_else(|| not_an_id(after))).transpose()?;
+        self.run(|letters| letters.read_page(after)).await
+    }
+
+    async fn get(&self, id: &str) -> Result<Option<DeadLetter>, DeadLetterError> {
+        let id = LetterId::parse(id);
+        self.run(|letters| Ok(id.and_then(|id| letters.read(&id)))).await
+    }
+
+    async fn delete(&self, id: &str) -> Result<bool, DeadLetterError> {
+        let id = LetterId::parse(id);
+        self.run(|letters| id.map_or(Ok(false), |id| letters.remove(&id))).await
+    }
 }
 
 impl DiskDeadLetters {
@@ -139,50 +128,54 @@ impl DiskDeadLetters {
         Self { queue: queue.into() }
     }
 
-    /// Does what blocks on a thread for it.
-    async fn blocking<T: Send + 'static>(
+    /// Runs blocking work on a thread of its own.
+    async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Folder) -> io::Result<T> + Send + 'static,
+        work: impl FnOnce(&Self) -> io::Result<T> + Send + 'static,
     ) -> Result<T, DeadLetterError> {
-        let queue = self.queue.clone();
-        let done = spawn_blocking(move || Folder::of(&queue).and_then(|folder| work(&folder)));
-        done.await.expect("it does not panic, and is not cancelled").map_err(|error| {
-            let path = super::path_from_root(&self.queue);
-            DeadLetterError(format!("cannot work with the dead letters of the queue {}: {error}", path.display()))
+        let letters = self.clone();
+        let done = spawn_blocking(move || {
+            // A missing queue is an error: the path is probably relative to another working directory.
+            fs::metadata(&letters.queue)?;
+            work(&letters)
+        });
+        done.await.expect("the work does not panic").map_err(|error| {
+            let path = files::absolute(&self.queue);
+            DeadLetterError(format!("cannot access the dead letters of the queue {}: {error}", path.display()))
         })
     }
-}
 
-#[async_trait]
-impl DeadLetters for DiskDeadLetters {
-    async fn page(&self, after: Option<&str>) -> Result<Vec<DeadLetter>, DeadLetterError> {
-        let not_one = |after| DeadLetterError(format!("`{after}` is not the id of a dead letter"));
-        let after = after.map(|after| Id::parse(after).ok_or_else(|| not_one(after))).transpose()?;
-        self.blocking(|folder| folder.page(after)).await
+    /// Returns the folder of the letters. The first letter creates it.
+    fn folder(&self) -> PathBuf {
+        self.queue.join(FOLDER)
     }
 
-    async fn get(&self, id: &str) -> Result<Option<DeadLetter>, DeadLetterError> {
-        let id = Id::parse(id);
-        self.blocking(|folder| Ok(id.and_then(|id| folder.read(&id)))).await
+    fn path(&self, id: &LetterId) -> PathBuf {
+        self.folder().join(id.file_name())
     }
 
-    async fn delete(&self, id: &str) -> Result<bool, DeadLetterError> {
-        let id = Id::parse(id);
-        self.blocking(|folder| id.map_or(Ok(false), |id| folder.delete(&id))).await
-    }
-}
-
-/// Where the letters lie; it need not be there. Everything blocks.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn of(queue: &Path) -> io::Result<Self> {
-        // Most likely the path is relative, and this is not where the program runs.
-        fs::metadata(queue)?;
-        Ok(Self(queue.join(FOLDER)))
+    fn write(&self, contents: &[(String, Vec<u8>)]) -> io::Result<()> {
+        let folder = self.folder();
+        files::create_folder(&folder)?;
+        contents.iter().try_for_each(|(name, content)| files::write_unsynced(&folder, name, content))?;
+        files::sync_folder(&folder)
     }
 
-    fn page(&self, mut after: Option<Id>) -> io::Result<Vec<DeadLetter>> {
+    /// Returns the ids of all letters, in no order.
+    fn ids(&self) -> io::Result<impl Iterator<Item = io::Result<LetterId>>> {
+        let entries = match fs::read_dir(self.folder()) {
+            Ok(entries) => Some(entries),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let id = |entry: io::Result<fs::DirEntry>| match entry {
+            Ok(entry) => entry.file_name().to_str().and_then(LetterId::from_file_name).map(Ok),
+            Err(error) => Some(Err(error)),
+        };
+        Ok(entries.into_iter().flatten().filter_map(id))
+    }
+
+    fn read_page(&self, mut after: Option<LetterId>) -> io::Result<Vec<DeadLetter>> {
         loop {
             let ids = self.first_after(after.as_ref())?;
             let mut bytes = 0;
@@ -194,7 +187,7 @@ impl Folder {
                     break;
                 }
             }
-            // All of them may have been deleted just now; that is not the end.
+            // An empty page would mean the end, but these letters may all have been deleted in the meantime.
             if !page.is_empty() || ids.is_empty() {
                 return Ok(page);
             }
@@ -202,10 +195,10 @@ impl Folder {
         }
     }
 
-    /// The first ones after `after`, in order, without keeping all in memory.
-    fn first_after(&self, after: Option<&Id>) -> io::Result<Vec<Id>> {
+    /// Returns the first ids after `after`, in order. Never holds all ids in memory.
+    fn first_after(&self, after: Option<&LetterId>) -> io::Result<Vec<LetterId>> {
         let mut first = BinaryHeap::with_capacity(PAGE_LETTERS + 1);
-        for id in ids(&self.0)? {
+        for id in self.ids()? {
             let id = id?;
             if after.is_none_or(|after| id > *after) {
                 first.push(id);
@@ -217,17 +210,17 @@ impl Folder {
         Ok(first.into_sorted_vec())
     }
 
-    /// A letter that cannot be read, or that the disk has damaged, says so as its reason: it is seen, can be deleted, and
-    /// hides no other.
-    fn read(&self, id: &Id) -> Option<DeadLetter> {
-        let path = self.0.join(id.file_name());
+    /// Reads a letter; `None` if there is none. An unreadable or damaged file becomes a letter with this fault as its
+    /// reason. It is listed, can be deleted, and hides no other letter.
+    fn read(&self, id: &LetterId) -> Option<DeadLetter> {
+        let path = self.path(id);
         let (reason, payload) = match fs::read(&path) {
-            Ok(content) => match letter(id, &content) {
+            Ok(content) => match parse_letter(id, &content) {
                 Some(letter) => return Some(letter),
-                None => ("damaged on the disk; the payload is what is left of the file".to_owned(), content),
+                None => ("damaged on the disk; the payload is the rest of the file".to_owned(), content),
             },
             Err(error) if error.kind() == ErrorKind::NotFound => return None,
-            Err(error) => (format!("its file cannot be read: {error}"), Vec::new()),
+            Err(error) => (format!("the letter's file cannot be read: {error}"), Vec::new()),
         };
         let modified = fs::metadata(&path).and_then(|metadata| metadata.modified()).unwrap_or(UNIX_EPOCH);
         let micros = modified.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
@@ -235,28 +228,30 @@ impl Folder {
         Some(DeadLetter { id: id.to_string(), refused_by: refused_by(id), reason, time, payload })
     }
 
-    fn delete(&self, id: &Id) -> io::Result<bool> {
-        match fs::remove_file(self.0.join(id.file_name())) {
-            Ok(()) => files::sync_folder(&self.0).map(|()| true),
+    fn remove(&self, id: &LetterId) -> io::Result<bool> {
+        match fs::remove_file(self.path(id)) {
+            Ok(()) => files::sync_folder(&self.folder()).map(|()| true),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
     }
 }
 
-/// The letter that a file holds; `None` when it is damaged.
-fn letter(id: &Id, content: &[u8]) -> Option<DeadLetter> {
-    let Read { reason, time, event } = serde_json::from_str(files::unseal(content)?).ok()?;
+/// Parses the content of a letter's file; `None` if it is damaged.
+fn parse_letter(id: &LetterId, content: &[u8]) -> Option<DeadLetter> {
+    let content = files::unseal(content)?;
+    let (header, payload) = content.split_at_checked(content.iter().position(|byte| *byte == b'\n')?)?;
+    let LetterHeader { reason, time } = serde_json::from_slice(header).ok()?;
     Some(DeadLetter {
         id: id.to_string(),
         refused_by: refused_by(id),
         reason: reason.into_owned(),
         time: Timestamp::parse(&time).ok()?,
-        payload: event.get().as_bytes().to_vec(),
+        payload: payload[1..].to_vec(),
     })
 }
 
-fn refused_by(id: &Id) -> String {
+fn refused_by(id: &LetterId) -> String {
     format!("sinks.{}", id.sink)
 }
 

@@ -1,18 +1,33 @@
-//! Files and folders for the owner only, written so that they are whole or not there.
+//! File operations of the disk queue. Files are readable by their owner alone, and appear whole or not at all.
+//!
+//! A file is durable only together with its name, so the folder of a new file or folder is synced as well.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-/// Makes a folder, and those above it, where they are not there, and its name durable: with its folder, a power cut would
-/// take all that was synced in it.
+/// Failed reads in a row after which unreadable bytes count as damaged. Until then the disk may be unavailable.
+pub(super) const READ_TRIES: u32 = 5;
+
+/// The pause between two tries.
+pub(super) const READ_PAUSE: Duration = Duration::from_secs(1);
+
+/// The largest unit in which disks read.
+const BLOCK_BYTES: u64 = 4096;
+
+/// Resolves a relative path, for messages.
+pub(super) fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Creates a folder and its missing parents, durably.
 pub(super) fn create_folder(path: &Path) -> io::Result<()> {
-    let above = match path.parent() {
-        Some(above) if above.as_os_str().is_empty() => Path::new("."),
-        Some(above) => above,
+    let parent = match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
         None => return Ok(()),
     };
     let create = || match DirBuilder::new().mode(0o700).create(path) {
@@ -21,37 +36,28 @@ pub(super) fn create_folder(path: &Path) -> io::Result<()> {
     };
     match create() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            create_folder(above)?;
+            create_folder(parent)?;
             create()?;
         }
         created => created?,
     }
-    match sync_folder(above) {
-        // Somebody else made our folder in one that we may not look into, and saw to it that it stays.
+    match sync_folder(parent) {
+        // An administrator created our folder in one that we may not open, and answers for its durability.
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
         synced => synced,
     }
 }
 
-/// How often in a row the disk is asked for what it cannot read, before that counts as damaged: it may be away.
-pub(super) const READ_TRIES: u32 = 5;
-
-/// The pause between them.
-const READ_PAUSE: Duration = Duration::from_secs(1);
-
-/// What a disk reads as a whole, at most.
-const BLOCK_BYTES: u64 = 4096;
-
-/// Whether the disk could not read something that is there: it has a bad sector, or the file system a wrong checksum.
+/// Tells whether the disk could not read existing bytes: a bad sector, or a wrong checksum of the file system.
 pub(super) fn is_unreadable(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
-/// As `read_exact_at`, but what cannot be read is zeros, a block at a time.
-pub(super) fn read_all_that_can_be(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+/// Reads like `read_exact_at`, but fills each unreadable block with zeros.
+pub(super) fn read_zeroing_unreadable(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
     while !buffer.is_empty() {
         let bytes = buffer.len().min((BLOCK_BYTES - offset % BLOCK_BYTES) as usize);
-        let block = buffer.split_off_mut(..bytes).expect("it is as long");
+        let block = buffer.split_off_mut(..bytes).expect("the buffer has as many bytes");
         match file.read_exact_at(block, offset) {
             Err(error) if is_unreadable(&error) => block.fill(0),
             read => read?,
@@ -61,7 +67,7 @@ pub(super) fn read_all_that_can_be(file: &File, mut buffer: &mut [u8], mut offse
     Ok(())
 }
 
-/// A whole file: what cannot be read, several times, is zeros. Blocks for seconds then.
+/// Reads a whole file. Unreadable blocks are retried, which blocks for seconds, and then become zeros.
 pub(super) fn read_patiently(path: &Path) -> io::Result<Vec<u8>> {
     for _ in 1..READ_TRIES {
         match fs::read(path) {
@@ -69,14 +75,14 @@ pub(super) fn read_patiently(path: &Path) -> io::Result<Vec<u8>> {
             read => return read,
         }
     }
-    tracing::error!(component = "transport", file = %path.display(), "the disk cannot read all of it: the rest is damaged");
+    tracing::error!(component = "transport", file = %path.display(), "the disk cannot read parts of a file");
     let file = File::open(path)?;
     let mut content = vec![0; file.metadata()?.len() as usize];
-    read_all_that_can_be(&file, &mut content, 0)?;
+    read_zeroing_unreadable(&file, &mut content, 0)?;
     Ok(content)
 }
 
-/// How all files are opened for writing.
+/// Returns the options with which every file is opened for writing.
 pub(super) fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
@@ -88,15 +94,15 @@ pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Writes a file as a whole, durably, into a folder that is made where it is not there.
+/// Writes a whole file durably, and creates its folder if necessary.
 pub(super) fn write(folder: &Path, name: &str, content: &[u8]) -> io::Result<()> {
     create_folder(folder)?;
-    write_unnamed(folder, name, content)?;
+    write_unsynced(folder, name, content)?;
     sync_folder(folder)
 }
 
-/// As [`write`], but the folder is there, and the name is durable only once the folder is synced.
-pub(super) fn write_unnamed(folder: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+/// Writes a whole file into an existing folder. The caller makes its name durable with [`sync_folder`].
+pub(super) fn write_unsynced(folder: &Path, name: &str, content: &[u8]) -> io::Result<()> {
     let unfinished = folder.join(format!("{name}.unfinished"));
     let mut file = options().create(true).truncate(true).open(&unfinished)?;
     file.write_all(content)?;
@@ -104,13 +110,20 @@ pub(super) fn write_unnamed(folder: &Path, name: &str, content: &[u8]) -> io::Re
     fs::rename(&unfinished, folder.join(name))
 }
 
-/// A file's content with its checksum.
-pub(super) fn seal(text: &str) -> String {
-    format!("{:08x} {text}\n", crc32fast::hash(text.as_bytes()))
+/// Adds a checksum to the content of a file.
+pub(super) fn seal(content: &[u8]) -> Vec<u8> {
+    [checksum(content).as_bytes(), content, b"\n"].concat()
 }
 
-/// The text that was sealed; `None` when the content is damaged.
-pub(super) fn unseal(content: &[u8]) -> Option<&str> {
-    let (checksum, text) = std::str::from_utf8(content).ok()?.strip_suffix('\n')?.split_once(' ')?;
-    (checksum == format!("{:08x}", crc32fast::hash(text.as_bytes()))).then_some(text)
+/// Returns the content of a sealed file; `None` if it is damaged.
+pub(super) fn unseal(sealed: &[u8]) -> Option<&[u8]> {
+    let (prefix, content) = sealed.strip_suffix(b"\n")?.split_at_checked(CHECKSUM_BYTES)?;
+    (prefix == checksum(content).as_bytes()).then_some(content)
+}
+
+/// Bytes of a checksum as text.
+const CHECKSUM_BYTES: usize = 9;
+
+fn checksum(content: &[u8]) -> String {
+    format!("{:08x} ", crc32fast::hash(content))
 }

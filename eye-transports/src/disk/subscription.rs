@@ -1,84 +1,90 @@
-//! One sink's view of the queue: batches in order, each until the sink has it.
+//! The subscription of one sink to the disk queue.
+//!
+//! Batches are delivered in order, one at a time. A failed batch is delivered again, together with newer events, until
+//! the sink has settled it.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use eye_core::ack::{Ack, Outcome, Receipt};
-use eye_core::batch::BatchLimits;
-use eye_core::transport::{Delivery, Subscription};
+use eye_core::backoff::Backoff;
+use eye_core::transport::{BatchLimits, Delivery, Position, Subscription};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::dead_letters;
+use super::files;
 use super::log::Log;
-use super::reader::{Numbered, Reader};
+use super::reader::LogReader;
 
-/// How long a sink that takes events is given more once the queue is closed. What is left comes after the next start.
+/// The longest drain after the queue is closed. The rest is delivered after the next start.
 const DRAIN_FOR: Duration = Duration::from_secs(1);
 
-/// How long more events are waited for where no batch is full: their producers have their answer, and an event of a large
-/// batch costs the database less.
-pub(super) const GATHER_FOR: Duration = Duration::from_millis(50);
+/// The period in which a batch that is being gathered is read, so that its bytes are known.
+const GATHER_PERIOD: Duration = Duration::from_millis(50);
 
-/// The pauses before what a sink did not take is given to it again: they double.
+/// The pauses before a failed batch is delivered again.
 pub(super) const MIN_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) struct DiskSubscription {
     log: Arc<Log>,
     sink: String,
-    /// `None` while a thread reads with it.
-    reader: Option<Reader>,
-    /// Read, and not acked.
-    ahead: VecDeque<Numbered>,
-    /// How many of them were given to the sink, and its answer.
-    given: Option<(usize, Receipt)>,
-    /// The number of the event after the last that is committed. Ends with the thread that writes.
+    /// Shared with the thread that reads.
+    reader: Arc<Mutex<LogReader>>,
+    /// The number of events with the sink, and their outcome.
+    in_flight: Option<(usize, Receipt)>,
+    /// The number of the event after the last committed one. Its sender is the writing thread.
     committed: watch::Receiver<u64>,
     closing: CancellationToken,
-    /// Set once it is closing.
+    /// Set once the queue is closed.
     drained_by: Option<Instant>,
-    pause: Duration,
+    backoff: Backoff,
 }
 
 #[async_trait]
 impl Subscription for DiskSubscription {
     async fn receive(&mut self, limits: BatchLimits) -> Option<Vec<Delivery>> {
-        if let Some((count, receipt)) = self.given.take()
-            && !self.settle(count, receipt.outcome().await).await
-        {
-            let closed = self.wait(self.pause).await;
-            self.pause = (self.pause * 2).min(MAX_PAUSE);
-            // The sink is away: the next start will not find less.
-            if closed {
-                return self.end().await;
+        if let Some((count, receipt)) = self.in_flight.take() {
+            if let Outcome::Failed { .. } = receipt.outcome().await {
+                let pause = self.backoff.next_pause();
+                if self.is_closed_within(pause).await {
+                    // The sink is unavailable. It gets the events after the next start.
+                    return self.end().await;
+                }
+            } else {
+                // Rejected events are settled, too: the writer has stored them as dead letters.
+                self.reader().settle(count);
+                self.backoff.reset();
             }
         }
-        let (mut writing_ended, mut has_gathered) = (false, false);
+        let mut deliver_at = None;
+        let mut is_writing = true;
         loop {
-            if self.is_time_up() {
+            if self.is_drain_over() {
                 return self.end().await;
             }
             self.committed.mark_unchanged();
             if !self.read(limits).await {
                 return self.end().await;
             }
-            if !self.ahead.is_empty() {
-                if !has_gathered && self.has_read_all() {
-                    has_gathered = true;
-                    self.wait(GATHER_FOR).await;
-                    continue;
+            if self.reader().is_empty() {
+                if !is_writing {
+                    return self.end().await;
                 }
-                return Some(vec![self.give(limits)]);
+                is_writing = self.committed.changed().await.is_ok();
+                continue;
             }
-            if writing_ended {
-                return self.end().await;
+            let deliver_at = *deliver_at.get_or_insert_with(|| Instant::now() + limits.max_wait);
+            let full_at = self.reader().full_at(limits);
+            match full_at {
+                Some(full_at) if is_writing && Instant::now() < deliver_at => {
+                    is_writing = self.gather(full_at, deliver_at).await;
+                }
+                _ => return Some(vec![self.deliver(limits)]),
             }
-            writing_ended = self.committed.changed().await.is_err();
         }
     }
 }
@@ -91,93 +97,57 @@ impl DiskSubscription {
         committed: watch::Receiver<u64>,
         closing: CancellationToken,
     ) -> Self {
-        let reader = Some(Reader::new(log.clone(), sink.clone(), cursor));
-        let (ahead, pause) = (VecDeque::new(), MIN_PAUSE);
-        Self { log, sink, reader, ahead, given: None, committed, closing, drained_by: None, pause }
+        let reader = Arc::new(Mutex::new(LogReader::new(log.clone(), sink.clone(), cursor)));
+        let backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
+        Self { log, sink, reader, in_flight: None, committed, closing, drained_by: None, backoff }
     }
 
-    /// Lets go of the first `count` events when the sink has them, or they are dead letters; else they stay, and this is
-    /// false. Dead letters that cannot be kept are tried again, not the sink, which has what it did not refuse.
-    async fn settle(&mut self, count: usize, outcome: Outcome) -> bool {
-        let done = match outcome {
-            Outcome::Delivered => true,
-            Outcome::Rejected(rejections) => {
-                let batch: Vec<Numbered> = self.ahead.range(..count).cloned().collect();
-                let refused = Arc::new((self.sink.clone(), batch, rejections));
-                loop {
-                    let (log, refused) = (self.log.clone(), refused.clone());
-                    let work = move || dead_letters::write(log.path(), &refused.0, &refused.1, &refused.2);
-                    let written = spawn_blocking(work).await.expect("it does not panic, and is not cancelled");
-                    let Err(error) = written else { break true };
-                    tracing::error!(sink = self.sink, %error, "cannot keep refused events, trying again");
-                    if self.wait(MAX_PAUSE).await {
-                        break false;
-                    }
-                }
-            }
-            Outcome::Failed { .. } => false,
-        };
-        if done {
-            let last = self.ahead.drain(..count).next_back();
-            self.log.ack(&self.sink, last.expect("no delivery is empty").0 + 1);
-            self.pause = MIN_PAUSE;
-        }
-        done
+    fn reader(&self) -> MutexGuard<'_, LogReader> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads ahead; false when the queue was closed while the disk could not be read.
-    async fn read(&mut self, limits: BatchLimits) -> bool {
+    /// Reads until a batch is full or no more events are committed. Retries errors of the disk; returns false if the
+    /// queue is closed meanwhile.
+    async fn read(&self, limits: BatchLimits) -> bool {
         loop {
-            let mut reader = self.reader.take().expect("nobody else reads");
-            let mut ahead = std::mem::take(&mut self.ahead);
-            let work = move || {
-                let result = reader.read(limits, &mut ahead);
-                (reader, ahead, result)
-            };
-            let (reader, ahead, result) = spawn_blocking(work).await.expect("it does not panic, and is not cancelled");
-            (self.reader, self.ahead) = (Some(reader), ahead);
-            let Err(error) = result else {
-                if let (true, Some(reader)) = (self.ahead.is_empty(), &self.reader) {
-                    // Past what is missing at the end, too: it was reported.
-                    self.log.ack(&self.sink, reader.next_number());
-                }
-                return true;
-            };
+            let reader = self.reader.clone();
+            let work = move || reader.lock().unwrap_or_else(PoisonError::into_inner).read(limits);
+            let Err(error) = spawn_blocking(work).await.expect("reading does not panic") else { return true };
             tracing::error!(sink = self.sink, %error, "cannot read the queue, trying again");
-            if self.wait(MAX_PAUSE).await {
+            if self.is_closed_within(files::READ_PAUSE).await {
                 return false;
             }
         }
     }
 
-    /// Whether all that is committed is ahead.
-    fn has_read_all(&self) -> bool {
-        self.reader.as_ref().is_some_and(|reader| reader.next_number() == *self.committed.borrow())
+    /// Waits until the event `full_at` is committed, `deliver_at`, or the next read is due. Returns false if no more
+    /// events will be committed.
+    async fn gather(&mut self, full_at: u64, deliver_at: Instant) -> bool {
+        let read_at = deliver_at.min(Instant::now() + GATHER_PERIOD);
+        tokio::select! {
+            committed = self.committed.wait_for(|next| *next >= full_at) => committed.is_ok(),
+            () = self.closing.cancelled() => false,
+            () = sleep_until(read_at) => true,
+        }
     }
 
-    /// As much of what is ahead as one batch may hold, and one event at least.
-    fn give(&mut self, limits: BatchLimits) -> Delivery {
-        let mut bytes = 0;
-        let fits = self.ahead.iter().take(limits.max_events).take_while(|(_, event)| {
-            bytes += event.size_bytes();
-            bytes <= limits.max_bytes
-        });
-        let count = fits.count().max(1);
-        let events = self.ahead.range(..count).map(|(_, event)| event.clone()).collect();
+    fn deliver(&mut self, limits: BatchLimits) -> Delivery {
+        let (number, events) = self.reader().batch(limits);
         let (settle, receipt) = Receipt::pair();
-        self.given = Some((count, receipt));
-        Delivery { events, ack: Ack::new(settle) }
+        self.in_flight = Some((events.len(), receipt));
+        let position = Some(Position { prefix: String::new(), number });
+        Delivery { events, ack: Ack::new(settle), position }
     }
 
-    /// Waits, or until the queue is closed: then true.
-    async fn wait(&self, pause: Duration) -> bool {
+    /// Waits for a pause; returns true, and early, if the queue is closed.
+    async fn is_closed_within(&self, pause: Duration) -> bool {
         tokio::select! {
             () = sleep(pause) => false,
             () = self.closing.cancelled() => true,
         }
     }
 
-    fn is_time_up(&mut self) -> bool {
+    fn is_drain_over(&mut self) -> bool {
         if !self.closing.is_cancelled() {
             return false;
         }
@@ -185,11 +155,11 @@ impl DiskSubscription {
         now >= *self.drained_by.get_or_insert(now + DRAIN_FOR)
     }
 
-    /// Leaves word of how far the sink is.
+    /// Saves the cursors and ends the subscription.
     async fn end(&self) -> Option<Vec<Delivery>> {
         let log = self.log.clone();
-        if let Err(error) = spawn_blocking(move || log.save_cursors()).await.expect("it does not panic") {
-            tracing::warn!(sink = self.sink, %error, "cannot save how far it is: it gets some events again");
+        if let Err(error) = spawn_blocking(move || log.save_cursors()).await.expect("saving does not panic") {
+            tracing::warn!(sink = self.sink, %error, "cannot save the cursors: the sink gets some events again");
         }
         None
     }

@@ -2,12 +2,13 @@ use async_nats::Client;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{FromConsumer, Info, pull};
 use async_nats::jetstream::stream::{Config, Stream};
-use eye_core::batch::BatchLimits;
-use eye_core::health::{HealthBoard, State as Health};
+use eye_core::ack::Rejection;
+use eye_core::dead_letter::{DeadLetter, NewDeadLetter};
+use eye_core::health::{ComponentState, HealthBoard};
 use eye_core::testkit::{self, assert_same_events, event, event_with, events};
-use eye_core::transport::Delivery;
+use eye_core::transport::{BatchLimits, Delivery};
 use eye_harness::{NatsServer, eventually};
-use eye_nats::connection::Change;
+use eye_nats::connection::ConnectionEvent;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -18,10 +19,14 @@ mod settings;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 const STREAM: &str = "EYE";
-const WIDE: BatchLimits = BatchLimits { max_events: 1000, max_bytes: 1024 * 1024 };
+const WIDE: BatchLimits = BatchLimits { max_events: 1000, max_bytes: 1024 * 1024, max_wait: Duration::ZERO };
 
 fn config(keys: Value) -> Result<JetStreamConfig, serde_json::Error> {
     serde_json::from_value(keys)
+}
+
+fn context() -> BuildContext {
+    BuildContext::standalone("transport")
 }
 
 fn keys(server: &NatsServer) -> Value {
@@ -45,7 +50,7 @@ impl Fixture {
     }
 
     async fn start_unready(server: &NatsServer, keys: Value) -> Self {
-        let transport: Arc<dyn Transport> = Arc::from(config(keys).unwrap().build().await.unwrap());
+        let transport: Arc<dyn Transport> = Arc::from(config(keys).unwrap().build(&context()).await.unwrap());
         let subscription = transport.subscribe("store").await.unwrap();
         let board = HealthBoard::default();
         let (watched, health) = (transport.clone(), board.component("transport"));
@@ -54,17 +59,18 @@ impl Fixture {
         Self { transport, subscription, board, watch, client }
     }
 
-    fn health(&self) -> Health {
+    fn health(&self) -> ComponentState {
         self.board.components().remove(0).state
     }
 
     async fn wait_ready(&self) {
-        eventually("it is ready", DEADLINE, async || self.health() == Health::Ready).await;
+        eventually("the transport is ready", DEADLINE, async || self.health() == ComponentState::Ready).await;
     }
 
     async fn wait_unavailable(&self, why: &str) {
-        let is_away = async || matches!(self.health(), Health::Unavailable { reason } if reason.contains(why));
-        eventually(&format!("it says: {why}"), DEADLINE, is_away).await;
+        let is_unavailable =
+            async || matches!(self.health(), ComponentState::Unavailable { reason } if reason.contains(why));
+        eventually(&format!("the reason contains {why}"), DEADLINE, is_unavailable).await;
     }
 
     async fn stream(&self) -> Stream {
@@ -81,22 +87,23 @@ impl Fixture {
     }
 
     async fn receive(&mut self) -> Vec<Delivery> {
-        tokio::time::timeout(DEADLINE, self.subscription.receive(WIDE)).await.expect("something comes").unwrap()
+        tokio::time::timeout(DEADLINE, self.subscription.receive(WIDE)).await.expect("a delivery arrives").unwrap()
     }
 
-    /// Receives once, and says what becomes of it.
+    /// Receives once, and settles what it received.
     async fn next(&mut self, outcome: Outcome) -> Vec<Event> {
         settle(self.receive().await, outcome)
     }
 
-    /// Waits until the sink has everything, and nothing is kept for it.
+    /// Waits until the stream is empty and nothing is in flight.
     async fn wait_empty(&self) {
         let is_empty = async || self.stream().await.cached_info().state.messages == 0;
         eventually("the stream is empty", DEADLINE, is_empty).await;
-        eventually("nothing is at hand", DEADLINE, async || self.transport.custody("store").pending == 0).await;
+        eventually("nothing is in flight", DEADLINE, async || self.transport.custody("store").pending == 0).await;
     }
 
-    async fn dead_letters(&self, server: &NatsServer) -> Vec<eye_core::dead_letter::DeadLetter> {
+    /// Reads the letters as the command line does.
+    async fn dead_letters(&self, server: &NatsServer) -> Vec<DeadLetter> {
         config(keys(server)).unwrap().dead_letters().unwrap().page(None).await.unwrap()
     }
 }
@@ -117,13 +124,13 @@ async fn conforms() {
     testkit::transport::suite(async || {
         let mut keys = keys(&server);
         keys["stream"] = json!(format!("EYE{}", number.fetch_add(1, std::sync::atomic::Ordering::Relaxed)));
-        config(keys).unwrap().build().await.unwrap()
+        config(keys).unwrap().build(&context()).await.unwrap()
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_receipt_settles_without_any_sink_and_what_it_has_is_removed() {
+async fn receipt_settles_before_delivery_and_stream_is_emptied() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     assert_eq!(fixture.publish(events(0, 3)).await, Outcome::Delivered);
@@ -135,19 +142,19 @@ async fn a_receipt_settles_without_any_sink_and_what_it_has_is_removed() {
 }
 
 #[tokio::test]
-async fn the_books_tell_what_the_stream_holds_while_it_is_known() {
+async fn custody_reports_stream_backlog_while_known() {
     let mut server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     let is = async |fixture: &Fixture, expected| {
-        let is_so = async || fixture.transport.custody("store").in_stream == expected;
+        let is_so = async || fixture.transport.custody("store").shared_backlog == expected;
         eventually(&format!("{expected:?} messages"), DEADLINE, is_so).await;
     };
     fixture.publish(events(0, 3)).await;
     fixture.publish(events(3, 4)).await;
     is(&fixture, Some(2)).await;
-    let at_hand = fixture.receive().await;
+    let in_flight = fixture.receive().await;
     is(&fixture, Some(2)).await;
-    settle(at_hand, Outcome::Delivered);
+    settle(in_flight, Outcome::Delivered);
     while fixture.transport.custody("store").taken < 4 {
         fixture.next(Outcome::Delivered).await;
     }
@@ -157,7 +164,7 @@ async fn the_books_tell_what_the_stream_holds_while_it_is_known() {
 }
 
 #[tokio::test]
-async fn requests_that_wait_are_sent_together() {
+async fn waiting_requests_share_messages() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     let mut receipts = Vec::new();
@@ -177,13 +184,13 @@ async fn requests_that_wait_are_sent_together() {
 }
 
 #[tokio::test]
-async fn what_failed_comes_again_and_the_whole_stream_is_not_tried_meanwhile() {
+async fn failed_messages_return_without_trying_whole_stream() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     for n in 0..2000 {
         assert_eq!(fixture.publish(events(n, n + 1)).await, Outcome::Delivered);
     }
-    let failed = Outcome::failed("away");
+    let failed = Outcome::failed("unavailable");
     for _ in 0..5 {
         fixture.next(failed.clone()).await;
     }
@@ -198,43 +205,68 @@ async fn what_failed_comes_again_and_the_whole_stream_is_not_tried_meanwhile() {
     assert_eq!(fixture.transport.custody("store").taken, 2000);
 }
 
+/// The writer stores the letter, and may be killed before it settles the delivery.
 #[tokio::test]
-async fn refused_events_are_dead_letters_and_the_others_are_done() {
+async fn redelivered_event_has_one_dead_letter() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     fixture.publish(events(0, 5)).await;
-    let rejections = [1, 3].map(|index| eye_core::ack::Rejection { index, reason: format!("no {index}").into() });
-    fixture.next(Outcome::Rejected(rejections.to_vec())).await;
+    for outcome in [Outcome::failed("killed"), Outcome::Rejected(vec![Rejection { index: 3, reason: "no".into() }])] {
+        let deliveries = fixture.receive().await;
+        store_dead_letter(&fixture, &deliveries[0], 3, "no").await;
+        settle(deliveries, outcome);
+    }
     fixture.wait_empty().await;
     let letters = fixture.dead_letters(&server).await;
-    assert_eq!(letters.len(), 2);
-    for (letter, n) in letters.iter().zip([1, 3]) {
-        assert_eq!((letter.refused_by.as_str(), letter.reason.as_str()), ("sinks.store", format!("no {n}").as_str()));
-        let parsed = Event::parse(&letter.payload, event(n).received_at(), &Default::default()).unwrap();
-        assert_eq!(parsed, event(n));
-    }
+    assert_eq!(letters.len(), 1);
+    assert_eq!((letters[0].refused_by.as_str(), letters[0].reason.as_str()), ("sinks.store", "no"));
+}
+
+/// Stores a dead letter of the event at `index`, as the writer does.
+async fn store_dead_letter(fixture: &Fixture, delivery: &Delivery, index: usize, reason: &str) {
+    let letter = NewDeadLetter {
+        key: format!("{}.store", delivery.position.as_ref().unwrap().key(index)),
+        refused_by: "sinks.store".to_owned(),
+        reason: reason.to_owned(),
+        payload: serde_json::to_vec(&delivery.events[index]).unwrap(),
+    };
+    fixture.transport.dead_letters().unwrap().put(&[letter]).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_refused_event_whose_dead_letter_cannot_be_kept_comes_again() {
+async fn unreadable_message_waits_for_its_dead_letter() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     let context = jetstream::new(fixture.client.clone());
     let name = format!("{STREAM}_dead_letters");
     let config = context.get_stream(&name).await.unwrap().cached_info().config.clone();
     context.update_stream(Config { max_bytes: 10, ..config.clone() }).await.unwrap();
-    fixture.publish(events(0, 1)).await;
-    let refused = Outcome::Rejected(vec![eye_core::ack::Rejection { index: 0, reason: "no".into() }]);
-    fixture.next(refused.clone()).await;
-    assert_eq!(fixture.next(Outcome::failed("away")).await, events(0, 1), "it is not lost");
+    context.publish(format!("eye.{STREAM}.events.store"), "hello".into()).await.unwrap().await.unwrap();
+    let redelivered = async || fixture.consumer().await.num_redelivered == 1;
+    eventually("the message is delivered again", DEADLINE, redelivered).await;
     context.update_stream(config).await.unwrap();
-    fixture.next(refused).await;
     fixture.wait_empty().await;
     assert_eq!(fixture.dead_letters(&server).await.len(), 1);
+    fixture.publish(events(0, 1)).await;
+    assert_eq!(fixture.next(Outcome::Delivered).await, events(0, 1));
 }
 
 #[tokio::test]
-async fn a_message_that_is_not_ours_or_damaged_holds_up_nothing() {
+async fn receive_waits_for_a_full_batch() {
+    let server = NatsServer::start();
+    let mut fixture = Fixture::start(&server).await;
+    let limits = BatchLimits { max_events: 3, max_wait: DEADLINE, ..WIDE };
+    let transport = fixture.transport.clone();
+    let receiving = tokio::spawn(async move { fixture.subscription.receive(limits).await.unwrap().len() });
+    for n in 0..3 {
+        assert!(!receiving.is_finished());
+        transport.publish(events(n, n + 1)).await.unwrap().outcome().await;
+    }
+    assert_eq!(tokio::time::timeout(DEADLINE / 2, receiving).await.unwrap().unwrap(), 3);
+}
+
+#[tokio::test]
+async fn unreadable_message_blocks_nothing() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     let context = jetstream::new(fixture.client.clone());
@@ -242,7 +274,7 @@ async fn a_message_that_is_not_ours_or_damaged_holds_up_nothing() {
     record::encode_event(&event(0), &mut damaged);
     record::seal(&mut damaged, 0, 1);
     damaged[40] ^= 1;
-    // Somebody who knows the format.
+    // Written by somebody who knows the format.
     let mut no_json = vec![0; record::HEADER_BYTES];
     record::encode_event(&event_with(0, "no JSON", "{"), &mut no_json);
     record::seal(&mut no_json, 0, 1);
@@ -261,9 +293,9 @@ async fn a_message_that_is_not_ours_or_damaged_holds_up_nothing() {
     assert_eq!(fixture.consumer().await.num_redelivered, 0);
 }
 
-/// As the server's own words have it. 404 would say that there is no more, 503 that the consumer is of no use.
+/// The status lines are those of the server: 404 ends a pull request, 503 means that the consumer does not exist.
 #[tokio::test]
-async fn a_message_with_a_status_is_a_message() {
+async fn message_with_status_line_is_delivered() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     let mut ours = vec![0; record::HEADER_BYTES];
@@ -279,7 +311,7 @@ async fn a_message_with_a_status_is_a_message() {
 }
 
 #[tokio::test]
-async fn messages_at_hand_are_not_delivered_to_others_however_long_it_takes() {
+async fn in_flight_messages_are_not_redelivered() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     fixture.publish(events(0, 1)).await;
@@ -296,7 +328,7 @@ async fn messages_at_hand_are_not_delivered_to_others_however_long_it_takes() {
 }
 
 #[tokio::test]
-async fn what_is_at_hand_at_the_end_goes_back_at_once() {
+async fn shutdown_returns_in_flight_messages_at_once() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     let mut keys = keys(&server);
@@ -304,8 +336,8 @@ async fn what_is_at_hand_at_the_end_goes_back_at_once() {
     for n in 0..50 {
         fixture.publish(events(n, n + 1)).await;
     }
-    // Away: everything is handed back, and the end does not wait for the sink.
-    fixture.next(Outcome::failed("away")).await;
+    // The sink is unavailable: everything is returned, and the shutdown does not wait for the sink.
+    fixture.next(Outcome::failed("unavailable")).await;
     fixture.transport.close();
     assert!(fixture.subscription.receive(WIDE).await.is_none());
     assert_eq!(fixture.transport.custody("store").pending, 0);
@@ -320,14 +352,14 @@ async fn what_is_at_hand_at_the_end_goes_back_at_once() {
 }
 
 #[tokio::test]
-async fn an_event_larger_than_the_server_lets_through_is_refused() {
+async fn event_above_max_payload_is_refused() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     let large = |n, bytes: usize| event_with(n, "large", &format!("\"{}\"", "x".repeat(bytes)));
     let request = vec![large(0, 1_000_000), large(1, 1 << 20), large(2, 1_000_000), event(3)];
-    let Outcome::Rejected(rejections) = fixture.publish(request.clone()).await else { panic!("nothing is refused") };
+    let Outcome::Rejected(rejections) = fixture.publish(request.clone()).await else { panic!("nothing was refused") };
     assert_eq!((rejections.len(), rejections[0].index), (1, 1));
-    assert!(rejections[0].reason.contains("lets through 1048576 (`max_payload`)"), "{rejections:?}");
+    assert!(rejections[0].reason.contains("of 1048576 bytes (`max_payload`)"), "{rejections:?}");
     let mut received = Vec::new();
     while received.len() < 3 {
         received.extend(fixture.next(Outcome::Delivered).await);
@@ -335,9 +367,9 @@ async fn an_event_larger_than_the_server_lets_through_is_refused() {
     assert_eq!(received, [request[0].clone(), request[2].clone(), request[3].clone()]);
 }
 
-/// The largest events there can be, refused by the sink with the longest reason.
+/// The largest possible event, refused by the sink with a long reason.
 #[tokio::test]
-async fn whatever_can_be_published_can_be_a_dead_letter() {
+async fn every_publishable_event_fits_a_dead_letter() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     let text = "\u{1}".repeat(150);
@@ -352,23 +384,25 @@ async fn whatever_can_be_published_can_be_a_dead_letter() {
             category: &text,
             name: &text,
             data: &data,
+            origin: testkit::origin(),
         };
         Event::from(fields)
     };
     let most = (1 << 20) - group::RESERVED_BYTES - record::HEADER_BYTES - record::encoded_bytes(&with(0));
     assert_eq!(fixture.publish(vec![with(most)]).await, Outcome::Delivered);
     assert!(matches!(fixture.publish(vec![with(most + 1)]).await, Outcome::Rejected(_)));
-    let reason = "x".repeat(100_000).into();
-    fixture.next(Outcome::Rejected(vec![eye_core::ack::Rejection { index: 0, reason }])).await;
+    let deliveries = fixture.receive().await;
+    store_dead_letter(&fixture, &deliveries[0], 0, &"x".repeat(100_000)).await;
+    settle(deliveries, Outcome::Delivered);
     fixture.wait_empty().await;
     let letters = fixture.dead_letters(&server).await;
     assert_eq!((letters.len(), letters[0].reason.as_str()), (1, "x".repeat(2048).as_str()));
 }
 
 #[tokio::test]
-async fn what_one_of_two_sinks_has_not_got_stays() {
+async fn copies_of_second_sink_stay_until_stored() {
     let server = NatsServer::start();
-    let transport: Arc<dyn Transport> = Arc::from(config(keys(&server)).unwrap().build().await.unwrap());
+    let transport: Arc<dyn Transport> = Arc::from(config(keys(&server)).unwrap().build(&context()).await.unwrap());
     let first = transport.subscribe("first").await.unwrap();
     let second = transport.subscribe("second").await.unwrap();
     let (watched, board) = (transport.clone(), HealthBoard::default());
@@ -396,22 +430,22 @@ async fn what_one_of_two_sinks_has_not_got_stays() {
 }
 
 #[tokio::test]
-async fn what_one_program_cannot_write_another_gets() {
+async fn failed_messages_reach_another_program() {
     let server = NatsServer::start();
-    let (mut away, mut there) = (Fixture::start(&server).await, Fixture::start(&server).await);
+    let (mut failing, mut storing) = (Fixture::start(&server).await, Fixture::start(&server).await);
     for n in 0..200 {
-        assert_eq!(away.publish(events(n, n + 1)).await, Outcome::Delivered);
+        assert_eq!(failing.publish(events(n, n + 1)).await, Outcome::Delivered);
     }
-    let failing = tokio::spawn(async move {
+    let failures = tokio::spawn(async move {
         loop {
-            away.next(Outcome::failed("away")).await;
+            failing.next(Outcome::failed("unavailable")).await;
         }
     });
     let mut received = Vec::new();
     while received.len() < 200 {
-        received.extend(there.next(Outcome::Delivered).await);
+        received.extend(storing.next(Outcome::Delivered).await);
     }
     assert_same_events(&received, &events(0, 200));
-    there.wait_empty().await;
-    failing.abort();
+    storing.wait_empty().await;
+    failures.abort();
 }

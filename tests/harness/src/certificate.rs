@@ -1,35 +1,38 @@
-//! What a server with TLS shows its clients.
+//! Self-signed certificates for servers with TLS.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-/// A certificate for 127.0.0.1 that nobody else has signed, and its key: PEM files of their folder's owner.
+/// A self-signed certificate for 127.0.0.1 and its key, as PEM files that belong to the owner of their folder.
 #[derive(Debug)]
 pub struct Certificate {
-    /// For the server, and for clients that are to trust it.
+    /// The certificate, for the server and for clients that trust it.
     pub certificate: PathBuf,
-    /// For the server alone.
+    /// The private key, for the server alone.
     pub key: PathBuf,
 }
 
 impl Certificate {
-    /// Where those of a folder are.
-    pub(crate) fn of(folder: &Path) -> Self {
+    /// Returns the paths of both files in a folder.
+    pub(crate) fn in_folder(folder: &Path) -> Self {
         Self { certificate: folder.join("certificate.pem"), key: folder.join("key.pem") }
     }
 
-    /// Makes both in a folder.
+    /// Creates both files in a folder.
     ///
     /// # Panics
-    /// When they cannot be written.
-    pub fn make(folder: &Path) -> Self {
-        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("an address is a valid name");
-        let files = Self::of(folder);
+    /// Panics if a file cannot be written.
+    pub fn create(folder: &Path) -> Self {
+        let generated =
+            rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("an address is a valid name");
+        let files = Self::in_folder(folder);
         let owner = fs::metadata(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-        for (file, pem) in [(&files.certificate, made.cert.pem()), (&files.key, made.signing_key.serialize_pem())] {
+        for (file, pem) in
+            [(&files.certificate, generated.cert.pem()), (&files.key, generated.signing_key.serialize_pem())]
+        {
             fs::write(file, pem)
-                // PostgreSQL takes no key that others may read.
+                // PostgreSQL rejects a key that others may read.
                 .and_then(|()| fs::set_permissions(file, Permissions::from_mode(0o600)))
                 .and_then(|()| chown(file, Some(owner.uid()), Some(owner.gid())))
                 .unwrap_or_else(|error| panic!("cannot write {}: {error}", file.display()));

@@ -1,4 +1,7 @@
-//! PostgreSQL and MariaDB servers, each a process of its own, with settings that start fast but lose nothing.
+//! PostgreSQL and MariaDB servers for tests.
+//!
+//! Each [`Server`] is a process of its own with durable settings that start fast. [`Postgres`] and [`MariaDb`] start one;
+//! tests that do not stop their server use the shared one and create a database of their own.
 
 use std::fs;
 use std::net::TcpListener;
@@ -9,55 +12,55 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::certificate::Certificate;
-use crate::keeper::{Kept, as_user, temporary_folder};
+use crate::process_guard::{GuardedProcess, as_user, find_program, temporary_folder};
 use crate::wait::holds_within;
 
-/// The user of every server; it may do everything.
+/// The user name on every server, with all privileges.
 pub const USER: &str = "eye";
-/// The user's password: no log or error of the program may show it.
+/// The password of [`USER`]. No log and no error of the program may show it.
 pub const PASSWORD: &str = "harness-secret";
 
-/// How long a server may take to answer after its start, or to end when asked to.
+/// The time limit for a server to answer after its start, or to end after a signal.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Starts PostgreSQL.
+/// Constructors of PostgreSQL servers.
 #[derive(Debug)]
 pub enum Postgres {}
 
-/// Starts MariaDB.
+/// Constructors of MariaDB servers.
 #[derive(Debug)]
 pub enum MariaDb {}
 
 impl Postgres {
-    /// A server of its own, for tests that stop or kill it. Blocks for about a second.
+    /// Starts a server for one test, which may stop or kill it. Blocks for about a second.
     ///
     /// # Panics
-    /// When PostgreSQL is not installed or does not start.
+    /// Panics if PostgreSQL is not installed or does not start.
     pub fn start() -> Server {
         Self::start_with(&[])
     }
 
-    /// A server with further arguments, each of which overrides what the harness says; `@` is the server's folder.
+    /// Starts a server with more arguments, which override those of the harness. `@` stands for the server's folder.
     ///
     /// # Panics
-    /// As [`start`](Self::start).
+    /// Panics as [`start`](Self::start) does.
     pub fn start_with(arguments: &[&str]) -> Server {
         Server::start(Engine::Postgres, arguments)
     }
 
-    /// A server that offers TLS, with its own [`certificate`](Server::certificate).
+    /// Starts a server that offers TLS with its own [`certificate`](Server::certificate).
     ///
     /// # Panics
-    /// As [`start`](Self::start).
+    /// Panics as [`start`](Self::start) does.
     pub fn start_with_tls() -> Server {
         Self::start_with(&["-c ssl=on -c ssl_cert_file=@/certificate.pem -c ssl_key_file=@/key.pem"])
     }
 
-    /// The server that all tests of this process share; it is started by the first caller. Tests keep apart by
-    /// [`Server::create_database`], and leave it running.
+    /// Returns the server that all tests of this process share. The first call starts it. Each test creates its own
+    /// database ([`Server::create_database`]) and leaves the server running.
     ///
     /// # Panics
-    /// As [`start`](Self::start).
+    /// Panics as [`start`](Self::start) does.
     pub fn shared() -> &'static Server {
         static SHARED: OnceLock<Server> = OnceLock::new();
         SHARED.get_or_init(Self::start)
@@ -65,56 +68,56 @@ impl Postgres {
 }
 
 impl MariaDb {
-    /// As [`Postgres::start`]. The server has MariaDB's own defaults (its character set is `latin1`, not Debian's
-    /// `utf8mb4`): what the program needs, it must ask for.
+    /// Starts a server as [`Postgres::start`] does. It has MariaDB's own defaults, such as the character set `latin1`
+    /// instead of Debian's `utf8mb4`, so that the program must set everything that it needs.
     ///
     /// # Panics
-    /// When MariaDB is not installed or does not start.
+    /// Panics if MariaDB is not installed or does not start.
     pub fn start() -> Server {
         Self::start_with(&[])
     }
 
-    /// As [`Postgres::start_with`].
+    /// Starts a server as [`Postgres::start_with`] does.
     ///
     /// # Panics
-    /// As [`start`](Self::start).
+    /// Panics as [`start`](Self::start) does.
     pub fn start_with(arguments: &[&str]) -> Server {
         Server::start(Engine::MariaDb, arguments)
     }
 
-    /// As [`Postgres::start_with_tls`].
+    /// Starts a server as [`Postgres::start_with_tls`] does.
     ///
     /// # Panics
-    /// As [`start`](Self::start).
+    /// Panics as [`start`](Self::start) does.
     pub fn start_with_tls() -> Server {
         Self::start_with(&["--ssl --ssl-cert=@/certificate.pem --ssl-key=@/key.pem"])
     }
 
-    /// As [`Postgres::shared`].
+    /// Returns the shared server, as [`Postgres::shared`] does.
     ///
     /// # Panics
-    /// As [`start`](Self::start).
+    /// Panics as [`start`](Self::start) does.
     pub fn shared() -> &'static Server {
         static SHARED: OnceLock<Server> = OnceLock::new();
         SHARED.get_or_init(Self::start)
     }
 }
 
-/// A database server on a port of 127.0.0.1. Dropping it kills it and removes what it stored.
+/// A database server on a port of 127.0.0.1. Dropping it kills the server and removes its files.
 ///
-/// All methods block; a test with work in the background runs on a multi-threaded runtime.
+/// All methods block, so a test with background tasks needs a multi-threaded runtime.
 pub struct Server {
     engine: Engine,
     port: u16,
-    process: Mutex<Kept>,
+    process: Mutex<GuardedProcess>,
 }
 
-/// A database of its own on a server.
+/// A database on a server.
 #[derive(Clone, Debug)]
 pub struct Database {
-    /// Its name, for [`Server::sql`].
+    /// The name, for [`Server::sql`].
     pub name: String,
-    /// Where the program finds it, with user and password.
+    /// The URL for the program, with user and password.
     pub url: String,
 }
 
@@ -123,15 +126,15 @@ impl Server {
         let port = free_port();
         let folder = temporary_folder(engine.user());
         let mut command = engine.server_command(&folder, port);
-        command.extend(arguments.iter().flat_map(|argument| words(argument, &folder)));
-        let kept = Kept::new(&folder, Some(engine.user()), &command);
+        command.extend(arguments.iter().flat_map(|argument| split_arguments(argument, &folder)));
+        let process = GuardedProcess::new(&folder, Some(engine.user()), &command);
         engine.initialise(&folder);
-        let server = Self { engine, port, process: Mutex::new(kept) };
+        let server = Self { engine, port, process: Mutex::new(process) };
         server.restart();
         server
     }
 
-    /// The port on 127.0.0.1; it stays the same over restarts.
+    /// Returns the port on 127.0.0.1, which a restart does not change.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -140,25 +143,25 @@ impl Server {
         self.engine
     }
 
-    /// The number of its main process, to look at it in `/proc`.
+    /// Returns the ID of its main process, for `/proc`.
     ///
     /// # Panics
-    /// When it does not run.
+    /// Panics if the server does not run.
     pub fn pid(&self) -> String {
         self.process().pid()
     }
 
-    /// Where its files are.
+    /// Returns the folder with its files.
     pub fn folder(&self) -> PathBuf {
         self.process().folder().to_owned()
     }
 
-    /// What it shows its clients if it was started with TLS.
+    /// Returns the certificate of a server that was started with TLS.
     pub fn certificate(&self) -> Certificate {
-        Certificate::of(&self.folder())
+        Certificate::in_folder(&self.folder())
     }
 
-    /// Where the program finds `database`, with user and password.
+    /// Returns the URL of `database` for the program, with user and password.
     pub fn url(&self, database: &str) -> String {
         let scheme = match self.engine {
             Engine::Postgres => "postgres",
@@ -167,10 +170,10 @@ impl Server {
         format!("{scheme}://{USER}:{PASSWORD}@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// Makes an empty database with a name that no other test has.
+    /// Creates an empty database with a unique name.
     ///
     /// # Panics
-    /// When the server does not run.
+    /// Panics if the server does not run.
     pub fn create_database(&self) -> Database {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("test_{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -178,21 +181,21 @@ impl Server {
         Database { url: self.url(&name), name }
     }
 
-    /// Runs SQL by the database's own client and returns what it prints: a line a row, columns separated by tabs.
+    /// Runs SQL through the database's own client and returns its output: one line per row, columns separated by tabs.
     ///
     /// # Panics
-    /// With the client's message when a statement fails or the server does not run.
+    /// Panics with the client's message if a statement fails or the server does not run.
     pub fn sql(&self, database: &str, sql: &str) -> String {
         let output = self.client(database, sql);
         let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{:?} refuses {sql:?}: {error}", self.engine);
+        assert!(output.status.success(), "{:?} rejects {sql:?}: {error}", self.engine);
         String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
     }
 
-    /// Starts the server again, on the same port with what it had stored, and waits until it answers.
+    /// Starts the server again after a stop or a kill, on the same port with the same files, and waits until it answers.
     ///
     /// # Panics
-    /// With the server's log when it does not answer. It must have been stopped or killed.
+    /// Panics with the server's log if it does not answer, or if it runs already.
     pub fn restart(&self) {
         let mut process = self.process();
         process.start();
@@ -201,25 +204,25 @@ impl Server {
         assert!(!process.has_ended() && answers(), "{:?} does not start; its log:\n{}", self.engine, process.log());
     }
 
-    /// Ends the server as its operator would, connections cut.
+    /// Stops the server as an operator does, and closes its connections.
     ///
     /// # Panics
-    /// When it does not end.
+    /// Panics if the server does not end cleanly.
     pub fn stop(&self) {
         let signal = match self.engine {
-            Engine::Postgres => "INT", // "fast": it does not wait for its clients to leave
+            Engine::Postgres => "INT", // A fast shutdown: it does not wait for clients.
             Engine::MariaDb => "TERM",
         };
         let code = self.process().terminate(signal, DEADLINE);
         assert_eq!(code, Some(0), "{:?} does not stop cleanly", self.engine);
     }
 
-    /// Kills all processes of the server at once (SIGKILL) and waits until they are gone.
+    /// Kills all processes of the server (SIGKILL) and waits for their end.
     pub fn kill(&self) {
         self.process().kill();
     }
 
-    /// Freezes the server (SIGSTOP): it still accepts connections, but answers nobody.
+    /// Freezes the server (SIGSTOP). The system still accepts connections, but the server does not answer.
     pub fn pause(&self) {
         self.process().pause();
     }
@@ -229,7 +232,7 @@ impl Server {
         self.process().resume();
     }
 
-    /// What the server has logged so far.
+    /// Returns the log of the server since its first start.
     pub fn log(&self) -> String {
         self.process().log()
     }
@@ -244,7 +247,7 @@ impl Server {
         command.output().unwrap_or_else(|error| panic!("cannot run the client of {:?}: {error}", self.engine))
     }
 
-    fn process(&self) -> MutexGuard<'_, Kept> {
+    fn process(&self) -> MutexGuard<'_, GuardedProcess> {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -255,7 +258,7 @@ impl std::fmt::Debug for Server {
     }
 }
 
-/// Where the two differ.
+/// The database product, with all differences between the two.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Engine {
     Postgres,
@@ -263,7 +266,7 @@ pub(crate) enum Engine {
 }
 
 impl Engine {
-    /// The system's user that Debian's package made for the server.
+    /// Returns the system user that Debian's package creates for the server.
     fn user(self) -> &'static str {
         match self {
             Self::Postgres => "postgres",
@@ -278,9 +281,9 @@ impl Engine {
         }
     }
 
-    /// Makes the server's files, its user and its certificate.
+    /// Creates the server's files, its user and its certificate.
     fn initialise(self, folder: &Path) {
-        Certificate::make(folder);
+        Certificate::create(folder);
         let (program, arguments) = match self {
             Self::Postgres => {
                 write(&folder.join("password"), PASSWORD);
@@ -299,34 +302,35 @@ impl Engine {
             }
         };
         let mut command = as_user(Some(self.user()), &self.program(program));
-        let output = command.args(words(&arguments, folder)).current_dir("/").output().expect("the program was found");
-        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        assert!(output.status.success(), "{self:?} cannot make its files in {}:\n{said}", folder.display());
+        let output =
+            command.args(split_arguments(&arguments, folder)).current_dir("/").output().expect("the program was found");
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success(), "{self:?} cannot create its files in {}:\n{text}", folder.display());
     }
 
     fn server_command(self, folder: &Path, port: u16) -> Vec<String> {
         let (program, arguments) = match self {
             Self::Postgres => {
                 let network = format!("-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=");
-                // Shared memory below the folder, not in /dev/shm, where a killed server leaves it.
+                // Shared memory in the folder. A killed server would leave it in /dev/shm.
                 let files = "-D @/data -c dynamic_shared_memory_type=mmap";
-                // Where much runs at once, the tests themselves may be slow to shake hands.
+                // On a busy machine, tests may be slow to complete the handshake.
                 let clients = "-c max_connections=200 -c authentication_timeout=600";
                 ("postgres", format!("{files} {network} {clients}"))
             }
             Self::MariaDb => {
                 let network = format!("--bind-address=127.0.0.1 --port={port} --skip-name-resolve --socket=@/socket");
                 let files = "--pid-file=@/pid --init-file=@/init.sql";
-                // Newer servers make a certificate for themselves.
+                // Newer servers create a certificate of their own.
                 let clients = "--max-connections=200 --connect-timeout=600 --skip-ssl";
                 ("mariadbd", format!("--no-defaults {MARIADB_SETTINGS} {network} {files} {clients}"))
             }
         };
         let program = self.program(program).display().to_string();
-        std::iter::once(program).chain(words(&arguments, folder)).collect()
+        std::iter::once(program).chain(split_arguments(&arguments, folder)).collect()
     }
 
-    /// The database's own client, ready to be given a database and a statement.
+    /// Returns the command of the database's own client, without database and statement.
     fn client(self, port: u16) -> Command {
         let port = port.to_string();
         match self {
@@ -345,45 +349,37 @@ impl Engine {
         }
     }
 
-    /// Finds a program in PATH, or where Debian hides it.
     fn program(self, name: &str) -> PathBuf {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
-        folders.extend(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from));
-        let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-        folders.extend(versions.map(|version| version.path().join("bin")));
-        let package = match self {
-            Self::Postgres => "postgresql",
-            Self::MariaDb => "mariadb-server",
-        };
-        folders.into_iter().map(|folder| folder.join(name)).find(|program| program.is_file()).unwrap_or_else(|| {
-            panic!("{name} is missing: ./scripts/test installs what the tests need (Debian's package {package})")
-        })
+        find_program(
+            name,
+            match self {
+                Self::Postgres => "postgresql",
+                Self::MariaDb => "mariadb-server",
+            },
+        )
     }
 }
 
-/// What counts when the files are made as well as when they are used. In a temporary folder that they share, servers
-/// that run at once remove each other's tables.
+/// Settings for both the creation and the use of the files. Servers with one temporary folder remove each other's tables.
 const MARIADB_SETTINGS: &str = "--datadir=@/data --tmpdir=@ --innodb-log-file-size=32M --innodb-buffer-pool-size=64M";
 
-/// The words of a command line, with the folder for each `@`.
-fn words(line: &str, folder: &Path) -> Vec<String> {
-    line.split(' ').map(|word| word.replace('@', &folder.display().to_string())).collect()
+/// Splits arguments at spaces and puts the folder in place of each `@`.
+fn split_arguments(line: &str, folder: &Path) -> Vec<String> {
+    line.split(' ').map(|argument| argument.replace('@', &folder.display().to_string())).collect()
 }
 
 fn write(file: &Path, content: &str) {
     fs::write(file, content).unwrap_or_else(|error| panic!("cannot write {}: {error}", file.display()));
-    // Written by root, read by the server.
+    // Root writes the file, the server reads it.
     fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(0o644))
-        .unwrap_or_else(|error| panic!("cannot set the rights of {}: {error}", file.display()));
+        .unwrap_or_else(|error| panic!("cannot set the permissions of {}: {error}", file.display()));
 }
 
-/// A port that nobody listens on, from below the range that the system hands out by itself: while a server is down,
-/// nobody gets its port by chance.
+/// Returns a free port below the range of ephemeral ports, so that no other process gets it while a server is down.
 pub(crate) fn free_port() -> u16 {
     const PORTS: std::ops::Range<u16> = 20_000..32_000;
     static COUNT: AtomicU16 = AtomicU16::new(0);
-    let spread = std::process::id().wrapping_mul(37) as u16; // test processes that run together start apart
+    let spread = std::process::id().wrapping_mul(37) as u16; // Concurrent test processes start at different ports.
     (0..1000)
         .map(|_| spread.wrapping_add(COUNT.fetch_add(1, Ordering::Relaxed)))
         .map(|number| PORTS.start + number % (PORTS.end - PORTS.start))

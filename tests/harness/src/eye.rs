@@ -1,4 +1,4 @@
-//! The built program, started as its users start it.
+//! The built program as a process: started, queried over HTTP, stopped and killed. [`Eye`] is the type to read.
 
 use std::fs;
 use std::path::Path;
@@ -9,52 +9,52 @@ use reqwest::header::CONTENT_TYPE;
 use serde_json::Value;
 
 use crate::eventually;
-use crate::keeper::{Kept, temporary_folder};
+use crate::process_guard::{GuardedProcess, temporary_folder};
 use crate::wait::holds_within;
 
-/// How long the program may take to listen, to become ready, or to answer a request.
+/// The time limit for the program to listen, to become ready, or to answer a request.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The program, below a temporary folder that holds its configuration and, as its working folder, what it stores in
-/// relative paths. Dropping it kills it and removes the folder.
+/// A running program in a temporary folder, which holds its configuration and everything that it stores in relative
+/// paths. Dropping it kills the program and removes the folder.
 pub struct Eye {
-    process: Kept,
-    /// Where the program listens since its last start.
+    process: GuardedProcess,
+    /// The listen address since the last start.
     address: String,
     client: Client,
 }
 
 impl Eye {
-    /// Starts `program` with the configuration `config` (TOML) and waits until it listens.
+    /// Starts `program` with the configuration `config` (TOML) and blocks until it listens.
     ///
-    /// The configuration should say `[server] listen = "127.0.0.1:0"`: the port is read from the log. `program` is
-    /// `env!("CARGO_BIN_EXE_eye")` in a test of eye-bin. Blocks until the program listens; of the environment,
-    /// `RUST_LOG` and `EYE_CONFIG` are not passed on.
+    /// The configuration should contain `[server] listen = "127.0.0.1:0"`, since the port is read from the log. A test of
+    /// eye-bin passes `env!("CARGO_BIN_EXE_eye")` as `program`. `RUST_LOG` and `EYE_CONFIG` are removed from its
+    /// environment.
     ///
     /// # Panics
-    /// With the log when the program ends or does not listen.
+    /// Panics with the log if the program ends or does not listen.
     pub fn start(program: impl AsRef<Path>, config: &str) -> Self {
         Self::start_with_environment(program, &[], config)
     }
 
-    /// As [`start`](Self::start), with environment variables, each as `NAME=value`.
+    /// Starts the program as [`start`](Self::start) does, with environment variables, each as `NAME=value`.
     ///
     /// # Panics
-    /// As [`start`](Self::start).
+    /// Panics as [`start`](Self::start) does.
     pub fn start_with_environment(program: impl AsRef<Path>, environment: &[&str], config: &str) -> Self {
         let folder = temporary_folder("program");
         let config_file = folder.join("eye.toml").display().to_string();
         let mut eye = Self::new(program.as_ref(), environment, &folder, &["run", "--config", &config_file]);
-        fs::write(&config_file, config).expect("the folder is ours");
+        fs::write(&config_file, config).expect("the test owns the folder");
         eye.restart();
         eye
     }
 
-    /// Starts `program` as somebody does who knows nothing of it: without a command and without a configuration. It
-    /// listens on its default port, so only one can run at a time; otherwise as [`start`](Self::start).
+    /// Starts `program` as a new user does, without command and configuration. It listens on its default port, so only
+    /// one such program can run at a time. Everything else is as with [`start`](Self::start).
     ///
     /// # Panics
-    /// As [`start`](Self::start).
+    /// Panics as [`start`](Self::start) does.
     pub fn start_without_config(program: impl AsRef<Path>) -> Self {
         let mut eye = Self::new(program.as_ref(), &[], &temporary_folder("program"), &[]);
         eye.restart();
@@ -66,17 +66,17 @@ impl Eye {
         let cleared = ["env", "-u", "RUST_LOG", "-u", "EYE_CONFIG"];
         let command = [&cleared, environment, &[&program], arguments, &["--log-format", "json"]].concat();
         Self {
-            process: Kept::new(folder, None, &command.into_iter().map(str::to_owned).collect::<Vec<_>>()),
+            process: GuardedProcess::new(folder, None, &command.into_iter().map(str::to_owned).collect::<Vec<_>>()),
             address: String::new(),
-            client: Client::builder().no_proxy().timeout(DEADLINE).build().expect("the client needs nothing"),
+            client: Client::builder().no_proxy().timeout(DEADLINE).build().expect("the client has valid options"),
         }
     }
 
-    /// Starts the program again after it ended, with the same configuration and folder. With `listen` on port 0 it has
-    /// another port than before.
+    /// Starts the program again after its end, with the same configuration and folder. With port 0 in `listen` it gets a
+    /// new port.
     ///
     /// # Panics
-    /// As [`start`](Self::start).
+    /// Panics as [`start`](Self::start) does.
     pub fn restart(&mut self) {
         let logged = self.process.log().len();
         self.process.start();
@@ -88,36 +88,36 @@ impl Eye {
         self.address = address.unwrap_or_else(|| panic!("the program does not listen; its log:\n{}", self.logs()));
     }
 
-    /// The URL of `path_and_query`, which starts with a slash.
+    /// Returns the URL of `path_and_query`, which starts with a slash.
     pub fn url(&self, path_and_query: &str) -> String {
         format!("http://{}{path_and_query}", self.address)
     }
 
-    /// The folder the program runs in.
+    /// Returns the working folder of the program.
     pub fn folder(&self) -> &Path {
         self.process.folder()
     }
 
-    /// The number of its process, to signal it or to look at it in `/proc`.
+    /// Returns the ID of its process, for signals and `/proc`.
     ///
     /// # Panics
-    /// When it does not run.
+    /// Panics if the program does not run.
     pub fn pid(&self) -> String {
         self.process.pid()
     }
 
-    /// The most memory that the program has had at once.
+    /// Returns the peak of its resident memory in bytes.
     ///
     /// # Panics
-    /// When it does not run.
+    /// Panics if the program does not run.
     pub fn peak_bytes(&self) -> usize {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the program runs");
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let peak = peak.and_then(|peak| peak.trim().strip_suffix(" kB")?.parse::<usize>().ok());
-        peak.expect("Linux says it in kB") * 1024
+        peak.expect("Linux reports kB") * 1024
     }
 
-    /// Everything the program has logged, over all starts.
+    /// Returns the log of the program over all its starts.
     pub fn logs(&self) -> String {
         self.process.log()
     }
@@ -125,7 +125,7 @@ impl Eye {
     /// Waits until `/readyz` answers 200.
     ///
     /// # Panics
-    /// When it does not within 30 seconds.
+    /// Panics if that takes more than 30 seconds.
     pub async fn wait_ready(&self) {
         eventually("ready", DEADLINE, async || {
             let answer = self.client.get(self.url("/readyz")).send().await;
@@ -134,40 +134,41 @@ impl Eye {
         .await;
     }
 
-    /// `GET`: the status and the JSON of the answer.
+    /// Sends a `GET` and returns status and JSON of the answer.
     ///
     /// # Panics
-    /// When there is no answer, or one that is not JSON.
+    /// Panics if there is no answer, or if it is not JSON.
     pub async fn get(&self, path_and_query: &str) -> (u16, Value) {
         json(self.client.get(self.url(path_and_query))).await
     }
 
-    /// `POST /api/event/` of a JSON text: the status and the JSON of the answer.
+    /// Sends a JSON text by `POST /api/event/` and returns status and JSON of the answer.
     ///
     /// # Panics
-    /// As [`get`](Self::get).
+    /// Panics as [`get`](Self::get) does.
     pub async fn post(&self, body: impl ToString) -> (u16, Value) {
         let request = self.client.post(self.url("/api/event/")).header(CONTENT_TYPE, "application/json");
         json(request.body(body.to_string())).await
     }
 
-    /// The client behind [`get`](Self::get) and [`post`](Self::post), for other requests and for those that may fail.
+    /// Returns the HTTP client, for other requests than [`get`](Self::get) and [`post`](Self::post), and for those that may
+    /// fail.
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// Asks the program to end (SIGTERM), waits for it, and returns its exit code: 128 + N when a signal N ended it,
-    /// `None` when it still runs at the deadline. Blocks.
+    /// Sends SIGTERM, blocks until the program ends, and returns its exit code: 128 + N after signal N, `None` if it still
+    /// runs at the deadline.
     pub fn terminate(&mut self, deadline: Duration) -> Option<i32> {
         self.process.terminate("TERM", deadline)
     }
 
-    /// Waits until the program has ended by itself; otherwise as [`terminate`](Self::terminate). Blocks.
+    /// Blocks until the program ends by itself, and returns its exit code as [`terminate`](Self::terminate) does.
     pub fn wait_end(&mut self, deadline: Duration) -> Option<i32> {
         self.process.wait(deadline)
     }
 
-    /// Kills the program (SIGKILL) and waits until it is gone. Blocks.
+    /// Kills the program (SIGKILL) and blocks until it has ended.
     pub fn kill(&mut self) {
         self.process.kill();
     }
@@ -179,7 +180,7 @@ impl std::fmt::Debug for Eye {
     }
 }
 
-/// The address in the log line that says where the program listens.
+/// Returns the address from the log line `listening`.
 fn listening_address(log: &str) -> Option<String> {
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let mut fields = lines.map(|mut line| line["fields"].take());

@@ -1,13 +1,14 @@
-//! Real servers for The Eye's tests: databases, NATS and the built program, as processes of their own on loopback ports.
+//! Real servers for The Eye's tests: databases, NATS and the built program, as processes on loopback ports.
 //!
-//! Everything lives in temporary folders and dies with the test process, however that ends. Whatever goes wrong here is
-//! a panic that says what to do: a test never passes because a server was missing. Linux only (it reads `/proc`).
+//! All files are in temporary folders. Processes and folders disappear with the test process, even if it is killed.
+//! Errors are panics that name the cure, so that no test passes because a server is missing. The crate reads `/proc`
+//! and needs Linux. Start with [`Eye`], [`Server`] and [`NatsServer`].
 
 mod certificate;
 mod database;
 mod eye;
-mod keeper;
 mod nats;
+mod process_guard;
 mod proxy;
 mod sentry;
 mod sqlite;
@@ -16,8 +17,8 @@ mod wait;
 pub use certificate::Certificate;
 pub use database::{Database, MariaDb, PASSWORD, Postgres, Server, USER};
 pub use eye::Eye;
-pub use keeper::{Kept, temporary_folder};
 pub use nats::NatsServer;
+pub use process_guard::{GuardedProcess, temporary_folder};
 pub use proxy::{Cut, Proxy};
 pub use sentry::{SentryServer, event_text};
 pub use sqlite::sqlite_with_staging;

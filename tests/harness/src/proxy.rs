@@ -1,4 +1,6 @@
-//! Between The Eye and a database: a proxy that sees a commit go by, and cuts or delays it.
+//! A proxy between The Eye and a database that recognises commits, and cuts or delays them.
+//!
+//! [`Proxy`] relays the messages of both protocols and tracks just enough of them to find the end of a transaction.
 
 use std::io;
 use std::sync::Arc;
@@ -12,23 +14,23 @@ use tokio::time::timeout;
 
 use crate::database::{Database, Engine, Server};
 
-/// How long the next commit may take to come.
+/// The time limit for the next commit.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A proxy on a port of 127.0.0.1, for as long as the runtime lives that it was started on. A commit is what ends a
-/// transaction that inserts events: `COMMIT`, or PostgreSQL's lone statement.
+/// A proxy on a port of 127.0.0.1 that lives as long as the runtime that started it. A commit is the end of a
+/// transaction that inserts events: `COMMIT`, or a single statement of PostgreSQL.
 #[derive(Debug)]
 pub struct Proxy {
     url: String,
     control: Arc<Control>,
 }
 
-/// Where in the commit the connection is cut.
+/// The moment of a commit at which the connection is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
-    /// As soon as the commit is sent: the server may have it or not.
+    /// After the commit is sent. The server may have received it or not.
     Sent = 1,
-    /// After the server has answered, and before the program hears of it.
+    /// After the answer of the server, before the program receives it.
     Answered = 2,
 }
 
@@ -42,10 +44,10 @@ struct Control {
 }
 
 impl Proxy {
-    /// A proxy to `database` of `server`, which need not run.
+    /// Starts a proxy to `database` of `server`, which need not run.
     ///
     /// # Panics
-    /// When there is no port to listen on.
+    /// Panics if no port is free.
     pub async fn start(server: &Server, database: &Database) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has a free port");
         let port = listener.local_addr().expect("the listener is bound").port();
@@ -58,41 +60,41 @@ impl Proxy {
         let proxy = Self { url, control: control.clone() };
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(relay(client, server_port, Session::new(engine), control.clone()));
+                tokio::spawn(relay(client, server_port, ProxySession::new(engine), control.clone()));
             }
         });
         proxy
     }
 
-    /// Where the program finds the database, with user and password, through the proxy.
+    /// Returns the URL of the database through the proxy, with user and password.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Cuts the connection that commits next, and returns when that is done.
+    /// Cuts the connection of the next commit, and returns after the cut.
     ///
     /// # Panics
-    /// When nobody commits within 30 seconds.
+    /// Panics if there is no commit within 30 seconds.
     pub async fn cut_commit(&self, cut: Cut) {
         let mut cuts = self.control.cuts.subscribe();
         self.control.cut.store(cut as usize, Ordering::SeqCst);
-        let cut = timeout(DEADLINE, cuts.changed()).await.expect("nobody commits");
+        let cut = timeout(DEADLINE, cuts.changed()).await.expect("there is a commit");
         cut.expect("the control lives as long as the proxy");
     }
 
-    /// Holds back every commit for so long, from now on; zero lets those go that are held back.
+    /// Delays every commit from now on. Zero releases the delayed ones.
     pub fn delay_commits(&self, delay: Duration) {
         self.control.delay.send_replace(delay);
     }
 
-    /// How many commits went by.
+    /// Returns the number of commits so far.
     pub fn commits(&self) -> u64 {
         self.control.commits.load(Ordering::SeqCst)
     }
 }
 
-/// Until either side leaves, or the connection is cut.
-async fn relay(mut client: TcpStream, port: u16, mut session: Session, control: Arc<Control>) -> io::Result<()> {
+/// Relays messages until one side closes the connection or a cut is due.
+async fn relay(mut client: TcpStream, port: u16, mut session: ProxySession, control: Arc<Control>) -> io::Result<()> {
     let mut server = TcpStream::connect(("127.0.0.1", port)).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
@@ -120,7 +122,7 @@ async fn relay(mut client: TcpStream, port: u16, mut session: Session, control: 
             swallowing |= cut == Cut::Answered as usize;
         }
         while let Some(message) = session.take_answer(&mut down) {
-            let is_last = session.answers(&message);
+            let is_last = session.completes_answer(&message);
             if !swallowing {
                 client.write_all(&message).await?;
             } else if is_last {
@@ -131,22 +133,23 @@ async fn relay(mut client: TcpStream, port: u16, mut session: Session, control: 
     }
 }
 
-/// As much of the protocols as it takes to see a commit.
-enum Session {
-    /// The names of the prepared statements that insert events, and what has been sent since the last `Sync`.
+/// The state of one connection, as far as it is needed to recognise a commit.
+enum ProxySession {
+    /// The names of the prepared statements that insert events. `is_inserting` covers the time since the last `Sync`.
     Postgres { is_started: bool, inserts: Vec<Vec<u8>>, is_inserting: bool },
-    /// The same by number; `is_preparing` until the number is known. A transaction begins with its first statement.
+    /// The same with numbered statements. `is_preparing` holds until the number is known. A transaction begins with its
+    /// first statement.
     MariaDb { inserts: Vec<[u8; 4]>, is_preparing: bool, in_transaction: bool },
 }
 
-/// What the program's statement has in it.
+/// The start of the program's insert statement.
 const INSERT: &[u8] = b"INSERT INTO event ";
 
 fn inserts_events(sql: &[u8]) -> bool {
     sql.windows(INSERT.len()).any(|part| part == INSERT)
 }
 
-impl Session {
+impl ProxySession {
     fn new(engine: Engine) -> Self {
         match engine {
             Engine::Postgres => Self::Postgres { is_started: false, inserts: Vec::new(), is_inserting: false },
@@ -154,10 +157,10 @@ impl Session {
         }
     }
 
-    /// The first whole message of the program.
+    /// Takes the first complete message of the program.
     fn take_request(&mut self, bytes: &mut Vec<u8>) -> Option<Vec<u8>> {
         if let Self::Postgres { is_started: is_started @ false, .. } = self {
-            // The first message has a length and no type.
+            // The first message has no type byte.
             let message = take(bytes, big_endian(bytes.get(..4)?)?)?;
             *is_started = true;
             return Some(message);
@@ -165,7 +168,7 @@ impl Session {
         self.take_answer(bytes)
     }
 
-    /// The first whole message of the server.
+    /// Takes the first complete message of the server.
     fn take_answer(&self, bytes: &mut Vec<u8>) -> Option<Vec<u8>> {
         let length = match self {
             Self::Postgres { .. } => 1 + big_endian(bytes.get(1..5)?)?,
@@ -177,7 +180,7 @@ impl Session {
         take(bytes, length)
     }
 
-    /// Whether the server commits events once it has this message.
+    /// Returns true if this message makes the server commit events.
     fn commits(&mut self, message: &[u8]) -> bool {
         match self {
             Self::Postgres { inserts, is_inserting, .. } => {
@@ -195,7 +198,7 @@ impl Session {
                 let (number, payload) = (message[3], &message[4..]);
                 match (number, payload.split_first()) {
                     (0, Some((0x03, b"ROLLBACK"))) => *in_transaction = false,
-                    // With what else is in its text.
+                    // Other statements may precede it in the same text.
                     (0, Some((0x03, sql))) if sql.ends_with(b"COMMIT") => return std::mem::take(in_transaction),
                     (0, Some((0x16, sql))) => *is_preparing = inserts_events(sql),
                     (0, Some((0x17, rest))) => {
@@ -208,22 +211,22 @@ impl Session {
         }
     }
 
-    /// Takes note of what the server says; whether it has said all that it was asked for.
-    fn answers(&mut self, message: &[u8]) -> bool {
+    /// Records a message of the server, and returns true if it completes the answer.
+    fn completes_answer(&mut self, message: &[u8]) -> bool {
         match self {
             Self::Postgres { .. } => message[0] == b'Z',
             Self::MariaDb { inserts, is_preparing, .. } => {
                 if let (true, [_, _, _, 1, 0, a, b, c, d, ..]) = (std::mem::take(is_preparing), message) {
                     inserts.push([*a, *b, *c, *d]);
                 }
-                // To a commit it is one message for each statement of its text.
+                // The answer to a commit has one message for each statement of its text.
                 !has_more_results(&message[4..])
             }
         }
     }
 }
 
-/// Whether MariaDB's `OK` is followed by others: a bit of its status, after two numbers.
+/// Returns true if other messages follow MariaDB's `OK`: a bit of its status, which comes after two numbers.
 fn has_more_results(payload: &[u8]) -> bool {
     let after_number = |bytes: &[u8], start: usize| {
         start
@@ -242,7 +245,7 @@ fn big_endian(bytes: &[u8]) -> Option<usize> {
     usize::try_from(u32::from_be_bytes(bytes.try_into().ok()?)).ok()
 }
 
-/// The first `length` bytes, when they are all there.
+/// Takes the first `length` bytes if they are complete.
 fn take(bytes: &mut Vec<u8>, length: usize) -> Option<Vec<u8>> {
     (bytes.len() >= length).then(|| bytes.drain(..length).collect())
 }

@@ -1,4 +1,4 @@
-//! A server that takes what is reported to Sentry.
+//! A stand-in for Sentry's server that records the reported events.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,10 +10,10 @@ use serde_json::Value;
 
 use crate::wait::holds_within;
 
-/// How long a report may take to arrive.
+/// The time limit for a report.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Speaks the envelope endpoint on a loopback port, until the test process ends.
+/// An envelope endpoint on a loopback port that runs until the test process ends.
 #[derive(Debug)]
 pub struct SentryServer {
     address: SocketAddr,
@@ -21,10 +21,10 @@ pub struct SentryServer {
 }
 
 impl SentryServer {
-    /// The key of [`dsn`](Self::dsn): a secret that no output may hold.
+    /// The key of [`dsn`](Self::dsn), a secret that no output may contain.
     pub const KEY: &str = "sentrykey0123456789abcdef";
 
-    /// A server that takes everything.
+    /// Starts a server that accepts every envelope.
     pub fn start() -> Self {
         let listener = listen();
         let server = Self { address: address(&listener), events: Arc::default() };
@@ -38,7 +38,7 @@ impl SentryServer {
         server
     }
 
-    /// A server that accepts connections and never answers.
+    /// Starts a server that accepts connections and never answers.
     pub fn start_hanging() -> Self {
         let listener = listen();
         let server = Self { address: address(&listener), events: Arc::default() };
@@ -46,31 +46,31 @@ impl SentryServer {
         server
     }
 
-    /// What to configure to report here.
+    /// Returns the DSN of this server.
     pub fn dsn(&self) -> String {
         format!("http://{}@{}/42", Self::KEY, self.address)
     }
 
-    /// The reported events so far.
+    /// Returns the reported events so far.
     pub fn events(&self) -> Vec<Value> {
         self.events.lock().expect("no test panics with it").clone()
     }
 
-    /// Waits for the first event whose text (or, of a panic, whose message) starts so. Blocks.
+    /// Blocks until an event is reported whose text (for a panic, its message) starts with `text`.
     ///
     /// # Panics
-    /// When none comes within 30 seconds.
+    /// Panics if there is none within 30 seconds.
     pub fn wait_event(&self, text: &str) -> Value {
         let mut found = None;
         holds_within(DEADLINE, || {
             found = self.events().into_iter().find(|event| event_text(event).starts_with(text));
             found.is_some()
         });
-        found.unwrap_or_else(|| panic!("`{text}` was not reported, but these: {:#?}", self.events()))
+        found.unwrap_or_else(|| panic!("`{text}` was not reported; reported events: {:#?}", self.events()))
     }
 }
 
-/// The text of a reported event: its message, or that of its exception.
+/// Returns the text of a reported event: its message, or that of its exception.
 pub fn event_text(event: &Value) -> &str {
     let exception = &event["exception"]["values"][0]["value"];
     event["message"].as_str().or(exception.as_str()).unwrap_or_default()
@@ -96,7 +96,7 @@ fn take_envelopes(connection: TcpStream, events: &Mutex<Vec<Value>>) -> io::Resu
     Ok(())
 }
 
-/// Head and body; `None` when the connection is closed instead.
+/// Reads head and body of a request; `None` at the end of the connection.
 fn request(connection: &mut impl BufRead) -> io::Result<Option<(String, Vec<u8>)>> {
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
@@ -107,13 +107,13 @@ fn request(connection: &mut impl BufRead) -> io::Result<Option<(String, Vec<u8>)
     let lines = head.lines().filter_map(|line| line.split_once(':'));
     let mut length =
         lines.filter(|(name, _)| name.eq_ignore_ascii_case("content-length")).map(|(_, value)| value.trim());
-    let length = length.next_back().and_then(|length| length.parse().ok()).expect("a request tells its length");
+    let length = length.next_back().and_then(|length| length.parse().ok()).expect("a request has a length");
     let mut body = vec![0; length];
     connection.read_exact(&mut body)?;
     Ok(Some((head, body)))
 }
 
-/// An envelope is a line of JSON about itself, then items: a line about the item, and the item.
+/// Extracts the events. An envelope is a header line followed by items, and each item is a header line and a payload line.
 fn events_of(envelope: &[u8]) -> Vec<Value> {
     let mut lines = envelope.split(|byte| *byte == b'\n').skip(1).filter(|line| !line.is_empty());
     let mut events = Vec::new();

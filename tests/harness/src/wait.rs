@@ -1,14 +1,13 @@
-//! Waiting on conditions: a test never sleeps for a fixed time and hopes.
+//! Waiting for conditions, so that no test sleeps for a fixed time.
 
 use std::time::{Duration, Instant};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Waits until `condition` holds; asks it again every 10 ms.
+/// Waits until `condition` holds, and checks it every 10 ms. A check is never interrupted.
 ///
 /// # Panics
-/// When it still does not hold at `deadline`; `what` says what was waited for. A condition that never returns is not
-/// interrupted.
+/// Panics with `what`, the name of the condition, if it does not hold within `deadline`.
 pub async fn eventually(what: &str, deadline: Duration, mut condition: impl AsyncFnMut() -> bool) {
     let end = Instant::now() + deadline;
     while !condition().await {
@@ -17,7 +16,7 @@ pub async fn eventually(what: &str, deadline: Duration, mut condition: impl Asyn
     }
 }
 
-/// As [`eventually`], blocking, for what happens outside a runtime. False at the deadline.
+/// Blocks until `condition` holds, and returns false at the deadline. For code outside a runtime.
 pub fn holds_within(deadline: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + deadline;
     loop {
@@ -36,7 +35,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_condition_is_asked_until_it_holds() {
+    async fn condition_is_checked_until_it_holds() {
         let mut asked = 0;
         eventually("the third time", Duration::from_secs(10), async || {
             asked += 1;
@@ -48,7 +47,7 @@ mod tests {
 
     #[tokio::test]
     #[should_panic(expected = "not within 20ms: never")]
-    async fn a_condition_that_never_holds_panics_with_its_name() {
+    async fn unmet_condition_panics_with_its_name() {
         eventually("never", Duration::from_millis(20), async || false).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Servers die with their tests, however those end.
+//! Servers, folders and shared memory disappear with their test, even if it is killed.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use eye_harness::{MariaDb, Postgres, Server, eventually};
 
-/// How many processes work in `folder`, by the links in `/proc`.
+/// Counts the processes that work in `folder`, by the links in `/proc`.
 fn processes_in(folder: &Path) -> usize {
     let processes = fs::read_dir("/proc").expect("Linux has /proc").flatten();
-    // PostgreSQL and MariaDB work in their data folder; the link of a process that may not be looked at is left out.
+    // PostgreSQL and MariaDB work in their data folder. Unreadable links are skipped.
     processes
         .filter_map(|process| fs::read_link(process.path().join("cwd")).ok())
         .filter(|cwd| cwd.starts_with(folder))
@@ -19,17 +19,17 @@ fn processes_in(folder: &Path) -> usize {
 }
 
 #[test]
-fn a_dropped_server_leaves_nothing() {
+fn dropped_server_leaves_nothing() {
     for server in [Postgres::start(), MariaDb::start()] {
         let folder = server.folder();
-        assert!(processes_in(&folder) >= 2, "the keeper and the server");
+        assert!(processes_in(&folder) >= 2, "the guard and the server");
         drop(server);
         assert_eq!(processes_in(&folder), 0);
         assert!(!folder.exists());
     }
 }
 
-/// The numbers of PostgreSQL's segment of shared memory, as in the system's list of them: key and identifier.
+/// Returns key and ID of PostgreSQL's segment of shared memory, in the format of the system's list.
 fn shared_memory(server: &Server) -> String {
     let file = fs::read_to_string(server.folder().join("data/postmaster.pid")).expect("the server runs");
     let numbers: Vec<u64> = file.lines().nth(6).expect("7 lines").split_whitespace().flat_map(str::parse).collect();
@@ -37,7 +37,7 @@ fn shared_memory(server: &Server) -> String {
 }
 
 #[test]
-fn a_killed_and_dropped_postgres_leaves_no_shared_memory() {
+fn killed_postgres_leaves_no_shared_memory() {
     let server = Postgres::start();
     let segment = shared_memory(&server);
     let exists = || fs::read_to_string("/proc/sysvipc/shm").expect("Linux has /proc").contains(&segment);
@@ -47,7 +47,7 @@ fn a_killed_and_dropped_postgres_leaves_no_shared_memory() {
     assert!(!exists(), "{segment}");
 }
 
-/// Not a test of its own: the next one runs it as a process to be killed.
+/// The process that the next test kills.
 #[test]
 #[ignore = "runs until it is killed"]
 fn holds_servers() {
@@ -62,8 +62,8 @@ fn holds_servers() {
 }
 
 #[tokio::test]
-async fn a_killed_test_leaves_nothing() {
-    let mut test = Command::new(std::env::current_exe().expect("Linux knows it"))
+async fn killed_test_leaves_nothing() {
+    let mut test = Command::new(std::env::current_exe().expect("Linux knows its path"))
         .args(["--exact", "holds_servers", "--ignored", "--nocapture"])
         .stdout(Stdio::piped())
         .spawn()
@@ -73,8 +73,8 @@ async fn a_killed_test_leaves_nothing() {
     let folders: Vec<PathBuf> = held.filter(|folder| folder.is_absolute()).take(3).collect();
     assert!(folders.len() == 3 && folders.iter().all(|folder| processes_in(folder) >= 2), "{folders:?}");
 
-    test.kill().expect("it is our child");
-    test.wait().expect("it is our child");
+    test.kill().expect("it is a child process");
+    test.wait().expect("it is a child process");
 
     eventually("no process and no folder left", Duration::from_secs(30), async || {
         folders.iter().all(|folder| processes_in(folder) == 0 && !folder.exists())

@@ -1,4 +1,4 @@
-//! The NATS server starts, stops, comes back and leaves nothing behind.
+//! NATS servers: start, kill, pause and clean-up.
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
@@ -11,33 +11,33 @@ fn connect(server: &NatsServer) -> std::io::Result<TcpStream> {
 }
 
 #[test]
-fn a_killed_server_comes_back_on_its_port() {
+fn killed_server_restarts_on_its_port() {
     let mut server = NatsServer::start();
     let url = server.url();
     server.kill();
-    assert!(connect(&server).is_err(), "it should be down");
+    assert!(connect(&server).is_err(), "the server has ended");
     server.restart();
     assert_eq!(server.url(), url);
     assert!(connect(&server).is_ok());
 }
 
 #[test]
-fn a_paused_server_greets_when_it_is_resumed() {
+fn paused_server_greets_after_resume() {
     let mut server = NatsServer::start();
     server.pause();
     let connection = connect(&server).expect("the system accepts it");
-    connection.set_read_timeout(Some(Duration::from_millis(300))).expect("it is not zero");
+    connection.set_read_timeout(Some(Duration::from_millis(300))).expect("the timeout is not zero");
     let mut lines = BufReader::new(connection);
     let mut line = String::new();
-    assert!(lines.read_line(&mut line).is_err(), "it should be frozen, but says {line}");
+    assert!(lines.read_line(&mut line).is_err(), "a paused server does not answer, but: {line}");
     server.resume();
-    lines.get_ref().set_read_timeout(Some(Duration::from_secs(30))).expect("it is not zero");
+    lines.get_ref().set_read_timeout(Some(Duration::from_secs(30))).expect("the timeout is not zero");
     lines.read_line(&mut line).expect("it greets");
     assert!(line.starts_with("INFO "), "{line}");
 }
 
 #[test]
-fn a_dropped_server_leaves_nothing() {
+fn dropped_server_leaves_nothing() {
     let server = NatsServer::start();
     let (folder, port) = (server.folder().to_owned(), server.port());
     assert!(folder.join("streams").exists());

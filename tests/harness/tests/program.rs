@@ -1,4 +1,4 @@
-//! The program is started, asked, ended and started again.
+//! The built program, replaced by a shell script: start, requests, end and restart.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -11,28 +11,28 @@ use serde_json::json;
 const STAND_IN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand-in.sh");
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A configuration that the stand-in logs, so that it seems to listen at `address`.
+/// Returns a configuration that the stand-in logs, so that it seems to listen at `address`.
 fn listening(address: &str) -> String {
     format!("a line that is not JSON\n{}\n", json!({"fields": {"message": "listening", "address": address}}))
 }
 
 #[test]
-fn terminate_asks_and_returns_the_exit_code() {
+fn terminate_returns_the_exit_code() {
     let mut eye = Eye::start(STAND_IN, &listening("127.0.0.1:1"));
     assert_eq!(eye.url("/livez"), "http://127.0.0.1:1/livez");
     assert_eq!(eye.terminate(DEADLINE), Some(3));
 }
 
 #[test]
-fn a_program_that_ends_by_itself_is_seen() {
+fn wait_end_returns_the_exit_code() {
     let mut eye = Eye::start(STAND_IN, &listening("127.0.0.1:1"));
     assert_eq!(eye.wait_end(Duration::ZERO), None);
-    fs::write(eye.folder().join("end"), "").expect("the folder is ours");
+    fs::write(eye.folder().join("end"), "").expect("the test owns the folder");
     assert_eq!(eye.wait_end(DEADLINE), Some(4));
 }
 
 #[test]
-fn a_killed_program_starts_again_in_its_folder() {
+fn killed_program_restarts_in_its_folder() {
     let mut eye = Eye::start(STAND_IN, &listening("127.0.0.1:1"));
     eye.kill();
     eye.restart();
@@ -40,7 +40,7 @@ fn a_killed_program_starts_again_in_its_folder() {
 }
 
 #[test]
-fn a_dropped_program_leaves_nothing() {
+fn dropped_program_leaves_nothing() {
     let eye = Eye::start(STAND_IN, &listening("127.0.0.1:1"));
     let folder = eye.folder().to_owned();
     assert!(folder.join("eye.toml").exists());
@@ -50,7 +50,7 @@ fn a_dropped_program_leaves_nothing() {
 
 #[test]
 #[should_panic(expected = "its log:\n/bin/cat: unrecognized option")]
-fn a_program_that_ends_at_once_panics_with_its_log() {
+fn failed_start_panics_with_the_log() {
     Eye::start("/bin/cat", "");
 }
 

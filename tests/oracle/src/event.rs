@@ -1,22 +1,23 @@
-//! Events that differ in all that an event can differ in.
+//! Random events that vary in every field: [`EventRow`].
+
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use chrono::DateTime;
 use fastrand::Rng;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-/// The name of events that the database is set up to refuse.
+/// The name of the events that the database refuses.
 pub const REFUSED: &str = "refused";
 
-/// 2021-01-01T00:00:00Z; events are of the year after it.
+/// 2021-01-01T00:00:00Z, the start of the year of all events.
 const START_MICROS: u64 = 1_609_459_200_000_000;
 const YEAR_MICROS: u64 = 365 * 86_400 * 1_000_000;
 
-/// An event as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Row {
-    /// Its id.
+/// An event as the database stores it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EventRow {
+    /// The id.
     pub id: Uuid,
     /// `session_id`.
     pub session_id: String,
@@ -30,8 +31,8 @@ pub struct Row {
     pub timestamp_micros: i64,
 }
 
-impl Row {
-    /// A new event; `name` is left to chance unless it is given.
+impl EventRow {
+    /// Creates a random event, with this `name` if there is one.
     pub(crate) fn random(rng: &mut Rng, name: Option<&str>) -> Self {
         const NAMES: [&str; 4] = ["cta click", "CTA click ", "клик 鍵 🔑", "quote ' \" \\ percent % zero 0"];
         let micros = START_MICROS + rng.u64(..YEAR_MICROS);
@@ -41,13 +42,13 @@ impl Row {
             category: format!("category {}", rng.u8(..8)),
             name: name.unwrap_or_else(|| rng.choice(NAMES).unwrap_or_default()).to_owned(),
             data: data(rng).to_string(),
-            timestamp_micros: i64::try_from(micros).expect("it is near 2021"),
+            timestamp_micros: i64::try_from(micros).expect("the year is 2021"),
         }
     }
 
-    /// As `POST /api/event/` takes it.
-    pub(crate) fn json(&self) -> String {
-        let instant = DateTime::from_timestamp_micros(self.timestamp_micros).expect("it is near 2021");
+    /// Returns the event as JSON for `POST /api/event/`.
+    pub fn json(&self) -> String {
+        let instant = DateTime::from_timestamp_micros(self.timestamp_micros).expect("the year is 2021");
         let fields = json!({
             "id": self.id,
             "session_id": self.session_id,
@@ -56,20 +57,16 @@ impl Row {
             "timestamp": instant.format("%Y-%m-%dT%H:%M:%S%.6fZ").to_string(),
         });
         let fields = fields.to_string();
-        // As text, so that it is hashed as it is sent.
-        format!("{},\"data\":{}}}", fields.strip_suffix('}').expect("it is an object"), self.data)
+        // The text of `data` is inserted as it is, since it is part of the fingerprint.
+        format!("{},\"data\":{}}}", fields.strip_suffix('}').expect("the text is an object"), self.data)
     }
 
-    /// What tells two different events apart, ids included.
-    pub(crate) fn hash(&self) -> String {
-        let mut hasher = Sha256::new();
-        hasher.update(self.id);
-        hasher.update(self.timestamp_micros.to_be_bytes());
-        for text in [&self.session_id, &self.category, &self.name, &self.data] {
-            hasher.update(text.len().to_be_bytes());
-            hasher.update(text);
-        }
-        hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    /// Returns a hash of all fields, which differs for different events.
+    pub fn fingerprint(&self) -> u64 {
+        // Its keys are constant, so that all processes of one test program agree.
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish()
     }
 }
 
@@ -91,10 +88,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_sent_is_what_is_hashed() {
+    fn json_has_the_fields_of_the_row() {
         let mut rng = Rng::with_seed(1);
         for _ in 0..100 {
-            let row = Row::random(&mut rng, None);
+            let row = EventRow::random(&mut rng, None);
             let sent: Value = serde_json::from_str(&row.json()).unwrap();
             assert_eq!((&sent["session_id"], &sent["name"]), (&json!(row.session_id), &json!(row.name)));
             assert!(row.json().ends_with(&format!("\"data\":{}}}", row.data)));
@@ -104,20 +101,20 @@ mod tests {
     }
 
     #[test]
-    fn whatever_differs_changes_the_hash() {
-        let row = Row::random(&mut Rng::with_seed(1), None);
+    fn every_field_changes_the_fingerprint() {
+        let row = EventRow::random(&mut Rng::with_seed(1), None);
         let others = [
-            Row { id: Uuid::nil(), ..row.clone() },
-            Row { session_id: row.session_id.clone() + " ", ..row.clone() },
-            Row { category: row.category.clone() + "é", ..row.clone() },
-            Row { name: row.name.to_uppercase() + "!", ..row.clone() },
-            Row { data: row.data.clone() + " ", ..row.clone() },
-            Row { timestamp_micros: row.timestamp_micros + 1, ..row.clone() },
-            // The same characters, in other fields.
-            Row { session_id: String::new(), category: row.session_id.clone() + &row.category, ..row.clone() },
+            EventRow { id: Uuid::nil(), ..row.clone() },
+            EventRow { session_id: row.session_id.clone() + " ", ..row.clone() },
+            EventRow { category: row.category.clone() + "é", ..row.clone() },
+            EventRow { name: row.name.to_uppercase() + "!", ..row.clone() },
+            EventRow { data: row.data.clone() + " ", ..row.clone() },
+            EventRow { timestamp_micros: row.timestamp_micros + 1, ..row.clone() },
+            // The same characters in other fields.
+            EventRow { session_id: String::new(), category: row.session_id.clone() + &row.category, ..row.clone() },
         ];
         for other in others {
-            assert_ne!(other.hash(), row.hash(), "{other:?}");
+            assert_ne!(other.fingerprint(), row.fingerprint(), "{other:?}");
         }
     }
 }

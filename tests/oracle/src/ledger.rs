@@ -1,4 +1,6 @@
-//! What was sent and what was answered, on the disk: intents before the event is sent, fates afterwards.
+//! The ledger on the disk: the intent to send an event, written before the send, and the outcome, written afterwards.
+//!
+//! [`Ledger`] is its content in memory, [`LedgerWriter`] appends to the file.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -10,20 +12,20 @@ use std::thread;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-/// What producers were told of an event.
+/// The outcome of an event as its producer knows it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fate {
-    /// Nothing, or to try again: it may be stored or not.
+pub enum ReportedOutcome {
+    /// No answer, or a request to try again. The event may be stored or not.
     #[default]
     Unknown,
-    /// That it never will be stored.
+    /// The event is refused for good and never stored.
     Refused,
-    /// That it is taken for good, whatever else they were told when it was sent at other times.
+    /// The event is acknowledged, whatever the answers to its other sends were.
     Acked,
 }
 
-impl Fate {
-    fn word(self) -> &'static str {
+impl ReportedOutcome {
+    fn keyword(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
             Self::Refused => "refused",
@@ -32,67 +34,73 @@ impl Fate {
     }
 }
 
-/// A ledger as it was read: of each id that was ever to be sent, the hash of what is to be stored, and its fate.
+/// The content of a ledger: fingerprint and outcome of every event that was to be sent.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
-    pub(crate) entries: HashMap<Uuid, (String, Fate)>,
-    /// By fate.
+    pub(crate) entries: HashMap<Uuid, (u64, ReportedOutcome)>,
+    /// The number of events with each outcome.
     counts: [usize; 3],
 }
 
 impl Ledger {
-    /// Reads the file. What is being written may be missing.
+    /// Reads the file without an incomplete last line.
     ///
     /// # Errors
-    /// That it cannot be read, or is no ledger.
+    /// Returns an error if the file cannot be read or is no ledger.
     pub fn read(file: &Path) -> io::Result<Self> {
         let text = std::fs::read_to_string(file)?;
-        // What comes after the last line break is still being written.
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let complete = text.rfind('\n').map_or("", |end| &text[..end]);
         let mut ledger = Self::default();
-        for line in whole.lines() {
-            ledger.apply(line).ok_or_else(|| io::Error::other(format!("no line of a ledger: {line:?}")))?;
+        for line in complete.lines() {
+            ledger.apply(line).ok_or_else(|| io::Error::other(format!("not a line of a ledger: {line:?}")))?;
         }
         Ok(ledger)
     }
 
     fn apply(&mut self, line: &str) -> Option<()> {
-        let (word, rest) = line.split_once(' ')?;
-        if word == "intent" {
-            let (id, hash) = rest.split_once(' ')?;
-            return self.issue(id.parse().ok()?, hash.to_owned());
+        let (keyword, rest) = line.split_once(' ')?;
+        if keyword == "intent" {
+            let (id, fingerprint) = rest.split_once(' ')?;
+            return self.record_intent(id.parse().ok()?, fingerprint.parse().ok()?);
         }
-        let fate = [Fate::Unknown, Fate::Refused, Fate::Acked].into_iter().find(|fate| fate.word() == word)?;
-        self.settle(rest.parse().ok()?, fate)
+        let outcome = [ReportedOutcome::Unknown, ReportedOutcome::Refused, ReportedOutcome::Acked]
+            .into_iter()
+            .find(|outcome| outcome.keyword() == keyword)?;
+        self.record_outcome(rest.parse().ok()?, outcome)
     }
 
-    /// Notes an intent; `None` when there was one of this id.
-    pub(crate) fn issue(&mut self, id: Uuid, hash: String) -> Option<()> {
-        self.counts[Fate::Unknown as usize] += 1;
-        self.entries.insert(id, (hash, Fate::Unknown)).is_none().then_some(())
+    /// Records the intent to send an event. Returns `None` if the id is known already.
+    pub fn record_intent(&mut self, id: Uuid, fingerprint: u64) -> Option<()> {
+        self.counts[ReportedOutcome::Unknown as usize] += 1;
+        self.entries.insert(id, (fingerprint, ReportedOutcome::Unknown)).is_none().then_some(())
     }
 
-    /// Notes a fate; `None` for an event that nobody has heard of.
-    pub(crate) fn settle(&mut self, id: Uuid, fate: Fate) -> Option<()> {
+    /// Records an outcome. Returns `None` if the id is unknown.
+    pub fn record_outcome(&mut self, id: Uuid, outcome: ReportedOutcome) -> Option<()> {
         let (_, known) = self.entries.get_mut(&id)?;
         self.counts[*known as usize] -= 1;
-        *known = fate.max(*known);
+        *known = outcome.max(*known);
         self.counts[*known as usize] += 1;
         Some(())
     }
 
-    /// How many events have this fate.
-    pub fn count(&self, fate: Fate) -> usize {
-        self.counts[fate as usize]
+    /// Returns the ids of all acknowledged events.
+    pub fn acked(&self) -> impl Iterator<Item = Uuid> {
+        self.entries.iter().filter(|(_, (_, outcome))| *outcome == ReportedOutcome::Acked).map(|(id, _)| *id)
+    }
+
+    /// Returns the number of events with this outcome.
+    pub fn count(&self, outcome: ReportedOutcome) -> usize {
+        self.counts[outcome as usize]
     }
 }
 
-/// Writes a ledger. What arrives during one `fdatasync` shares the next.
+/// A writer that appends to a ledger. Lines that arrive during one `fdatasync` share the next.
 #[derive(Clone, Debug)]
-pub(crate) struct Writer(mpsc::Sender<(String, oneshot::Sender<()>)>);
+pub(crate) struct LedgerWriter(mpsc::Sender<(String, oneshot::Sender<()>)>);
 
-impl Writer {
-    /// Continues the file, or makes it.
+impl LedgerWriter {
+    /// Opens the file, or creates it.
     pub(crate) fn open(file: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(file)?;
         let (sender, receiver) = mpsc::channel();
@@ -100,19 +108,19 @@ impl Writer {
         Ok(Self(sender))
     }
 
-    /// Returns when all intents are on the disk.
-    pub(crate) async fn intend(&self, events: &[(Uuid, String)]) {
-        self.append(events.iter().map(|(id, hash)| format!("intent {id} {hash}\n")).collect()).await;
+    /// Appends intents and returns after their sync.
+    pub(crate) async fn write_intents(&self, events: &[(Uuid, u64)]) {
+        self.append(events.iter().map(|(id, fingerprint)| format!("intent {id} {fingerprint}\n")).collect()).await;
     }
 
-    /// Returns when the fates are on the disk.
-    pub(crate) async fn settle(&self, fates: &[(Uuid, Fate)]) {
-        self.append(fates.iter().map(|(id, fate)| format!("{} {id}\n", fate.word())).collect()).await;
+    /// Appends outcomes and returns after their sync.
+    pub(crate) async fn write_outcomes(&self, outcomes: &[(Uuid, ReportedOutcome)]) {
+        self.append(outcomes.iter().map(|(id, outcome)| format!("{} {id}\n", outcome.keyword())).collect()).await;
     }
 
     async fn append(&self, lines: String) {
         let (done, written) = oneshot::channel();
-        self.0.send((lines, done)).expect("the thread ends last");
+        self.0.send((lines, done)).expect("the thread outlives all writers");
         written.await.expect("the ledger can be written");
     }
 }
@@ -123,7 +131,7 @@ fn write(mut file: File, receiver: &mpsc::Receiver<(String, oneshot::Sender<()>)
         let lines: String = group.iter().map(|(lines, _)| lines.as_str()).collect();
         file.write_all(lines.as_bytes()).and_then(|()| file.sync_data()).expect("the ledger can be written");
         for (_, done) in group {
-            // Nobody leaves before.
+            // All callers still wait.
             let _ = done.send(());
         }
     }
@@ -135,32 +143,41 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_best_that_was_said_of_an_event_is_its_fate() {
+    async fn best_answer_is_the_outcome() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ledger");
-        let writer = Writer::open(&file).unwrap();
+        let writer = LedgerWriter::open(&file).unwrap();
         let ids: Vec<Uuid> = (1..=4).map(Uuid::from_u128).collect();
-        let events: Vec<_> = ids.iter().map(|id| (*id, id.simple().to_string())).collect();
-        writer.intend(&events).await;
-        writer.settle(&[(ids[1], Fate::Refused), (ids[2], Fate::Acked), (ids[3], Fate::Unknown)]).await;
+        let events: Vec<_> = ids.iter().zip(1..).map(|(id, fingerprint)| (*id, fingerprint)).collect();
+        writer.write_intents(&events).await;
+        writer
+            .write_outcomes(&[
+                (ids[1], ReportedOutcome::Refused),
+                (ids[2], ReportedOutcome::Acked),
+                (ids[3], ReportedOutcome::Unknown),
+            ])
+            .await;
         // Sent again.
-        writer.settle(&[(ids[2], Fate::Unknown), (ids[3], Fate::Acked)]).await;
+        writer.write_outcomes(&[(ids[2], ReportedOutcome::Unknown), (ids[3], ReportedOutcome::Acked)]).await;
         let ledger = Ledger::read(&file).unwrap();
-        let fates: Vec<Fate> = ids.iter().map(|id| ledger.entries[id].1).collect();
-        assert_eq!(fates, [Fate::Unknown, Fate::Refused, Fate::Acked, Fate::Acked]);
+        let outcomes: Vec<ReportedOutcome> = ids.iter().map(|id| ledger.entries[id].1).collect();
+        assert_eq!(
+            outcomes,
+            [ReportedOutcome::Unknown, ReportedOutcome::Refused, ReportedOutcome::Acked, ReportedOutcome::Acked]
+        );
         assert_eq!(ledger.entries[&ids[0]].0, events[0].1);
-        assert_eq!(ledger.count(Fate::Acked), 2);
+        assert_eq!(ledger.count(ReportedOutcome::Acked), 2);
     }
 
     #[test]
-    fn what_is_no_ledger_is_an_error_and_half_a_line_at_its_end_is_not_read() {
+    fn only_an_incomplete_last_line_is_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ledger");
         let id = Uuid::from_u128(1);
         for (text, readable) in [
-            (format!("intent {id} ab\nacked {id}\n"), true),
-            (format!("intent {id} ab\nacked {}", &id.to_string()[..5]), true),
-            (format!("intent {id} ab\nintent {id} ab\n"), false),
+            (format!("intent {id} 7\nacked {id}\n"), true),
+            (format!("intent {id} 7\nacked {}", &id.to_string()[..5]), true),
+            (format!("intent {id} 7\nintent {id} 7\n"), false),
             (format!("acked {id}\n"), false),
             ("nonsense\n".to_owned(), false),
         ] {

@@ -1,23 +1,22 @@
-//! The oracle: a process apart from The Eye and from the tests, which loads The Eye and knows what became of it.
+//! The oracle: a separate process that loads The Eye and knows the expected contents of the database.
 //!
-//! Before an event is sent for the first time, its id and the hash of what is to be stored are on the disk, in the
-//! ledger; afterwards it says whether the event was acknowledged, refused, or nobody knows. [`verify`] compares the
-//! ledger with the rows of the database.
+//! Before the first send of an event, the oracle writes its id and fingerprint to the [`Ledger`] on the disk. Afterwards it
+//! writes the outcome: acknowledged, refused or unknown. [`reconcile`] compares the ledger with the rows of the database.
 //!
-//! A test talks to it by [`Oracle`]. The process is the test's own program started anew, so that nothing has to be built
-//! or found besides: the test has an ignored `#[test]` that calls [`serve`].
+//! A test uses [`Oracle`]. The process is the test program itself, started again for an ignored `#[test]` that calls
+//! [`serve`], so that there is no other program to build or to find.
 
 mod event;
 mod ledger;
 mod load;
 mod oracle;
 mod process;
-mod send;
-mod verify;
+mod reconcile;
+mod request;
 
-pub use event::{REFUSED, Row};
-pub use ledger::{Fate, Ledger};
-pub use load::{Counts, Load};
+pub use event::{EventRow, REFUSED};
+pub use ledger::{Ledger, ReportedOutcome};
+pub use load::{LoadCounts, LoadProfile};
 pub use oracle::Oracle;
-pub use process::{Fresh, serve};
-pub use verify::{Verdict, verify};
+pub use process::{FreshEvent, serve};
+pub use reconcile::{Reconciliation, reconcile};

@@ -1,4 +1,4 @@
-//! Clients that send events, each with an id, and note what they are told.
+//! The load: clients that send events with ids and record the answers. [`LoadProfile`] describes them.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,39 +12,39 @@ use tokio::sync::{RwLock, watch};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use crate::event::{REFUSED, Row};
-use crate::ledger::{Fate, Ledger, Writer};
-use crate::send::{Answer, Sender};
+use crate::event::{EventRow, REFUSED};
+use crate::ledger::{Ledger, LedgerWriter, ReportedOutcome};
+use crate::request::{RequestResult, RequestSender};
 
-/// Who sends, and what.
+/// The number and the behaviour of the clients.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct Load {
-    /// Clients that send one event a request.
+pub struct LoadProfile {
+    /// Clients that send one event per request.
     pub singles: usize,
-    /// Clients that send `array_events` events a request.
+    /// Clients that send `array_events` events per request.
     pub arrays: usize,
     /// Events in an array.
     pub array_events: usize,
-    /// Clients that send a part of a request, or all of it, and leave without an answer. HTTP only.
-    pub leavers: usize,
-    /// One event in so many has the name [`REFUSED`]; 0: none.
+    /// Clients that send a part of a request or all of it and disconnect before the answer. HTTP only.
+    pub disconnecting: usize,
+    /// One of this many events has the name [`REFUSED`]; 0: none.
     pub refused_every: usize,
-    /// One request in so many is one that was acknowledged already; 0: none.
+    /// One of this many requests repeats an acknowledged one; 0: none.
     pub repeat_every: usize,
-    /// A client pauses for 0 to so many milliseconds after each request.
+    /// The longest pause of a client after a request, in milliseconds.
     pub max_pause_ms: u64,
-    /// Where chance begins.
+    /// The seed of all random choices.
     pub seed: u64,
 }
 
-impl Load {
-    /// Three clients with single events and three with arrays of ten.
+impl LoadProfile {
+    /// Creates a load of three clients with single events and three with arrays of 10 events.
     pub fn new(seed: u64) -> Self {
         Self {
             singles: 3,
             arrays: 3,
             array_events: 10,
-            leavers: 0,
+            disconnecting: 0,
             refused_every: 0,
             repeat_every: 8,
             max_pause_ms: 10,
@@ -53,67 +53,67 @@ impl Load {
     }
 }
 
-/// How far the load is.
+/// The progress of the load.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub struct Counts {
-    /// Events that were to be sent.
+pub struct LoadCounts {
+    /// Events with a recorded intent.
     pub issued: usize,
-    /// Events taken for good.
+    /// Events acknowledged.
     pub acked: usize,
     /// Events refused for good.
     pub refused: usize,
-    /// Events of which nothing is known.
+    /// Events with unknown outcome.
     pub unknown: usize,
-    /// How often each answer came: the status, or `none`.
+    /// The number of answers by status; `none` if there was no answer.
     pub answers: BTreeMap<String, usize>,
-    /// Clients that have left before the answer.
-    pub left: usize,
-    /// The first answers that nobody should ever get, such as a 500, or a refusal without a reason.
+    /// Requests whose client disconnected before the answer.
+    pub disconnects: usize,
+    /// The first answers that violate the contract, such as a 500 or a refusal without a reason.
     pub unexpected: Vec<String>,
 }
 
-/// How many unexpected answers are kept.
+/// The maximum number of recorded unexpected answers.
 const MAX_UNEXPECTED: usize = 10;
-/// After an answer that means "try again": as a producer would, but sooner.
+/// The pause before a retry, shorter than that of a real producer.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// What the clients share.
+/// The clients and their shared state.
 #[derive(Debug)]
 pub(crate) struct Clients {
-    load: Load,
-    writer: Writer,
-    sender: Sender,
+    load: LoadProfile,
+    writer: LedgerWriter,
+    sender: RequestSender,
     target: watch::Sender<Option<String>>,
-    /// Held for reading while a request is on its way.
-    on_the_way: RwLock<()>,
-    state: Mutex<State>,
+    /// Read-locked while a request is in flight.
+    in_flight: RwLock<()>,
+    state: Mutex<LoadState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct LoadState {
     ledger: Ledger,
     answers: BTreeMap<String, usize>,
-    left: usize,
+    disconnects: usize,
     unexpected: Vec<String>,
-    numbered: usize,
+    events: usize,
 }
 
-/// Events that are sent together, as often as need be.
+/// Events that are sent together, possibly several times.
 #[derive(Clone, Debug)]
-pub(crate) struct Request {
-    pub(crate) rows: Vec<Row>,
+pub(crate) struct EventRequest {
+    pub(crate) rows: Vec<EventRow>,
     pub(crate) body: String,
 }
 
 impl Clients {
-    /// Clients that wait for a target.
-    pub(crate) fn start(load: Load, ledger: &Path) -> io::Result<Arc<Self>> {
+    /// Starts clients that wait for a target.
+    pub(crate) fn start(load: LoadProfile, ledger: &Path) -> io::Result<Arc<Self>> {
         let clients = Arc::new(Self {
             load,
-            writer: Writer::open(ledger)?,
-            sender: Sender::default(),
+            writer: LedgerWriter::open(ledger)?,
+            sender: RequestSender::default(),
             target: watch::Sender::new(None),
-            on_the_way: RwLock::default(),
+            in_flight: RwLock::default(),
             state: Mutex::default(),
         });
         for client in clients.load.clients() {
@@ -127,133 +127,133 @@ impl Clients {
         self.target.send_replace(Some(url));
     }
 
-    /// Sends no more, and returns when every request has its answer and the ledger knows it.
+    /// Pauses all clients and returns when the outcome of every request is in the ledger.
     pub(crate) async fn pause(&self) {
         self.target.send_replace(None);
-        drop(self.on_the_way.write().await);
+        drop(self.in_flight.write().await);
     }
 
-    pub(crate) fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> LoadCounts {
         let state = self.state();
-        Counts {
+        LoadCounts {
             issued: state.ledger.entries.len(),
-            acked: state.ledger.count(Fate::Acked),
-            refused: state.ledger.count(Fate::Refused),
-            unknown: state.ledger.count(Fate::Unknown),
+            acked: state.ledger.count(ReportedOutcome::Acked),
+            refused: state.ledger.count(ReportedOutcome::Refused),
+            unknown: state.ledger.count(ReportedOutcome::Unknown),
             answers: state.answers.clone(),
-            left: state.left,
+            disconnects: state.disconnects,
             unexpected: state.unexpected.clone(),
         }
     }
 
-    /// One event of its own, sent to `url` until it is acknowledged; its id.
+    /// Sends one new event to `url` until it is acknowledged, and returns its id.
     pub(crate) async fn send_fresh(&self, url: &str) -> Uuid {
-        let request = self.issue(vec![Row::random(&mut Rng::new(), None)]).await;
+        let request = self.prepare(vec![EventRow::random(&mut Rng::new(), None)]).await;
         while !self.send(url, &request).await {
             sleep(RETRY_PAUSE).await;
         }
         request.rows[0].id
     }
 
-    async fn run(self: Arc<Self>, client: Client) {
+    async fn run(self: Arc<Self>, client: ClientProfile) {
         let mut rng = Rng::with_seed(client.seed);
         let mut target = self.target.subscribe();
         let repeats = |rng: &mut Rng| self.load.repeat_every > 0 && rng.usize(..self.load.repeat_every) == 0;
         let (mut pending, mut last) = (None, None);
-        // Ends with the process.
+        // The loop ends with the process.
         while target.wait_for(Option::is_some).await.is_ok() {
-            let on_the_way = self.on_the_way.read().await;
+            let in_flight = self.in_flight.read().await;
             let Some(url) = self.target.borrow().clone() else { continue };
             let request = match (pending.take(), &last) {
                 (Some(request), _) => request,
-                // What was acknowledged already, as a producer sends it that has not heard the answer.
-                (None, Some(request)) if repeats(&mut rng) => Request::clone(request),
-                _ => self.issue(self.rows(&mut rng, client.events)).await,
+                // A producer that missed the answer repeats an acknowledged request.
+                (None, Some(request)) if repeats(&mut rng) => EventRequest::clone(request),
+                _ => self.prepare(self.rows(&mut rng, client.events)).await,
             };
-            if client.leaves {
-                self.leave(&url, &request, &mut rng).await;
+            if client.disconnects {
+                self.send_and_disconnect(&url, &request, &mut rng).await;
             } else if self.send(&url, &request).await {
                 last = Some(request);
             } else if rng.bool() {
                 pending = Some(request);
             }
-            drop(on_the_way);
+            drop(in_flight);
             let pause = rng.u64(..=self.load.max_pause_ms);
             sleep(Duration::from_millis(pause).max(if pending.is_some() { RETRY_PAUSE } else { Duration::ZERO })).await;
         }
     }
 
-    fn rows(&self, rng: &mut Rng, events: usize) -> Vec<Row> {
+    fn rows(&self, rng: &mut Rng, events: usize) -> Vec<EventRow> {
         let first = {
             let mut state = self.state();
-            state.numbered += events;
-            state.numbered - events
+            state.events += events;
+            state.events - events
         };
         let every = self.load.refused_every;
         let is_refused = |number: usize| every > 0 && number % every == every / 2;
-        (first..first + events).map(|number| Row::random(rng, is_refused(number).then_some(REFUSED))).collect()
+        (first..first + events).map(|number| EventRow::random(rng, is_refused(number).then_some(REFUSED))).collect()
     }
 
-    /// Returns when the ledger has the intent on the disk.
-    async fn issue(&self, rows: Vec<Row>) -> Request {
-        let intents: Vec<_> = rows.iter().map(|row| (row.id, row.hash())).collect();
-        self.writer.intend(&intents).await;
+    /// Writes the intents to the ledger and returns the request.
+    async fn prepare(&self, rows: Vec<EventRow>) -> EventRequest {
+        let intents: Vec<_> = rows.iter().map(|row| (row.id, row.fingerprint())).collect();
+        self.writer.write_intents(&intents).await;
         let mut state = self.state();
-        for (id, hash) in intents {
-            state.ledger.issue(id, hash).expect("no two ids are the same");
+        for (id, fingerprint) in intents {
+            state.ledger.record_intent(id, fingerprint).expect("ids are unique");
         }
-        Request::new(rows)
+        EventRequest::new(rows)
     }
 
-    /// Whether there is a last word on every event.
-    async fn send(&self, url: &str, request: &Request) -> bool {
-        let Answer { status, fates, unexpected } = self.sender.send(url, request).await;
-        let settled: Vec<_> = request.rows.iter().map(|row| row.id).zip(fates).collect();
-        self.writer.settle(&settled).await;
+    /// Sends a request, and returns true if no outcome is unknown.
+    async fn send(&self, url: &str, request: &EventRequest) -> bool {
+        let RequestResult { status, outcomes, unexpected } = self.sender.send(url, request).await;
+        let outcomes: Vec<_> = request.rows.iter().map(|row| row.id).zip(outcomes).collect();
+        self.writer.write_outcomes(&outcomes).await;
         let mut state = self.state();
-        for (id, fate) in &settled {
-            state.ledger.settle(*id, *fate).expect("it was issued");
+        for (id, outcome) in &outcomes {
+            state.ledger.record_outcome(*id, *outcome).expect("the intent was recorded");
         }
         *state.answers.entry(status).or_default() += 1;
         if state.unexpected.len() < MAX_UNEXPECTED {
             state.unexpected.extend(unexpected);
         }
-        settled.iter().all(|(_, fate)| *fate != Fate::Unknown)
+        outcomes.iter().all(|(_, outcome)| *outcome != ReportedOutcome::Unknown)
     }
 
-    async fn leave(&self, url: &str, request: &Request, rng: &mut Rng) {
-        let left = self.sender.leave(url, request, rng).await;
-        self.state().left += usize::from(left);
+    async fn send_and_disconnect(&self, url: &str, request: &EventRequest, rng: &mut Rng) {
+        let sent = self.sender.send_and_disconnect(url, request, rng).await;
+        self.state().disconnects += usize::from(sent);
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LoadState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Client {
+struct ClientProfile {
     seed: u64,
     events: usize,
-    leaves: bool,
+    disconnects: bool,
 }
 
-impl Load {
-    fn clients(&self) -> impl Iterator<Item = Client> {
-        let kinds = [(self.singles, 1, false), (self.arrays, self.array_events, false), (self.leavers, 1, true)];
-        let clients = kinds.into_iter().flat_map(|(clients, events, leaves)| vec![(events, leaves); clients]);
+impl LoadProfile {
+    fn clients(&self) -> impl Iterator<Item = ClientProfile> {
+        let kinds = [(self.singles, 1, false), (self.arrays, self.array_events, false), (self.disconnecting, 1, true)];
+        let clients = kinds.into_iter().flat_map(|(clients, events, disconnects)| vec![(events, disconnects); clients]);
         let seed = self.seed;
-        clients.zip(0..).map(move |((events, leaves), number)| Client {
+        clients.zip(0..).map(move |((events, disconnects), number)| ClientProfile {
             seed: seed.wrapping_add(number),
             events,
-            leaves,
+            disconnects,
         })
     }
 }
 
-impl Request {
-    fn new(rows: Vec<Row>) -> Self {
-        let events: Vec<String> = rows.iter().map(Row::json).collect();
+impl EventRequest {
+    fn new(rows: Vec<EventRow>) -> Self {
+        let events: Vec<String> = rows.iter().map(EventRow::json).collect();
         let body = if let [event] = events.as_slice() { event.clone() } else { format!("[{}]", events.join(",")) };
         Self { rows, body }
     }

@@ -1,20 +1,20 @@
-//! What a disk does wrong, as a test tells the process that serves it: by a file, a line each.
+//! Faults of a disk. The test passes them to the process that serves the disk in a file with one line per fault.
 
 use std::fs;
 use std::path::Path;
 
 const FILE: &str = "faults";
 
-/// What a disk does wrong.
+/// A fault of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// No file can be synced.
+    /// Every sync of a file fails.
     Sync,
-    /// Whatever has the byte at `offset` of a file of this name cannot be read.
+    /// Every read of the byte at `offset` of a file with this name fails.
     Read {
-        /// The file's name, in whatever folder.
+        /// The file's name in any folder.
         file: String,
-        /// Where the byte is.
+        /// The position of the byte.
         offset: u64,
     },
 }
@@ -25,11 +25,11 @@ pub(crate) fn write(folder: &Path, faults: &[Fault]) {
         Fault::Read { file, offset } => format!("{offset} {file}\n"),
     };
     let unfinished = folder.join("faults.unfinished");
-    fs::write(&unfinished, faults.iter().map(line).collect::<String>()).expect("the folder is ours");
-    fs::rename(unfinished, folder.join(FILE)).expect("the folder is ours");
+    fs::write(&unfinished, faults.iter().map(line).collect::<String>()).expect("the test owns the folder");
+    fs::rename(unfinished, folder.join(FILE)).expect("the test owns the folder");
 }
 
-/// Those of the disk whose folder the process runs in.
+/// Reads the faults from the working folder, which is the folder of the disk.
 pub(crate) fn read() -> Vec<Fault> {
     let fault = |line: &str| match line.split_once(' ') {
         None => Fault::Sync,

@@ -1,8 +1,8 @@
-//! What programs wrote, and what of it would outlive a power cut.
+//! The contents of the disk in memory, and the durable part of them in files: [`Media`].
 //!
-//! Programs see what lies in memory. What was synced lies below a folder, too: `blocks/N` is what file N has, `names/N`
-//! what folder N has, a line each. A name is durable once its folder was synced, bytes once their file was. Some more
-//! gets there early, by chance, as on a real disk: blocks in any order, names in theirs.
+//! Programs see the contents in memory. The durable part is below a folder: `blocks/N` holds the bytes of file N, and
+//! `names/N` the entries of folder N, one per line. A sync of a folder makes its names durable, a sync of a file its bytes.
+//! As on a real disk, some writes become durable earlier by chance: blocks in any order, names in their order.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 
 use fastrand::Rng;
 
-/// The folder that all others are below.
+/// The number of the root folder.
 pub(crate) const ROOT: u64 = 1;
 
-/// What a disk writes as a whole.
+/// The unit that a disk writes atomically.
 const BLOCK_BYTES: usize = 512;
 
 pub(crate) struct Media {
@@ -23,7 +23,7 @@ pub(crate) struct Media {
     nodes: HashMap<u64, Node>,
     next: u64,
     rng: Rng,
-    /// How likely it is that something becomes durable before it is synced.
+    /// The probability that a write becomes durable before its sync.
     early: f64,
 }
 
@@ -36,7 +36,7 @@ pub(crate) enum Content {
     Folder(BTreeMap<String, u64>),
     File {
         bytes: Vec<u8>,
-        /// The blocks that were written since they were synced.
+        /// The blocks written since their last sync.
         unsynced: BTreeSet<usize>,
     },
 }
@@ -63,7 +63,7 @@ impl Node {
 }
 
 impl Media {
-    /// What `durable` has, in a folder that is made where it is not there.
+    /// Loads the contents from the folder `durable`, which is created if it does not exist.
     pub(crate) fn open(durable: &Path, early: f64, rng: Rng) -> io::Result<Self> {
         fs::create_dir_all(durable.join("blocks"))?;
         fs::create_dir_all(durable.join("names"))?;
@@ -86,7 +86,7 @@ impl Media {
             Content::Folder(names) => {
                 for line in or_empty(fs::read_to_string(self.names(number)))?.lines() {
                     let mut fields = line.splitn(4, ' ');
-                    let mut field = || fields.next().expect("it was written by us");
+                    let mut field = || fields.next().expect("this module wrote the line");
                     let (child, mode) = (field().parse().expect("a number"), field().parse().expect("a number"));
                     let is_folder = field() == "folder";
                     names.insert(field().to_owned(), child);
@@ -102,17 +102,17 @@ impl Media {
         self.nodes.get(&number)
     }
 
-    /// Whether some folder has the file under this name.
+    /// Returns true if a folder contains the file under this name.
     pub(crate) fn is_named(&self, file: u64, name: &str) -> bool {
-        let has_it = |node: &Node| matches!(&node.content, Content::Folder(names) if names.get(name) == Some(&file));
-        self.nodes.values().any(has_it)
+        let contains = |node: &Node| matches!(&node.content, Content::Folder(names) if names.get(name) == Some(&file));
+        self.nodes.values().any(contains)
     }
 
     pub(crate) fn set_mode(&mut self, number: u64, mode: u16) {
         self.nodes.get_mut(&number).expect("it is open").mode = mode;
     }
 
-    /// The names in a folder.
+    /// Returns the entries of a folder.
     pub(crate) fn list(&mut self, folder: u64) -> &mut BTreeMap<String, u64> {
         match &mut self.nodes.get_mut(&folder).expect("it is open").content {
             Content::Folder(names) => names,
@@ -129,14 +129,14 @@ impl Media {
         Ok(number)
     }
 
-    /// Whoever has it open goes on with it. False when there is none of this name.
+    /// Removes a name, and returns false if there is none. Open files remain usable.
     pub(crate) fn remove(&mut self, folder: u64, name: &str) -> io::Result<bool> {
-        let was_there = self.list(folder).remove(name).is_some();
+        let existed = self.list(folder).remove(name).is_some();
         self.names_changed(folder)?;
-        Ok(was_there)
+        Ok(existed)
     }
 
-    /// In one folder, which is all that programs rely on. False when there is none of this name.
+    /// Renames an entry within one folder, which is all that programs need. Returns false if there is no such name.
     pub(crate) fn rename(&mut self, folder: u64, from: &str, to: &str) -> io::Result<bool> {
         let names = self.list(folder);
         let Some(number) = names.remove(from) else { return Ok(false) };
@@ -162,7 +162,7 @@ impl Media {
         let (bytes, unsynced) = self.file(file);
         let end = bytes.len().max(size);
         bytes.resize(size, 0);
-        // Whatever is written there later does not lie beside what was there before.
+        // Old bytes must not reappear beside bytes that are written there later.
         unsynced.extend(size / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES));
         if self.is_early() { self.sync_file(file) } else { Ok(()) }
     }
@@ -181,7 +181,7 @@ impl Media {
             let kind = if node.is_folder() { "folder" } else { "file" };
             lines.push_str(&format!("{child} {} {kind} {name}\n", node.mode));
         }
-        // By a rename, so that the end of this process finds all of it or nothing.
+        // A rename is atomic: a kill of this process leaves the old or the new version.
         let unfinished = self.durable.join("unfinished");
         fs::write(&unfinished, lines)?;
         fs::rename(unfinished, self.names(folder))
@@ -195,7 +195,7 @@ impl Media {
         self.rng.f64() < self.early
     }
 
-    /// Writes these blocks of a file down, as far as it has them.
+    /// Makes these blocks of a file durable, as far as the file has them.
     fn make_durable(&mut self, file: u64, blocks: BTreeSet<usize>) -> io::Result<()> {
         if blocks.is_empty() {
             return Ok(());
@@ -232,7 +232,7 @@ impl Media {
     }
 }
 
-/// What was created, and never synced, is there and empty.
+/// Returns empty contents for a file or folder that was created and never synced.
 fn or_empty<T: Default>(read: io::Result<T>) -> io::Result<T> {
     match read {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
@@ -245,7 +245,7 @@ fn or_empty<T: Default>(read: io::Result<T>) -> io::Result<T> {
 mod tests {
     use super::*;
 
-    /// A disk on which nothing is early, and one on which everything is, or half.
+    /// Opens a disk on which this share of the writes becomes durable early.
     fn open(folder: &Path, early: f64) -> Media {
         Media::open(folder, early, Rng::with_seed(7)).unwrap()
     }
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn removed_and_renamed_is_what_was_synced_so() {
+    fn removal_and_rename_are_durable_after_a_sync() {
         let folder = tempfile::tempdir().unwrap();
         let mut media = open(folder.path(), 0.0);
         for name in ["a", "b"] {
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_cut_off_does_not_come_back_within_what_is_written_later() {
+    fn truncated_bytes_stay_gone_under_later_writes() {
         let folder = tempfile::tempdir().unwrap();
         let mut media = open(folder.path(), 0.0);
         let file = media.create(ROOT, "a", false, 0o600).unwrap();
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn some_blocks_are_durable_before_others() {
+    fn blocks_become_durable_in_any_order() {
         let folder = tempfile::tempdir().unwrap();
         let mut media = open(folder.path(), 0.5);
         let file = media.create(ROOT, "a", false, 0o600).unwrap();

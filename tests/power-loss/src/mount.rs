@@ -1,4 +1,4 @@
-//! The file system that the kernel asks.
+//! The FUSE file system over [`Media`]: [`MountedMedia`] answers the requests of the kernel.
 
 use std::ffi::OsStr;
 use std::io;
@@ -15,18 +15,18 @@ use fuser::{
 use crate::fault::{self, Fault};
 use crate::media::{Content, Media};
 
-/// How long a sync takes: as long as on a disk, so that what is acknowledged too early is lost.
+/// The duration of a sync, as on a real disk, so that data acknowledged too early is lost.
 const SYNC_TAKES: Duration = Duration::from_millis(5);
 
-/// How long the kernel may remember what it was told. Nobody else changes anything.
+/// The time that the kernel may cache answers. Nothing else changes the file system.
 const TTL: Duration = Duration::from_secs(3600);
 
 const BLOCK_BYTES: u32 = 4096;
 const BLOCKS: u64 = (4 << 30) / BLOCK_BYTES as u64;
 
-pub(crate) struct Mounted(Mutex<Media>);
+pub(crate) struct MountedMedia(Mutex<Media>);
 
-impl Mounted {
+impl MountedMedia {
     pub(crate) fn new(media: Media) -> Self {
         Self(Mutex::new(media))
     }
@@ -59,22 +59,22 @@ fn attributes(media: &Media, number: u64) -> Result<FileAttr, Errno> {
 }
 
 fn text(name: &OsStr) -> Result<&str, Errno> {
-    // The list of a folder has a line for each.
+    // The file with the entries of a folder has one line for each.
     name.to_str().filter(|name| !name.contains('\n')).ok_or(Errno::EINVAL)
 }
 
-fn found(is_there: io::Result<bool>) -> Result<(), Errno> {
-    if is_there? { Ok(()) } else { Err(Errno::ENOENT) }
+fn found(exists: io::Result<bool>) -> Result<(), Errno> {
+    if exists? { Ok(()) } else { Err(Errno::ENOENT) }
 }
 
-impl Mounted {
+impl MountedMedia {
     fn find(&self, parent: INodeNo, name: &OsStr) -> Result<FileAttr, Errno> {
         let mut media = self.media();
         let number = *media.list(parent.0).get(text(name)?).ok_or(Errno::ENOENT)?;
         attributes(&media, number)
     }
 
-    fn make(&self, parent: INodeNo, name: &OsStr, is_folder: bool, mode: u32) -> Result<FileAttr, Errno> {
+    fn create_node(&self, parent: INodeNo, name: &OsStr, is_folder: bool, mode: u32) -> Result<FileAttr, Errno> {
         let mut media = self.media();
         let number = media.create(parent.0, text(name)?, is_folder, mode as u16 & 0o7777)?;
         attributes(&media, number)
@@ -88,7 +88,7 @@ fn answer(reply: ReplyEmpty, done: Result<(), Errno>) {
     }
 }
 
-impl Filesystem for Mounted {
+impl Filesystem for MountedMedia {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.find(parent, name) {
             Ok(found) => reply.entry(&TTL, &found, Generation(0)),
@@ -133,7 +133,7 @@ impl Filesystem for Mounted {
     }
 
     fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        match self.make(parent, name, true, mode) {
+        match self.create_node(parent, name, true, mode) {
             Ok(made) => reply.entry(&TTL, &made, Generation(0)),
             Err(error) => reply.error(error),
         }
@@ -149,7 +149,7 @@ impl Filesystem for Mounted {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        match self.make(parent, name, false, mode) {
+        match self.create_node(parent, name, false, mode) {
             Ok(made) => reply.created(&TTL, &made, Generation(0), FileHandle(0), FopenFlags::empty()),
             Err(error) => reply.error(error),
         }
@@ -248,10 +248,10 @@ impl Filesystem for Mounted {
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let mut media = self.media();
         let names: Vec<(String, u64)> = media.list(ino.0).clone().into_iter().collect();
-        for (place, (name, number)) in (0..).zip(names).skip(offset as usize) {
+        for (index, (name, number)) in (0..).zip(names).skip(offset as usize) {
             let is_folder = media.get(number).is_some_and(|node| node.is_folder());
             let kind = if is_folder { FileType::Directory } else { FileType::RegularFile };
-            if reply.add(INodeNo(number), place + 1, kind, name) {
+            if reply.add(INodeNo(number), index + 1, kind, name) {
                 break;
             }
         }

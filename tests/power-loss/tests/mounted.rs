@@ -1,4 +1,4 @@
-//! The disk as programs see it.
+//! The mounted disk as programs see it: syncs, power cuts and clean-up.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::{self, File};
@@ -20,9 +20,9 @@ fn is_mounted(path: &Path) -> bool {
     mounts.lines().any(|line| line.split(' ').nth(1) == path.to_str())
 }
 
-/// The first start of a disk has nothing but what was synced.
+/// The first start of a disk keeps synced data alone.
 #[test]
-fn what_was_not_synced_is_gone_after_a_cut() {
+fn power_cut_loses_unsynced_data() {
     let Some(mut disk) = Disk::mount(1) else { return };
     let path = |name: &str| disk.path().join(name);
     let mut synced = File::create(path("synced")).unwrap();
@@ -40,7 +40,7 @@ fn what_was_not_synced_is_gone_after_a_cut() {
 
     let mounted_at = disk.path();
     disk.cut_power();
-    assert!(synced.write_all(b"lost").is_err() && synced.sync_data().is_err(), "the disk is gone");
+    assert!(synced.write_all(b"lost").is_err() && synced.sync_data().is_err(), "the disk is unmounted");
     drop(synced);
     disk.restore_power();
     let mut after: Vec<_> = fs::read_dir(disk.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -51,7 +51,7 @@ fn what_was_not_synced_is_gone_after_a_cut() {
     assert!(!is_mounted(&mounted_at) && !mounted_at.exists());
 }
 
-/// Not a test of its own: the next one runs it as a process to be killed.
+/// The process that the next test kills.
 #[test]
 #[ignore = "runs until it is killed"]
 fn holds_a_disk() {
@@ -63,7 +63,7 @@ fn holds_a_disk() {
 }
 
 #[test]
-fn a_killed_test_leaves_no_mount() {
+fn killed_test_leaves_no_mount() {
     if Disk::mount(1).is_none() {
         return;
     }
@@ -78,5 +78,5 @@ fn a_killed_test_leaves_no_mount() {
     test.kill().unwrap();
     test.wait().unwrap();
     let gone = || !is_mounted(&path) && !path.exists();
-    assert!(eye_harness::holds_within(Duration::from_secs(30), gone), "it is still there");
+    assert!(eye_harness::holds_within(Duration::from_secs(30), gone), "the mount or the folder remains");
 }

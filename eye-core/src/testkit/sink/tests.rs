@@ -5,11 +5,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
-use crate::event::EventFields;
+use crate::event::{EventFields, EventKey};
 use crate::sink::{SinkError, Written};
-use crate::store::EventKey;
 
-/// What a sink may do wrong.
+/// A fault of a sink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     None,
@@ -50,10 +49,10 @@ impl Storage {
 
 #[async_trait]
 impl SinkFixture for Storage {
-    async fn open(&self) -> Box<dyn Sink> {
+    async fn open(&self) -> BuiltSink {
         let forgetful = self.fault == Fault::ForgetsKeysAtARestart;
         let stored = if forgetful { Vec::new() } else { self.events.lock().unwrap().clone() };
-        Box::new(StorageSink {
+        BuiltSink::write_only(StorageSink {
             fault: self.fault,
             events: self.events.clone(),
             refused_name: self.refused_name.clone(),
@@ -73,12 +72,12 @@ impl SinkFixture for Storage {
         true
     }
 
-    async fn go_away(&self) -> bool {
+    async fn become_unavailable(&self) -> bool {
         self.away.store(true, Ordering::SeqCst);
         true
     }
 
-    async fn come_back(&self) {
+    async fn become_available(&self) {
         self.away.store(self.fault == Fault::StaysAway, Ordering::SeqCst);
     }
 }
@@ -187,6 +186,7 @@ fn trimmed(event: &Event) -> Event {
         category: event.category(),
         name: event.name().trim(),
         data: event.data(),
+        origin: event.origin(),
     })
 }
 
@@ -221,9 +221,9 @@ caught! {
     lost_remainders: DropsRemainders by odd_sizes_of_batches;
     trimmed_texts: Trims by unicode_and_large_events;
     a_race_between_writes: ChecksAndStoresApart by concurrent_writes;
-    a_refused_event_that_vanishes: DropsWhatItRefuses by a_refused_event_stands_alone;
-    refused_neighbours: RefusesNeighbours by a_refused_event_stands_alone;
-    a_refusal_that_never_ends: RefusesForEver by a_refused_event_stands_alone;
+    a_refused_event_that_vanishes: DropsWhatItRefuses by refused_event_is_isolated;
+    refused_neighbours: RefusesNeighbours by refused_event_is_isolated;
+    a_refusal_that_never_ends: RefusesForEver by refused_event_is_isolated;
     a_refusal_instead_of_an_outage: RefusesDuringAnOutage by an_outage_ends;
     an_outage_without_end: StaysAway by an_outage_ends;
     emptied_at_close: EmptiesAtClose by close_flushes;

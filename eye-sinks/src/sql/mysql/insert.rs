@@ -5,8 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use chrono::NaiveDateTime;
-use eye_core::event::Event;
-use eye_core::store::EventKey;
+use eye_core::event::{Event, EventKey};
 use eye_core::timestamp::Timestamp;
 use sqlx::mysql::MySqlConnection;
 use uuid::Uuid;

@@ -4,9 +4,8 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use eye_core::event::Event;
+use eye_core::event::{Event, EventKey};
 use eye_core::mutant;
-use eye_core::store::EventKey;
 use eye_core::timestamp::Timestamp;
 use sqlx::Sqlite;
 use sqlx::query::Query;

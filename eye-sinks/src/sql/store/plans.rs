@@ -4,8 +4,10 @@
 use std::fmt::Write;
 use std::sync::{Arc, Mutex};
 
+use eye_core::context::BuildContext;
 use eye_core::event::EventFields;
 use eye_core::sink::SinkConfig;
+use eye_core::testkit::origin;
 use eye_core::timestamp::Timestamp;
 use eye_harness::{MariaDb, Postgres, Server};
 use sea_orm::{Database, QueryResult, Statement};
@@ -41,6 +43,7 @@ fn event(number: u64) -> Event {
         category: &category,
         name: &name,
         data: "{}",
+        origin: origin(),
     })
 }
 
@@ -48,7 +51,7 @@ fn event(number: u64) -> Event {
 async fn fill<C: SinkConfig>(url: &str) {
     let open = async || {
         let config = C::deserialize(MapDeserializer::<_, Error>::new([("url", url)].into_iter())).unwrap();
-        let sink = config.build().await.unwrap();
+        let sink = config.build(&BuildContext::standalone("sinks.store")).await.unwrap().sink;
         sink.prepare().await.unwrap();
         sink
     };

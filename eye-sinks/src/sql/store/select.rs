@@ -1,6 +1,7 @@
 //! Statements that select events: what a filter matches, in the order of a page. Each one reads a single range of an index.
 
-use eye_core::store::{EventFilter, EventKey};
+use eye_core::event::EventKey;
+use eye_core::store::EventFilter;
 use eye_core::timestamp::Timestamp;
 use sea_orm::sea_query::extension::mysql::{IndexHintScope, MySqlSelectStatementExt};
 use sea_orm::sea_query::{BinOper, Expr, ExprTrait};

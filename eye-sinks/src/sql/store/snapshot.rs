@@ -1,5 +1,6 @@
 //! The snapshot of a query while SQLite's staged events are flushed.
 
+use eye_core::context::BuildContext;
 use eye_core::sink::SinkConfig;
 use eye_core::testkit::event;
 use sea_orm::sea_query::Query;
@@ -17,7 +18,8 @@ async fn event_flushed_during_a_query_is_seen_once() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("eye.db").display().to_string();
     let keys = MapDeserializer::<_, Error>::new([("url", format!("sqlite://{path}"))].into_iter());
-    let sink = SqliteConfig::deserialize(keys).unwrap().build().await.unwrap();
+    let sink =
+        SqliteConfig::deserialize(keys).unwrap().build(&BuildContext::standalone("sinks.store")).await.unwrap().sink;
     sink.prepare().await.unwrap();
     sink.write(&[event(1)]).await.unwrap();
     let snapshot =

@@ -1,15 +1,22 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use eye_core::testkit::{event, events};
+use eye_core::testkit::event;
 use tempfile::TempDir;
 
 use super::*;
 
-fn write_letters(queue: &TempDir, sink: &str, numbers: impl IntoIterator<Item = u64>) {
-    let batch: Vec<Numbered> = numbers.into_iter().map(|number| (number, event(number as u32))).collect();
-    let refused: Vec<_> =
-        (0..batch.len()).map(|index| Rejection { index, reason: "no \"such\" name".into() }).collect();
-    write(queue.path(), sink, &batch, &refused).unwrap();
+fn letter(number: u64, sink: &str) -> NewDeadLetter {
+    NewDeadLetter {
+        key: format!("{number}.{sink}"),
+        refused_by: format!("sinks.{sink}"),
+        reason: "no \"such\" name".to_owned(),
+        payload: serde_json::to_vec(&event(number as u32)).unwrap(),
+    }
+}
+
+async fn put(queue: &TempDir, sink: &str, numbers: impl IntoIterator<Item = u64>) {
+    let letters: Vec<NewDeadLetter> = numbers.into_iter().map(|number| letter(number, sink)).collect();
+    DiskDeadLetters::new(queue.path()).put(&letters).await.unwrap();
 }
 
 fn queue() -> TempDir {
@@ -33,35 +40,35 @@ async fn list(letters: &DiskDeadLetters) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn what_is_written_is_read_until_it_is_deleted() {
+async fn stored_letter_is_listed_until_it_is_deleted() {
     let queue = queue();
     let letters = DiskDeadLetters::new(queue.path());
-    assert!(list(&letters).await.is_empty(), "a queue without dead letters has no folder for them");
+    assert!(list(&letters).await.is_empty(), "without letters there is no folder");
     let before = Timestamp::now();
-    write_letters(&queue, "store", [7]);
-    let letter = letters.get("7.store").await.unwrap().unwrap();
-    assert_eq!(letters.page(None).await.unwrap(), std::slice::from_ref(&letter));
-    assert!((before..=Timestamp::now()).contains(&letter.time));
+    put(&queue, "store", [7]).await;
+    let stored = letters.get("7.store").await.unwrap().unwrap();
+    assert_eq!(letters.page(None).await.unwrap(), std::slice::from_ref(&stored));
+    assert!((before..=Timestamp::now()).contains(&stored.time));
     let payload = serde_json::to_vec(&event(7)).unwrap();
     let (id, reason) = ("7.store".to_owned(), "no \"such\" name".to_owned());
-    assert_eq!(letter, DeadLetter { id, refused_by: "sinks.store".into(), reason, time: letter.time, payload });
+    assert_eq!(stored, DeadLetter { id, refused_by: "sinks.store".into(), reason, time: stored.time, payload });
 
     assert!(letters.delete("7.store").await.unwrap());
-    assert!(!letters.delete("7.store").await.unwrap(), "it is gone");
+    assert!(!letters.delete("7.store").await.unwrap(), "it is deleted");
     assert_eq!(letters.get("7.store").await.unwrap(), None);
     assert!(list(&letters).await.is_empty());
 }
 
 #[tokio::test]
-async fn pages_are_bounded_and_in_order_and_survive_deletions() {
+async fn pages_are_bounded_and_ordered_despite_deletions() {
     let queue = queue();
     let letters = DiskDeadLetters::new(queue.path());
     for number in 0..(PAGE_LETTERS as u64 + 10) {
-        let id = Id { number, sink: "store".into() };
+        let id = LetterId { number, sink: "store".into() };
         fs::create_dir_all(queue.path().join(FOLDER)).unwrap();
         fs::write(file(&queue, &id.file_name()), "").unwrap();
     }
-    write_letters(&queue, "archive", [5]);
+    put(&queue, "archive", [5]).await;
     let first = letters.page(None).await.unwrap();
     assert_eq!(first.len(), PAGE_LETTERS);
     let all = list(&letters).await;
@@ -72,32 +79,31 @@ async fn pages_are_bounded_and_in_order_and_survive_deletions() {
 }
 
 #[tokio::test]
-async fn a_page_ends_at_its_bytes() {
+async fn page_ends_at_its_bytes() {
     let queue = queue();
-    let large = (0..5).map(|number| {
-        let fields = eye_core::event::EventFields {
-            id: event(0).id(),
-            timestamp: Timestamp::MIN,
-            received_at: Timestamp::MIN,
-            session_id: "s",
-            category: "c",
-            name: "n",
-            data: &format!("\"{}\"", "x".repeat(PAGE_BYTES / 2)),
-        };
-        (number, Event::from(fields))
-    });
-    let refused = [0, 1, 2, 3, 4].map(|index| Rejection { index, reason: "bad".into() });
-    write(queue.path(), "store", &large.collect::<Vec<_>>(), &refused).unwrap();
     let letters = DiskDeadLetters::new(queue.path());
+    let large = |number| NewDeadLetter { payload: vec![b'x'; PAGE_BYTES / 2], ..letter(number, "store") };
+    letters.put(&[0, 1, 2, 3, 4].map(large)).await.unwrap();
     assert_eq!(letters.page(None).await.unwrap().len(), 2);
     assert_eq!(list(&letters).await.len(), 5);
 }
 
+/// The payload is any sequence of bytes, line breaks included.
 #[tokio::test]
-async fn damage_is_seen_and_hides_no_other() {
+async fn payload_is_returned_byte_for_byte() {
     let queue = queue();
     let letters = DiskDeadLetters::new(queue.path());
-    write_letters(&queue, "store", 0..3);
+    for payload in [b"".to_vec(), b"\n".to_vec(), vec![0xFF, b'\n', 0, b'\n']] {
+        letters.put(&[NewDeadLetter { payload: payload.clone(), ..letter(1, "store") }]).await.unwrap();
+        assert_eq!(letters.get("1.store").await.unwrap().unwrap().payload, payload);
+    }
+}
+
+#[tokio::test]
+async fn damaged_letter_is_listed_and_hides_no_other() {
+    let queue = queue();
+    let letters = DiskDeadLetters::new(queue.path());
+    put(&queue, "store", 0..3).await;
     let path = file(&queue, "00000000000000000001.store.letter");
     let sound = fs::read(&path).unwrap();
     for at in 0..sound.len() {
@@ -123,19 +129,19 @@ async fn damage_is_seen_and_hides_no_other() {
 }
 
 #[tokio::test]
-async fn a_letter_that_comes_again_after_a_crash_is_there_once() {
+async fn letter_put_again_is_stored_once() {
     let queue = queue();
     let letters = DiskDeadLetters::new(queue.path());
-    write_letters(&queue, "store", 0..3);
+    put(&queue, "store", 0..3).await;
     letters.delete("1.store").await.unwrap();
-    write_letters(&queue, "store", 1..5);
+    put(&queue, "store", 1..5).await;
     assert_eq!(list(&letters).await, ["0.store", "1.store", "2.store", "3.store", "4.store"]);
 }
 
 #[tokio::test]
-async fn what_is_half_written_or_somebody_elses_is_no_letter() {
+async fn unfinished_and_foreign_files_are_no_letters() {
     let queue = queue();
-    write_letters(&queue, "store", [1]);
+    put(&queue, "store", [1]).await;
     for foreign in [
         "00000000000000000002.store.letter.unfinished",
         "3.store.letter",
@@ -152,9 +158,9 @@ async fn what_is_half_written_or_somebody_elses_is_no_letter() {
 }
 
 #[tokio::test]
-async fn ids_lead_nowhere_else() {
+async fn ids_do_not_lead_out_of_the_folder() {
     let queue = queue();
-    write_letters(&queue, "store", [1]);
+    put(&queue, "store", [1]).await;
     fs::write(queue.path().join("00000000000000000001.x.letter"), "x").unwrap();
     let letters = DiskDeadLetters::new(queue.path());
     let long = format!("1.{}", "a".repeat(65));
@@ -182,23 +188,25 @@ async fn ids_lead_nowhere_else() {
         assert_eq!(letters.get(id).await.unwrap(), None, "{id:?}");
         assert!(!letters.delete(id).await.unwrap(), "{id:?}");
         assert!(letters.page(Some(id)).await.is_err(), "{id:?}");
+        let letter = NewDeadLetter { key: id.to_owned(), ..letter(1, "store") };
+        assert!(letters.put(&[letter]).await.is_err(), "{id:?}");
     }
     assert!(queue.path().join("00000000000000000001.x.letter").exists());
     assert_eq!(list(&letters).await, ["1.store"]);
 }
 
 #[tokio::test]
-async fn a_queue_that_is_not_there_is_said_with_its_path() {
+async fn error_names_the_path_of_a_missing_queue() {
     let folder = queue();
     let error = DiskDeadLetters::new(&folder.path().join("none")).page(None).await.unwrap_err().to_string();
     assert!(error.contains(folder.path().join("none").to_str().unwrap()), "{error}");
 }
 
-/// Two commands delete all there is while the program writes more.
+/// Two commands delete all letters while the program stores more.
 #[tokio::test(flavor = "multi_thread")]
-async fn deleting_and_writing_at_once_loses_nothing_and_fails_nobody() {
+async fn concurrent_put_and_delete_lose_no_letter() {
     let queue = queue();
-    write_letters(&queue, "store", 0..50);
+    put(&queue, "store", 0..50).await;
     let delete_all = async || {
         let letters = DiskDeadLetters::new(queue.path());
         let mut deleted = 0;
@@ -207,14 +215,7 @@ async fn deleting_and_writing_at_once_loses_nothing_and_fails_nobody() {
         }
         deleted
     };
-    let path = queue.path().to_owned();
-    let writing = spawn_blocking(move || {
-        let batch: Vec<Numbered> = (50..).zip(events(50, 100)).collect();
-        let refused: Vec<_> = (0..50).map(|index| Rejection { index, reason: "bad".into() }).collect();
-        write(&path, "store", &batch, &refused).unwrap();
-    });
-    let (first, second) = tokio::join!(delete_all(), delete_all());
-    writing.await.unwrap();
+    let ((), first, second) = tokio::join!(put(&queue, "store", 50..100), delete_all(), delete_all());
     let left = list(&DiskDeadLetters::new(queue.path())).await.len();
-    assert_eq!(first + second + left, 100, "each was deleted by one of them, or is there");
+    assert_eq!(first + second + left, 100, "each letter was deleted once, or is still stored");
 }

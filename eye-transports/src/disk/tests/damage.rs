@@ -1,10 +1,10 @@
-//! What the disk has lost or damaged.
+//! Lost and damaged files.
 
 use super::*;
 
-/// Every byte in turn, so that every field of a record is hit: the others come, and the bytes are set aside.
+/// Damages every third byte of a record in turn, so that every field is hit.
 #[tokio::test]
-async fn damage_costs_the_record_it_hits_and_no_other() {
+async fn damage_costs_only_the_record_that_it_hits() {
     let folder = folder();
     let config = config(&folder);
     let length = three_records(&config).await;
@@ -19,12 +19,12 @@ async fn damage_costs_the_record_it_hits_and_no_other() {
         assert_eq!(drain(&config).await, [events(0, 2), events(4, 6)].concat(), "byte {at}");
         let kept = fs::read(config.path.join(format!("damaged/{:020}-{length}.bin", 0))).unwrap();
         assert_eq!(kept.len(), length, "byte {at}");
-        assert_eq!(drain(&config).await, [], "it is passed once");
+        assert_eq!(drain(&config).await, [], "the damage is skipped once");
     }
 }
 
 #[tokio::test]
-async fn custody_tells_what_was_pending_at_the_start_and_what_is_missing() {
+async fn custody_counts_pending_at_start_and_missing() {
     let folder = folder();
     let config = config(&folder);
     let length = three_records(&config).await;
@@ -34,33 +34,30 @@ async fn custody_tells_what_was_pending_at_the_start_and_what_is_missing() {
     fs::write(&segment, content).unwrap();
     let transport = open(&config).await;
     let mut subscription = transport.subscribe("store").await.unwrap();
-    assert_eq!(custody(&transport), [6, 6, 6, 0], "nobody has looked yet");
+    assert_eq!(custody(&transport), [6, 6, 6, 0], "nothing is read yet");
     commit(&transport, 6, 7).await;
     let narrow = BatchLimits { max_events: 1, ..WIDE };
     let received = subscription.receive(narrow).await.unwrap().remove(0);
     assert_eq!((received.events, custody(&transport)), (events(0, 1), [7, 6, 7, 0]));
     received.ack.settle(Outcome::Delivered);
-    assert_eq!(
-        next(&mut *subscription, Outcome::Failed { reason: "away".into() }).await,
-        [events(1, 2), events(4, 7)].concat()
-    );
-    assert_eq!(
-        custody(&transport),
-        [7, 6, 4, 2],
-        "what is missing lies before the sink's place, and is pending no more"
-    );
-    next(&mut *subscription, Outcome::Delivered).await;
+    for outcome in [Outcome::failed("unavailable"), Outcome::Delivered] {
+        assert_eq!(next(&mut *subscription, outcome).await, events(1, 2), "a batch ends before a gap");
+        assert_eq!(custody(&transport), [7, 6, 4, 2], "missing events are not pending");
+    }
+    let received = subscription.receive(WIDE).await.unwrap().remove(0);
+    assert_eq!((received.events, received.position.unwrap().key(0)), (events(4, 7), "4".to_owned()));
+    received.ack.settle(Outcome::Delivered);
     transport.close();
     end(subscription).await;
     assert_eq!(custody(&transport), [7, 6, 0, 2]);
 }
 
 #[tokio::test]
-async fn an_end_that_is_not_whole_is_set_aside_and_written_behind() {
+async fn incomplete_end_is_set_aside_and_cut_off() {
     let folder = folder();
     let config = config(&folder);
     let length = three_records(&config).await;
-    // The last segment is the one that a crash cuts.
+    // A crash cuts the last segment.
     for empty in &segments(&config)[1..] {
         fs::remove_file(empty).unwrap();
     }
@@ -69,31 +66,31 @@ async fn an_end_that_is_not_whole_is_set_aside_and_written_behind() {
     let transport = open(&config).await;
     let mut subscription = transport.subscribe("store").await.unwrap();
     commit(&transport, 10, 12).await;
-    assert_eq!(next(&mut *subscription, Outcome::Delivered).await, [events(0, 4), events(10, 12)].concat());
+    assert_eq!(next(&mut *subscription, Outcome::Delivered).await, events(0, 4));
+    assert_eq!(next(&mut *subscription, Outcome::Delivered).await, events(10, 12));
     let kept = config.path.join(format!("damaged/{:020}-{}.bin", 0, length * 2));
     assert_eq!(fs::metadata(kept).unwrap().len(), length as u64 - 1);
 }
 
-/// A write that was cut off, in a segment that has nothing else and so gets its name again.
+/// The incomplete write is the whole content of a segment, so the next segment gets the same name.
 #[tokio::test]
-async fn an_end_that_cannot_be_set_aside_hides_nothing_that_comes_after_it() {
+async fn incomplete_end_hides_no_later_event() {
     let folder = folder();
     let config = config(&folder);
     fs::create_dir(&config.path).unwrap();
     fs::write(config.path.join(format!("{:020}.log", 0)), [0xFE; 30]).unwrap();
     fs::write(config.path.join("damaged"), "in the way").unwrap();
     let transport = open(&config).await;
-    let mut reader = reader::Reader::new(transport.log.clone(), "store".to_owned(), 0);
-    let mut ahead = VecDeque::new();
-    reader.read(WIDE, &mut ahead).unwrap();
+    let mut reader = reader::LogReader::new(transport.log.clone(), "store".to_owned(), 0);
+    reader.read(WIDE).unwrap();
     commit(&transport, 0, 5).await;
-    reader.read(WIDE, &mut ahead).unwrap();
-    assert_eq!(ahead.into_iter().map(|(_, event)| event).collect::<Vec<_>>(), events(0, 5));
+    reader.read(WIDE).unwrap();
+    assert_eq!(reader.batch(WIDE), (0, events(0, 5)));
 }
 
-/// What comes after the end was damaged has numbers that no sink has seen, or it would be skipped.
+/// New events get numbers that no sink has settled. Otherwise they would be skipped.
 #[tokio::test]
-async fn what_follows_a_lost_end_is_delivered() {
+async fn events_after_a_lost_end_are_delivered() {
     let folder = folder();
     let config = config(&folder);
     three_records(&config).await;
@@ -108,7 +105,7 @@ async fn what_follows_a_lost_end_is_delivered() {
 }
 
 #[tokio::test]
-async fn a_segment_that_is_gone_does_not_stop_the_others() {
+async fn removed_segment_does_not_stop_the_others() {
     let folder = folder();
     let config = DiskConfig { max_bytes: 16 * 1000, ..config(&folder) };
     let transport = open(&config).await;
@@ -126,7 +123,7 @@ async fn a_segment_that_is_gone_does_not_stop_the_others() {
 }
 
 #[tokio::test]
-async fn damaged_cursors_deliver_again_rather_than_lose() {
+async fn damaged_cursors_redeliver_all_events() {
     let folder = folder();
     let config = config(&folder);
     three_records(&config).await;

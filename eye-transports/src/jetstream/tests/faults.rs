@@ -1,9 +1,9 @@
-//! A server that is away, hangs, is full, was killed, or has lost what it had.
+//! A server that is unavailable, hangs, is full, was killed, or has lost data.
 
 use super::*;
 
 #[tokio::test]
-async fn a_server_that_is_away_is_told_and_found_again() {
+async fn unavailable_server_is_reported_and_reconnected() {
     let mut server = NatsServer::new(&[]);
     let mut fixture = Fixture::start_unready(&server, keys(&server)).await;
     fixture.wait_unavailable("no connection to 127.0.0.1:").await;
@@ -15,7 +15,7 @@ async fn a_server_that_is_away_is_told_and_found_again() {
 
     server.kill();
     fixture.wait_unavailable("").await;
-    assert!(matches!(fixture.transport.publish(events(1, 2)).await, Err(PublishError::Full { .. })));
+    assert!(matches!(fixture.transport.publish(events(1, 2)).await, Err(PublishError::Unavailable { .. })));
     server.restart();
     fixture.wait_ready().await;
     assert_eq!(fixture.publish(events(1, 2)).await, Outcome::Delivered);
@@ -29,7 +29,7 @@ async fn a_server_that_is_away_is_told_and_found_again() {
 }
 
 #[tokio::test]
-async fn a_publish_that_nobody_answered_is_tried_again_and_taken_once() {
+async fn unanswered_publish_is_retried_and_stored_once() {
     let mut server = NatsServer::start();
     let fixture = Fixture::start(&server).await;
     server.pause();
@@ -37,12 +37,15 @@ async fn a_publish_that_nobody_answered_is_tried_again_and_taken_once() {
     tokio::time::sleep(PUBLISH_TIMEOUT + Duration::from_millis(500)).await;
     server.resume();
     assert_eq!(receipt.outcome().await, Outcome::Delivered);
-    eventually("it has heard both", DEADLINE, async || fixture.stream().await.cached_info().state.messages >= 1).await;
+    eventually("the server has processed both", DEADLINE, async || {
+        fixture.stream().await.cached_info().state.messages >= 1
+    })
+    .await;
     assert_eq!(fixture.stream().await.cached_info().state.last_sequence, 1);
 }
 
 #[tokio::test]
-async fn while_the_server_hangs_a_publish_fails_before_its_producer_gives_up() {
+async fn publish_to_hanging_server_fails_in_time() {
     let mut server = NatsServer::start();
     let fixture = Fixture::start(&server).await;
     server.pause();
@@ -61,7 +64,7 @@ async fn while_the_server_hangs_a_publish_fails_before_its_producer_gives_up() {
 }
 
 #[tokio::test]
-async fn a_full_stream_refuses_says_so_and_recovers() {
+async fn full_stream_refuses_and_recovers() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     let large = |n| event_with(n, "large", &format!("\"{}\"", "x".repeat(900_000)));
@@ -78,7 +81,8 @@ async fn a_full_stream_refuses_says_so_and_recovers() {
         }
     };
     assert!(reason.contains("transport.max_bytes = 67108864") && reason.contains("a sixteenth"), "{reason}");
-    assert!((65..=69).contains(&taken.len()), "{}", taken.len());
+    // 69 fit below the sixteenth. Those in flight during an observation are not in it.
+    assert!((65..=72).contains(&taken.len()), "{}", taken.len());
     let refused = fixture.transport.publish(events(0, 1)).await.unwrap_err();
     assert!(matches!(refused, PublishError::Full { .. }), "{refused}");
     fixture.wait_unavailable("takes nothing").await;
@@ -92,34 +96,34 @@ async fn a_full_stream_refuses_says_so_and_recovers() {
 }
 
 #[tokio::test]
-async fn what_was_seen_on_a_connection_does_not_count_once_it_is_lost() {
+async fn check_on_lost_connection_is_ignored() {
     let server = NatsServer::new(&[]);
     let config = config(keys(&server)).unwrap();
     let client = async_nats::ConnectOptions::new().retry_on_initial_connect().connect(server.url()).await.unwrap();
-    let keeper = Keeper::new(client.clone(), STREAM, 1);
-    let session = Arc::new(Session::new(jetstream::new(client), &config, keeper));
+    let letters = config.dead_letter_stream().with_client(client.clone());
+    let monitor = Arc::new(StreamMonitor::new(jetstream::new(client), &config, letters));
     let (is_connected, mut connection) = watch::channel(false);
-    let mut note = session.clone().note(is_connected);
-    for is_there_again in [false, true] {
-        note(Change::Connected);
+    let mut on_event = monitor.clone().on_connection_event(is_connected);
+    for reconnected in [false, true] {
+        on_event(ConnectionEvent::Connected);
         connection.borrow_and_update();
-        session.see(&connection, 0);
-        assert_eq!(session.state(), State::Here);
-        note(Change::Lost);
-        if is_there_again {
-            note(Change::Connected);
+        monitor.note_checked(&connection, 0);
+        assert_eq!(monitor.status(), StreamStatus::Available);
+        on_event(ConnectionEvent::Lost);
+        if reconnected {
+            on_event(ConnectionEvent::Connected);
         }
-        session.see(&connection, 0);
-        assert!(matches!(session.state(), State::Away(_)), "{:?}", session.state());
+        monitor.note_checked(&connection, 0);
+        assert!(matches!(monitor.status(), StreamStatus::Unavailable(_)), "{:?}", monitor.status());
     }
 }
 
 #[tokio::test]
-async fn a_consumer_that_is_deleted_is_made_again_and_gets_what_it_did_not_have() {
+async fn deleted_consumer_is_recreated() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     fixture.publish(events(0, 5)).await;
-    settle(fixture.receive().await, Outcome::failed("away"));
+    settle(fixture.receive().await, Outcome::failed("unavailable"));
     fixture.stream().await.delete_consumer("store").await.unwrap();
     assert_eq!(fixture.next(Outcome::Delivered).await, events(0, 5));
     fixture.wait_empty().await;
@@ -128,25 +132,25 @@ async fn a_consumer_that_is_deleted_is_made_again_and_gets_what_it_did_not_have(
     assert_eq!(fixture.next(Outcome::Delivered).await, events(5, 6));
 }
 
-/// A server that was killed may wait for acks of messages that it does not have any more. Whenever it could deliver
-/// something it looks for one of them, and delivers nothing.
+/// A killed server may wait for acknowledgements of messages that it no longer has. Whenever it could deliver something it looks
+/// for one of them, and delivers nothing.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_consumer_that_has_forgotten_acks_is_made_anew() {
+async fn consumer_waiting_for_removed_messages_is_recreated() {
     const MESSAGES: u32 = 20;
     let mut server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
-    let mut at_hand = Vec::new();
+    let mut in_flight = Vec::new();
     for n in 0..MESSAGES {
         fixture.publish(events(n, n + 1)).await;
-        at_hand.extend(fixture.receive().await);
+        in_flight.extend(fixture.receive().await);
     }
     let consumer = server.folder().join("streams/jetstream/$G/streams/EYE/obs/store/o.dat");
     tokio::task::block_in_place(|| server.stop());
     let before_the_acks = std::fs::read(&consumer).unwrap();
     tokio::task::block_in_place(|| server.restart());
-    // The oldest is not acknowledged: what is older than all that it has, a server does not wait for.
-    let oldest = at_hand.remove(0);
-    settle(at_hand, Outcome::Delivered);
+    // The oldest is not acknowledged: a server does not wait for messages that are older than all that it has.
+    let oldest = in_flight.remove(0);
+    settle(in_flight, Outcome::Delivered);
     let one_is_left = async || fixture.stream().await.cached_info().state.messages == 1;
     eventually("the others are removed", DEADLINE, one_is_left).await;
     std::mem::forget(oldest);
@@ -160,7 +164,7 @@ async fn a_consumer_that_has_forgotten_acks_is_made_anew() {
 
     let mut fixture = Fixture::start(&server).await;
     assert_eq!(fixture.consumer().await.num_ack_pending, MESSAGES as usize);
-    // It comes again, and so would the others.
+    // The server delivers it again, and would deliver the others.
     let oldest = fixture.receive().await;
     let published = Instant::now();
     fixture.publish(events(MESSAGES, MESSAGES + 1)).await;
@@ -171,26 +175,26 @@ async fn a_consumer_that_has_forgotten_acks_is_made_anew() {
     assert!(published.elapsed() < Duration::from_secs(5), "{:?}", published.elapsed());
     settle(oldest, Outcome::Delivered);
     fixture.wait_empty().await;
-    eventually("it waits for nothing", DEADLINE, async || fixture.consumer().await.num_ack_pending == 0).await;
+    eventually("the consumer waits for no ack", DEADLINE, async || fixture.consumer().await.num_ack_pending == 0).await;
 }
 
-/// A server that was killed may bring messages back that were acknowledged and removed.
+/// A killed server may restore messages that were acknowledged and removed.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_has_forgotten_acks_is_emptied() {
+async fn restored_messages_are_delivered_and_removed() {
     let mut server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     fixture.publish(events(0, 5)).await;
     fixture.publish(events(5, 6)).await;
-    let mut at_hand = fixture.receive().await;
-    while at_hand.len() < 2 {
-        at_hand.extend(fixture.receive().await);
+    let mut in_flight = fixture.receive().await;
+    while in_flight.len() < 2 {
+        in_flight.extend(fixture.receive().await);
     }
     let messages = server.folder().join("streams/jetstream/$G/streams/EYE/msgs");
     let files = || std::fs::read_dir(&messages).unwrap().map(|file| file.unwrap().path());
     tokio::task::block_in_place(|| server.stop());
     let before_the_acks: Vec<_> = files().map(|file| (file.clone(), std::fs::read(file).unwrap())).collect();
     tokio::task::block_in_place(|| server.restart());
-    settle(at_hand, Outcome::Delivered);
+    settle(in_flight, Outcome::Delivered);
     fixture.wait_empty().await;
     tokio::task::block_in_place(|| {
         server.stop();
@@ -212,7 +216,7 @@ async fn a_stream_that_has_forgotten_acks_is_emptied() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_deleted_is_made_again() {
+async fn deleted_stream_is_recreated() {
     let server = NatsServer::start();
     let mut fixture = Fixture::start(&server).await;
     fixture.publish(events(0, 1)).await;
@@ -226,10 +230,9 @@ async fn a_stream_that_is_deleted_is_made_again() {
     assert_eq!(fixture.next(Outcome::Delivered).await, events(1, 2));
 }
 
-/// Sinks that fail now and then, of two programs, while the server is killed: whatever is delivered again, and however
-/// often, nothing is lost.
+/// The sinks of two programs fail at random while the server is killed: nothing is lost, however often it is delivered again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_killed_forgets_nothing_that_is_to_come_again() {
+async fn killed_server_loses_no_redelivery() {
     const EVENTS: u32 = 300;
     let seed = fastrand::u64(..);
     println!("seed {seed}");
@@ -244,7 +247,7 @@ async fn a_server_that_is_killed_forgets_nothing_that_is_to_come_again() {
             while let Some(deliveries) = subscription.receive(BatchLimits { max_events: 10, ..WIDE }).await {
                 for delivery in deliveries {
                     if random.bool() {
-                        delivery.ack.settle(Outcome::failed("away"));
+                        delivery.ack.settle(Outcome::failed("unavailable"));
                     } else {
                         let events = delivery.events.into_iter().map(|event| (event.key(), event));
                         delivered.lock().unwrap().extend(events);
@@ -263,13 +266,14 @@ async fn a_server_that_is_killed_forgets_nothing_that_is_to_come_again() {
             let Ok(receipt) = transports[0].publish(events(n, n + 1)).await else { return false };
             receipt.outcome().await == Outcome::Delivered
         };
-        eventually("it is taken", DEADLINE, taken).await;
+        eventually("the event is taken", DEADLINE, taken).await;
     }
     let all = async || delivered.lock().unwrap().len() == EVENTS as usize;
     eventually(&format!("all are delivered, seed {seed}"), DEADLINE, all).await;
     let stream = jetstream::new(async_nats::connect(server.url()).await.unwrap()).get_stream(STREAM).await.unwrap();
     let is_done = async || {
-        let consumer = stream.consumer_info("store").await.unwrap();
+        // It may be being recreated.
+        let Ok(consumer) = stream.consumer_info("store").await else { return false };
         let messages = stream.get_info().await.unwrap().state.messages;
         (messages, consumer.num_pending, consumer.num_ack_pending) == (0, 0, 0)
     };

@@ -1,9 +1,9 @@
-//! Settings that cannot be, and what is on the server with others.
+//! Impossible settings, and settings drift on the server.
 
 use super::*;
 
 #[tokio::test]
-async fn a_stream_or_consumer_with_other_settings_is_an_error_that_names_them() {
+async fn settings_drift_is_an_error_naming_settings() {
     let server = NatsServer::start();
     let fixture = Fixture::start(&server).await;
     let context = jetstream::new(fixture.client.clone());
@@ -33,9 +33,9 @@ async fn a_stream_or_consumer_with_other_settings_is_an_error_that_names_them() 
     assert!(error.contains("discard is Old, not New") && error.contains("max_age is 600s, not 0ns"), "{error}");
 }
 
-/// They would lose events, or keep them from the sink, on the connection that there is.
+/// The changed settings would lose events or keep them from the sink, without a new connection.
 #[tokio::test]
-async fn settings_that_somebody_changes_meanwhile_are_an_error_and_nothing_is_taken_any_more() {
+async fn settings_changed_at_runtime_stop_the_transport() {
     let end = async |change: &dyn Fn(&mut Config, &mut pull::Config)| {
         let server = NatsServer::start();
         let fixture = Fixture::start(&server).await;
@@ -59,30 +59,31 @@ async fn settings_that_somebody_changes_meanwhile_are_an_error_and_nothing_is_ta
 }
 
 #[tokio::test]
-async fn what_cannot_be_is_an_error_at_the_start() {
+async fn impossible_settings_are_refused_at_startup() {
     let table = [
-        (json!({"stream": ""}), "stream must be the name of a stream"),
-        (json!({"stream": "a.b"}), "stream must be the name of a stream"),
-        (json!({"stream": "a b"}), "stream must be the name of a stream"),
-        (json!({"replicas": 6}), "replicas is 6, but must be at most 5"),
-        (json!({"max_bytes": MIN_MAX_BYTES - 1}), "but must be at least 67108864"),
-        (json!({"max_bytes": u64::MAX}), "more than a stream can hold"),
+        (json!({"stream": ""}), "stream: must be the name of a stream"),
+        (json!({"stream": "a.b"}), "stream: must be the name of a stream"),
+        (json!({"stream": "a b"}), "stream: must be the name of a stream"),
+        (json!({"replicas": 6}), "replicas: 6 is too large: it must be at most 5"),
+        (json!({"max_bytes": MIN_MAX_BYTES - 1}), "max_bytes: 67108863 is too small: it must be at least 67108864"),
+        (json!({"max_bytes": u64::MAX}), "is more than a stream can hold"),
         (json!({"token": "hush", "user": "eye"}), "more than one way to log in"),
     ];
     for (wrong, expected) in table {
         let mut keys = json!({"url": "nats://127.0.0.1:1", "stream": "EYE"});
-        assert!(config(keys.clone()).unwrap().build().await.is_ok());
+        assert!(config(keys.clone()).unwrap().build(&context()).await.is_ok());
         keys.as_object_mut().unwrap().extend(wrong.as_object().unwrap().clone());
         let config = config(keys).unwrap();
         let error = match &config.check()[..] {
-            [] => config.build().await.err().expect(expected).to_string(),
-            wrong => format!("{wrong:?}"),
+            [] => config.build(&context()).await.err().expect(expected).to_string(),
+            wrong => wrong[0].to_string(),
         };
         assert!(error.contains(expected) && !error.contains("hush"), "{error}");
     }
-    let transport = config(json!({"url": "nats://127.0.0.1:1", "stream": "EYE"})).unwrap().build().await.unwrap();
-    let error = transport.subscribe("a.b").await.err().expect("it is no name").to_string();
+    let transport =
+        config(json!({"url": "nats://127.0.0.1:1", "stream": "EYE"})).unwrap().build(&context()).await.unwrap();
+    let error = transport.subscribe("a.b").await.err().expect("the name is refused").to_string();
     assert!(error.contains("sinks.a.b"), "{error}");
     transport.subscribe("a").await.unwrap();
-    assert!(transport.subscribe("a").await.is_err(), "it has subscribed already");
+    assert!(transport.subscribe("a").await.is_err(), "the name has subscribed");
 }

@@ -1,0 +1,31 @@
+//! `GET /`: the names of the endpoints.
+
+use axum::http::{Method, StatusCode};
+use axum::response::Response;
+use axum::routing::any;
+use eye_http::mount::{Mount, Scope};
+use eye_http::response;
+use serde_json::json;
+
+/// Returns the mount of `/`.
+pub fn mount() -> Mount {
+    Mount {
+        owner: "index".to_owned(),
+        path: "/".to_owned(),
+        methods: vec![Method::GET],
+        scope: Scope::Public,
+        router: any(index),
+    }
+}
+
+async fn index() -> Response {
+    let names = json!({
+        "name": "The Eye",
+        "version": env!("CARGO_PKG_VERSION"),
+        "send": "POST /api/event/",
+        "query": "GET /api/event/",
+        "health": ["GET /livez", "GET /readyz"],
+        "accounting": ["GET /audit", "GET /metrics"],
+    });
+    response::json(StatusCode::OK, &names)
+}

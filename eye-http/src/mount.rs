@@ -1,0 +1,160 @@
+//! Mounts: the endpoints that other crates add to the listener.
+//!
+//! A component registers each endpoint as a [`Mount`] with [`Mounts`] while it is built. Several mounts may share a path if
+//! their methods differ; a method that is taken is an error that names both owners. [`Mounts::router`] wraps all mounts of
+//! a path in one [`MountedPath`], the one place that every request passes: it sets `Allow` and answers `OPTIONS` and
+//! wrong methods.
+
+use std::collections::BTreeMap;
+use std::iter;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, any};
+use tower::ServiceExt;
+
+use crate::response::error;
+
+/// The permission that a request needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// None.
+    Public,
+    /// To send events.
+    Write,
+    /// To read events.
+    Read,
+    /// To see and change everything else.
+    Admin,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug)]
+pub struct Mount {
+    /// The component that registers the endpoint, such as `sources.web`. Errors name it.
+    pub owner: String,
+    /// The path, as axum writes it. With a slash at its end, the path without the slash is served, too.
+    pub path: String,
+    /// The methods that `router` serves. `GET` includes `HEAD`; `OPTIONS` is answered for every path.
+    pub methods: Vec<Method>,
+    /// The permission that these methods need.
+    pub scope: Scope,
+    /// The handlers. Other methods than `methods` never reach them.
+    pub router: MethodRouter,
+}
+
+impl Mount {
+    /// Returns the paths that the mount serves.
+    fn paths(&self) -> impl Iterator<Item = &str> {
+        let bare = self.path.strip_suffix('/').filter(|bare| !bare.is_empty());
+        iter::once(self.path.as_str()).chain(bare)
+    }
+}
+
+/// Two mounts that serve one method of one path.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{other} serves {method} {path} already, so {owner} cannot: remove one of the two")]
+pub struct MountError {
+    /// The owner of the mount that was refused.
+    pub owner: String,
+    /// The owner of the mount that was registered before.
+    pub other: String,
+    /// The method that both serve.
+    pub method: Method,
+    /// The path that both serve.
+    pub path: String,
+}
+
+/// The mounts of one listener. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Mounts(Arc<Mutex<Vec<Mount>>>);
+
+impl Mounts {
+    /// Registers a mount.
+    ///
+    /// # Errors
+    /// [`MountError`] when a method of its path is taken.
+    pub fn add(&self, mount: Mount) -> Result<(), MountError> {
+        let mut mounts = self.lock();
+        for other in mounts.iter() {
+            let path = mount.paths().find(|path| other.paths().any(|taken| taken == *path));
+            let method = mount.methods.iter().find(|method| other.methods.contains(method));
+            if let (Some(path), Some(method)) = (path, method) {
+                let (path, method) = (path.to_owned(), method.clone());
+                return Err(MountError { owner: mount.owner, other: other.owner.clone(), method, path });
+            }
+        }
+        mounts.push(mount);
+        Ok(())
+    }
+
+    /// Returns a router over all mounts registered so far. An unknown path gets 404 with `hint` at the end of its text.
+    pub fn router(&self, hint: &'static str) -> Router {
+        let mut paths: BTreeMap<String, Vec<Mount>> = BTreeMap::new();
+        for mount in self.lock().iter() {
+            for path in mount.paths() {
+                paths.entry(path.to_owned()).or_default().push(mount.clone());
+            }
+        }
+        let not_found =
+            async move |uri: Uri| error(StatusCode::NOT_FOUND, &format!("Not found: {}. {hint}", uri.path()));
+        let router = Router::new().fallback(not_found);
+        paths.into_iter().fold(router, |router, (path, mounts)| {
+            let mounted = Arc::new(MountedPath::new(mounts));
+            router.route(&path, any(async move |request| mounted.answer(request).await))
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Mount>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All mounts of one path, and what applies to every request for it.
+struct MountedPath {
+    mounts: Vec<Mount>,
+    allow: HeaderValue,
+}
+
+impl MountedPath {
+    fn new(mounts: Vec<Mount>) -> Self {
+        let allow = HeaderValue::from_str(&allow(&mounts)).expect("methods are tokens, which headers may contain");
+        Self { mounts, allow }
+    }
+
+    async fn answer(&self, request: Request) -> Response {
+        // A router answers HEAD as GET and drops the body.
+        let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
+        let mut response = match self.mounts.iter().find(|mount| mount.methods.contains(method)) {
+            Some(mount) => {
+                let Ok(response) = mount.router.clone().oneshot(request).await;
+                response
+            }
+            None if method == Method::OPTIONS => StatusCode::OK.into_response(),
+            None => {
+                let allow = self.allow.to_str().unwrap_or_default();
+                let detail = format!("{} is not allowed here; {allow} are.", request.method());
+                error(StatusCode::METHOD_NOT_ALLOWED, &detail)
+            }
+        };
+        response.headers_mut().insert(header::ALLOW, self.allow.clone());
+        response
+    }
+}
+
+/// Returns the value of `Allow` for a path with these mounts.
+fn allow(mounts: &[Mount]) -> String {
+    const ORDER: [Method; 5] = [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
+    let mut methods: Vec<&Method> = mounts.iter().flat_map(|mount| &mount.methods).collect();
+    methods.sort_by_key(|method| ORDER.iter().position(|known| known == *method).unwrap_or(ORDER.len()));
+    let head = methods.contains(&&Method::GET).then_some(&Method::HEAD);
+    let methods = methods.into_iter().chain(head).chain([&Method::OPTIONS]);
+    methods.map(Method::as_str).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests;

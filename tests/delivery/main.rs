@@ -1,0 +1,12 @@
+//! Delivery: events pass from the sources over each durable transport to the stores, and refused events become dead letters.
+//!
+//! Each module covers one transport, source or command of the built program. The servers are real ones from
+//! `eye-harness`.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod dead_letters;
+mod disk;
+mod jetstream;
+mod nats;
+#[path = "../support/mod.rs"]
+mod support;

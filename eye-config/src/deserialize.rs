@@ -1,8 +1,8 @@
 //! Values into `Deserialize` types, with every fault found.
 //!
-//! Serde stops at the first error. So [`read`] reports the error, replaces the value by a [`Value::Placeholder`], and
-//! reads again until it finds no further fault. The deserializers of `toml` cannot do that: their error is one text,
-//! which quotes the value and does not tell a missing key from a wrong type.
+//! Serde stops at the first error. So [`read`] reports the error, replaces the value by a [`NodeValue::Placeholder`],
+//! and reads again until it finds no further fault. The deserializers of `toml` cannot do that: their error is one
+//! text, which quotes the value and does not tell a missing key from a wrong type.
 //!
 //! Limit: a type without a placeholder value, such as an address, hides a required key that is missing beside it.
 
@@ -15,11 +15,11 @@ use serde::de::{
     Unexpected, Visitor,
 };
 
-use crate::error::Fault;
+use crate::error::{Fault, TextPosition};
 use crate::suggest::suggestion;
-use crate::value::{Node, Value};
+use crate::value::{Node, NodeValue};
 
-/// Strings shorter than this are words, not secrets, and stay in the message of a type's own check.
+/// The shortest string that a type's own message must not quote. Shorter ones are no secrets.
 const MIN_SECRET_BYTES: usize = 4;
 
 /// Reads a value; `None` when it has a fault, reported now or before.
@@ -29,16 +29,25 @@ pub(crate) fn read<T: DeserializeOwned>(node: &mut Node, faults: &mut Vec<Fault>
         let reported = faults.len();
         let result = read_node(PhantomData::<T>, node, faults);
         if result.is_ok() || faults.len() == reported {
+            debug_assert!(result.is_ok() || faults.len() > before || node.has_placeholder(), "an unreported fault");
             return result.ok().filter(|_| faults.len() == before && !node.has_placeholder());
         }
     }
+}
+
+/// Returns the keys of a struct; none for a type that is not read as a struct. Tests of documentation use it.
+pub fn field_names<T: DeserializeOwned>() -> Vec<String> {
+    let mut node = Node::new("", "", TextPosition::default(), NodeValue::Placeholder);
+    // A struct makes the placeholder a table of its keys.
+    let _ = read::<T>(&mut node, &mut Vec::new());
+    node.children().iter().map(|child| child.key.clone()).collect()
 }
 
 /// Reads an integer and refuses 0, for keys where 0 would mean "never" or "nothing":
 /// `#[serde(deserialize_with = "at_least_one")]`.
 ///
 /// # Errors
-/// When the value is no integer of the field's type, or below 1.
+/// A value that is no integer of the field's type, or below 1.
 pub fn at_least_one<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -63,11 +72,9 @@ fn read_node<'de, S: DeserializeSeed<'de>>(
 
 /// An error of serde, on its way to the value that it is about.
 #[derive(Debug)]
-pub(crate) enum ReadError {
-    /// Another kind of value was expected.
-    WrongType {
-        expected: String,
-    },
+enum ReadError {
+    /// Another kind of value was expected: this one.
+    WrongType(String),
     /// The value is wrong.
     WrongValue(String),
     /// The value is wrong, as the type's own check says, whose message may quote it.
@@ -81,17 +88,17 @@ impl ReadError {
     /// Reports the error and changes the value, so that reading it again finds the next fault.
     fn report(self, node: &mut Node, faults: &mut Vec<Fault>) -> Self {
         let message = match (self, &mut node.value) {
-            (Self::MissingKey(key), Value::Table(nodes)) => {
+            (Self::MissingKey(key), NodeValue::Table(nodes)) => {
                 if nodes.iter().all(|node| node.key != key) {
-                    let missing = Node::new(&node.path, key, node.at, Value::Placeholder);
+                    let missing = Node::new(&node.path, key, node.at, NodeValue::Placeholder);
                     faults.push(missing.fault("this key is required".to_owned()));
                     nodes.push(missing);
                 }
                 return Self::Reported;
             }
             (Self::MissingKey(_) | Self::Reported, _) => return Self::Reported,
-            (Self::WrongType { expected }, value) => format!("expected {expected}, found {}", value.kind()),
-            (Self::Refused(message), Value::Text(text)) if text.len() >= MIN_SECRET_BYTES => {
+            (Self::WrongType(expected), value) => format!("expected {expected}, found {}", value.kind()),
+            (Self::Refused(message), NodeValue::Text(text)) if text.len() >= MIN_SECRET_BYTES => {
                 message.replace(text.as_str(), "…")
             }
             (Self::WrongValue(message) | Self::Refused(message), _) => message,
@@ -99,7 +106,7 @@ impl ReadError {
         // Otherwise the type refuses a placeholder, whose fault is reported.
         if !node.has_placeholder() {
             faults.push(node.fault(message));
-            node.value = Value::Placeholder;
+            node.value = NodeValue::Placeholder;
         }
         Self::Reported
     }
@@ -119,7 +126,7 @@ impl serde::de::Error for ReadError {
     }
 
     fn invalid_type(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::WrongType { expected: name(expected, false) }
+        Self::WrongType(name(expected, false))
     }
 
     fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
@@ -127,7 +134,6 @@ impl serde::de::Error for ReadError {
         Self::WrongValue(match found {
             Unexpected::Unsigned(number) => format!("expected {expected}, found {number}"),
             Unexpected::Signed(number) => format!("expected {expected}, found {number}"),
-            Unexpected::Float(number) => format!("expected {expected}, found {number}"),
             _ => format!("expected {expected}"),
         })
     }
@@ -169,7 +175,7 @@ macro_rules! deserialize_any_or_placeholder {
     ($($visit:ident $placeholder:tt: $($method:ident)*;)*) => {$($(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
             match self.node.value {
-                Value::Placeholder => visitor.$visit $placeholder,
+                NodeValue::Placeholder => visitor.$visit $placeholder,
                 _ => self.deserialize_any(visitor),
             }
         }
@@ -181,24 +187,24 @@ impl<'de> Deserializer<'de> for NodeDeserializer<'_> {
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         match &mut self.node.value {
-            Value::Text(text) => visitor.visit_str(text),
-            Value::Integer(integer) => visitor.visit_i64(*integer),
-            Value::Float(float) => visitor.visit_f64(*float),
-            Value::Boolean(boolean) => visitor.visit_bool(*boolean),
-            Value::Datetime => Err(ReadError::invalid_type(Unexpected::Other("a date or time"), &visitor)),
-            Value::Array(nodes) => visitor.visit_seq(Children::new(nodes, self.faults)),
-            Value::Table(nodes) => {
+            NodeValue::Text(text) => visitor.visit_str(text),
+            NodeValue::Integer(integer) => visitor.visit_i64(*integer),
+            NodeValue::Float(float) => visitor.visit_f64(*float),
+            NodeValue::Boolean(boolean) => visitor.visit_bool(*boolean),
+            NodeValue::Datetime => Err(ReadError::invalid_type(Unexpected::Other("a date or time"), &visitor)),
+            NodeValue::Array(nodes) => visitor.visit_seq(Children::new(nodes, self.faults)),
+            NodeValue::Table(nodes) => {
                 // Placeholders last: serde may stop at one that its type refuses.
                 nodes.sort_by_key(Node::has_placeholder);
                 visitor.visit_map(Children::new(nodes, self.faults))
             }
-            Value::Placeholder => visitor.visit_str(""),
+            NodeValue::Placeholder => visitor.visit_str(""),
         }
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         match self.node.value {
-            Value::Placeholder => visitor.visit_none(),
+            NodeValue::Placeholder => visitor.visit_none(),
             _ => visitor.visit_some(self),
         }
     }
@@ -215,12 +221,12 @@ impl<'de> Deserializer<'de> for NodeDeserializer<'_> {
     ) -> Result<V::Value, ReadError> {
         let Node { path, at, value, .. } = &mut *self.node;
         match value {
-            Value::Placeholder => {
-                let placeholder = |key: &&str| Node::new(path, key, *at, Value::Placeholder);
-                *value = Value::Table(fields.iter().map(placeholder).collect());
+            NodeValue::Placeholder => {
+                let placeholder = |key: &&str| Node::new(path, key, *at, NodeValue::Placeholder);
+                *value = NodeValue::Table(fields.iter().map(placeholder).collect());
             }
             // Serde would read an array as a struct without keys.
-            Value::Array(_) => return Err(ReadError::invalid_type(Unexpected::Seq, &visitor)),
+            NodeValue::Array(_) => return Err(ReadError::invalid_type(Unexpected::Seq, &visitor)),
             _ => self.node.reject_unknown_keys(fields, |_| true, self.faults),
         }
         self.deserialize_any(visitor)
@@ -233,9 +239,9 @@ impl<'de> Deserializer<'de> for NodeDeserializer<'_> {
         visitor: V,
     ) -> Result<V::Value, ReadError> {
         let variant = match &self.node.value {
-            Value::Text(text) => text.as_str(),
-            Value::Placeholder => variants.first().copied().unwrap_or_default(),
-            _ => return Err(ReadError::WrongType { expected: "a string".to_owned() }),
+            NodeValue::Text(text) => text.as_str(),
+            NodeValue::Placeholder => variants.first().copied().unwrap_or_default(),
+            _ => return Err(ReadError::WrongType("a string".to_owned())),
         };
         visitor.visit_enum(StrDeserializer::new(variant))
     }

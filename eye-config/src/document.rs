@@ -1,4 +1,7 @@
-//! A configuration file while it is read.
+//! A configuration file while the program reads it.
+//!
+//! [`Document`] has the top-level keys, [`Section`] any value below them. Reading never fails: faults are collected, so
+//! that the operator sees all of them after one run.
 
 use std::env::VarError;
 
@@ -6,9 +9,9 @@ use serde::de::DeserializeOwned;
 use toml::de::DeTable;
 
 use crate::deserialize::read;
-use crate::error::{ConfigErrors, Fault, KeyFault, Position};
+use crate::error::{ConfigErrors, Fault, KeyFault, TextPosition};
 use crate::suggest::did_you_mean;
-use crate::value::{Converter, Node, Value};
+use crate::value::{Converter, Node, NodeValue};
 
 /// A parsed configuration file, and the faults found in it so far.
 ///
@@ -27,7 +30,7 @@ impl<'t> Document<'t> {
     /// outside of tests by [`std::env::var`].
     ///
     /// # Errors
-    /// When the text is not TOML. [`Self::finish`] reports all other faults.
+    /// Text that is not TOML. [`Self::finish`] reports all other faults.
     pub fn parse(
         file: &'t str,
         text: &'t str,
@@ -37,7 +40,7 @@ impl<'t> Document<'t> {
         let mut faults: Vec<Fault> = errors
             .iter()
             .map(|error| Fault {
-                at: Position(error.span().map_or(0, |span| span.start)),
+                at: TextPosition(error.span().map_or(0, |span| span.start)),
                 key: String::new(),
                 message: error.message().to_owned(),
             })
@@ -49,7 +52,7 @@ impl<'t> Document<'t> {
             return Err(ConfigErrors::new(file, text, faults));
         }
         let mut converter = Converter { variables: &variable, faults };
-        let at = Position::default();
+        let at = TextPosition::default();
         let value = converter.table("", table.into_inner());
         let root = Node { path: String::new(), key: String::new(), key_at: at, at, value };
         Ok(Self { file, text, root, known: Vec::new(), faults: converter.faults })
@@ -69,20 +72,20 @@ impl<'t> Document<'t> {
 
     /// Takes the value of a top-level key out; where it is missing, an empty table at the start of the file.
     pub fn take(&mut self, key: &str) -> Section<'_> {
-        let missing = || Node::new("", key, Position::default(), Value::Table(Vec::new()));
+        let missing = || Node::new("", key, TextPosition::default(), NodeValue::Table(Vec::new()));
         Section { node: self.root.take(key).unwrap_or_else(missing), faults: &mut self.faults }
     }
 
-    /// Reports all top-level keys except `also_known` and the keys read so far.
+    /// Reports all top-level keys but `also_known` and those read so far.
     ///
-    /// A key that an unknown one was probably meant to be is taken to be there, with a reported fault.
+    /// A known key near an unknown one counts as present, with a reported fault.
     pub fn reject_unknown_keys(&mut self, also_known: &[&'static str]) {
         let known = [also_known, &self.known].concat();
         self.root.reject_unknown_keys(&known, |_| true, &mut self.faults);
     }
 
     /// Reports a fault of `key`.
-    pub fn report(&mut self, at: Position, key: &str, message: String) {
+    pub fn report(&mut self, at: TextPosition, key: &str, message: String) {
         self.faults.push(Fault { at, key: key.to_owned(), message });
     }
 
@@ -105,32 +108,32 @@ pub struct Section<'d> {
 }
 
 impl Section<'_> {
-    /// The full key, such as `sinks.store`.
+    /// Returns the full key, such as `sinks.store`.
     pub fn path(&self) -> &str {
         &self.node.path
     }
 
-    /// The last part of the key, such as `store`.
+    /// Returns the last part of the key, such as `store`.
     pub fn name(&self) -> &str {
         &self.node.key
     }
 
-    /// The position of the key.
-    pub fn position(&self) -> Position {
+    /// Returns the position of the key.
+    pub fn position(&self) -> TextPosition {
         self.node.key_at
     }
 
-    /// Whether this is a table without keys.
+    /// Returns whether this is a table without keys.
     pub fn is_empty(&self) -> bool {
-        matches!(&self.node.value, Value::Table(nodes) if nodes.is_empty())
+        matches!(&self.node.value, NodeValue::Table(nodes) if nodes.is_empty())
     }
 
     /// Reports a value that is not a table, with `hint` at the end of the message.
     pub fn expect_table(&mut self, hint: &str) {
-        if !matches!(self.node.value, Value::Table(_) | Value::Placeholder) {
+        if !matches!(self.node.value, NodeValue::Table(_) | NodeValue::Placeholder) {
             let message = format!("expected a table, found {}{hint}", self.node.value.kind());
             self.faults.push(self.node.fault(message));
-            self.node.value = Value::Placeholder;
+            self.node.value = NodeValue::Placeholder;
         }
     }
 
@@ -141,9 +144,9 @@ impl Section<'_> {
 
     /// Takes the value of a key out of a table, as [`Self::take`]. A misspelt key is reported, and counts as the key.
     pub fn take_or_misspelt(&mut self, key: &'static str) -> Option<Section<'_>> {
-        if let Value::Placeholder = self.node.value {
+        if let NodeValue::Placeholder = self.node.value {
             // The key may be anywhere in a value that is wrong, so it is not missing.
-            let node = Node::new(&self.node.path, key, self.node.at, Value::Placeholder);
+            let node = Node::new(&self.node.path, key, self.node.at, NodeValue::Placeholder);
             return Some(Section { node, faults: self.faults });
         }
         if self.node.children().iter().all(|node| node.key != key) {
@@ -167,7 +170,7 @@ impl Section<'_> {
 
     /// Reports a key that is missing in this table.
     pub fn report_missing(&mut self, key: &str, hint: &str) {
-        let missing = Node::new(&self.node.path, key, self.node.at, Value::Placeholder);
+        let missing = Node::new(&self.node.path, key, self.node.at, NodeValue::Placeholder);
         self.faults.push(missing.fault(format!("this key is required{hint}")));
     }
 
@@ -176,7 +179,7 @@ impl Section<'_> {
         read(&mut self.node, self.faults)
     }
 
-    /// Reads the value, as [`Self::read`]. A value without faults is checked, and `check` returns what it finds.
+    /// Reads the value as [`Self::read`], and reports the faults that `check` finds in it.
     pub fn read_and_check<T: DeserializeOwned, F: Into<KeyFault>>(
         &mut self,
         check: impl FnOnce(&T) -> Vec<F>,

@@ -1,15 +1,17 @@
 //! Faults of a configuration and their positions.
+//!
+//! A [`Fault`] has a byte offset and a full key. [`ConfigErrors`] shows all faults of a file with lines and columns.
 
 use std::fmt;
 
 /// A position in the text of a document. The default is the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Position(
+pub struct TextPosition(
     /// Bytes from the start of the text.
     pub(crate) usize,
 );
 
-impl Position {
+impl TextPosition {
     /// Line and column, both from 1; the column counts characters.
     pub(crate) fn line_and_column(self, text: &str) -> (usize, usize) {
         let before = &text[..text.floor_char_boundary(self.0)];
@@ -37,7 +39,7 @@ impl From<String> for KeyFault {
 
 /// A fault of a document.
 pub(crate) struct Fault {
-    pub(crate) at: Position,
+    pub(crate) at: TextPosition,
     /// Full key. Empty where the text is not TOML.
     pub(crate) key: String,
     pub(crate) message: String,

@@ -1,13 +1,18 @@
-//! `${VAR}` and `${VAR:-default}` inside string values; `$${` stands for `${`. Any other `$` is itself.
+//! Environment variables in string values: `${VAR}` and `${VAR:-default}`.
+//!
+//! `$${` stands for a literal `${`; any other `$` stands for itself. The value of a variable is not searched again.
 
 use std::env::VarError;
 
-/// How a variable is looked up, such as by [`std::env::var`].
+/// A lookup of variables, such as [`std::env::var`].
 pub(crate) type Variables<'a> = dyn Fn(&str) -> Result<String, VarError> + 'a;
 
-/// The text with every variable replaced, or what is wrong with it. The message repeats names only, never the text.
+/// Returns the text with every variable replaced.
 ///
 /// As in a shell, `${VAR:-default}` is the default also where the variable is set but empty.
+///
+/// # Errors
+/// The fault of the text. It repeats names of variables, never the text.
 pub(crate) fn interpolate(text: &str, variable: &Variables<'_>) -> Result<String, String> {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
@@ -20,7 +25,7 @@ pub(crate) fn interpolate(text: &str, variable: &Variables<'_>) -> Result<String
             continue;
         }
         result.push_str(before);
-        let end = reference.find('}').ok_or("`${` without `}`; write `$${` where `${` is meant as it is")?;
+        let end = reference.find('}').ok_or("`${` without `}`; write `$${` for a literal `${`")?;
         result.push_str(&resolve(&reference[..end], variable)?);
         rest = &reference[end + 1..];
     }
@@ -28,7 +33,7 @@ pub(crate) fn interpolate(text: &str, variable: &Variables<'_>) -> Result<String
     Ok(result)
 }
 
-/// The value for `VAR` or `VAR:-default`.
+/// Returns the value for `VAR` or `VAR:-default`.
 fn resolve(reference: &str, variable: &Variables<'_>) -> Result<String, String> {
     let (name, default) = match reference.split_once(":-") {
         Some((name, default)) => (name, Some(default)),
@@ -36,7 +41,7 @@ fn resolve(reference: &str, variable: &Variables<'_>) -> Result<String, String> 
     };
     if !is_name(name) {
         return Err("`${…}` takes the name of a variable: letters, digits and `_`, as in `${DATABASE_URL}` or \
-                    `${DATABASE_URL:-default}`; write `$${` where `${` is meant as it is"
+                    `${DATABASE_URL:-default}`; write `$${` for a literal `${`"
             .to_owned());
     }
     if default.is_some_and(|default| default.contains("${")) {
@@ -90,7 +95,6 @@ mod tests {
             ("$${USER}", "${USER}"),
             ("$$${USER}", "$${USER}"),
             ("é${USER}é", "éanné"),
-            // What a variable holds is not looked at again.
             ("${ODD}", "${USER}"),
         ];
         for (text, expected) in cases {

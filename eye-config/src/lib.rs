@@ -2,20 +2,18 @@
 //!
 //! A [`Document`] is a parsed file, a [`Section`] one value in it. [`Section::read`] fills any `Deserialize` type and
 //! finds every fault, not only serde's first. [`Document::finish`] returns all faults of the file as [`ConfigErrors`].
-//! No message repeats a string of the file or of a variable, because any of them may be a secret.
+//! No message of this crate repeats a string value of the file or a variable's value: any of them may be a secret.
 
 mod deserialize;
 mod document;
 mod error;
-mod field_names;
 mod interpolate;
 mod suggest;
 mod value;
 
-pub use deserialize::at_least_one;
+pub use deserialize::{at_least_one, field_names};
 pub use document::{Document, Section};
-pub use error::{ConfigErrors, KeyFault, Position};
-pub use field_names::field_names;
+pub use error::{ConfigErrors, KeyFault, TextPosition};
 pub use suggest::{did_you_mean, suggestion};
 
 #[cfg(test)]

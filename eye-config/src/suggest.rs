@@ -1,4 +1,6 @@
-//! "Did you mean": the known name that is nearest to a written one.
+//! Suggestions: the known name that is nearest to a written one.
+//!
+//! [`did_you_mean`] is the only such function of the program; [`suggestion`] puts its result into a message.
 
 /// The shortest name of which a part may be missing.
 const MIN_PARTIAL_CHARS: usize = 4;
@@ -17,13 +19,13 @@ pub fn did_you_mean<'c>(written: &str, candidates: impl IntoIterator<Item = &'c 
     nearest.map(|(_, candidate)| candidate)
 }
 
-/// Number of edits between two names. A missing part, such as a unit, counts as one.
+/// Returns the number of edits between two names. A missing part, such as a unit, counts as one.
 fn distance(written: &str, candidate: &str) -> usize {
     let edits = strsim::osa_distance(written, candidate);
     if written.chars().count() >= MIN_PARTIAL_CHARS && is_part(written, candidate) { edits.min(1) } else { edits }
 }
 
-/// Whether removing one contiguous part, or a prefix and a suffix, turns the candidate into `written`.
+/// Returns whether removing one contiguous part, or a prefix and a suffix, turns the candidate into `written`.
 fn is_part(written: &str, candidate: &str) -> bool {
     let is_split_by_gap = |(at, _)| candidate.starts_with(&written[..at]) && candidate.ends_with(&written[at..]);
     candidate.contains(written) || written.len() < candidate.len() && written.char_indices().any(is_split_by_gap)

@@ -16,7 +16,7 @@
 
 use std::collections::HashMap;
 
-use eye_config::{ConfigErrors, Document, Position, Section, did_you_mean, suggestion};
+use eye_config::{ConfigErrors, Document, Section, TextPosition, did_you_mean, suggestion};
 use serde::de::DeserializeOwned;
 
 use crate::filter::SinkFilter;
@@ -57,15 +57,15 @@ impl PipelineConfig {
     /// All faults of the document.
     pub fn read(mut document: Document<'_>, registry: &Registry) -> Result<Self, ConfigErrors> {
         document.reject_unknown_keys(&["sources", "transport", "sinks"]);
-        let source = Kind { key: "sources", noun: "source", plugins: &registry.sources, default_type: None };
+        let source = ComponentReader { key: "sources", noun: "source", plugins: &registry.sources, default_type: None };
         let sources = source.read_each(&mut document, |section| source.read(section));
         report_shared_claims(&mut document, &sources);
         let plugins = &registry.transports;
-        let transport = Kind { key: "transport", noun: "transport", plugins, default_type: Some("memory") };
+        let transport = ComponentReader { key: "transport", noun: "transport", plugins, default_type: Some("memory") };
         let mut section = document.take(transport.key);
         section.expect_table("");
         let transport = transport.read(section);
-        let sink = Kind { key: "sinks", noun: "sink", plugins: &registry.sinks, default_type: None };
+        let sink = ComponentReader { key: "sinks", noun: "sink", plugins: &registry.sinks, default_type: None };
         let sinks = sink.read_each(&mut document, |mut section| {
             let settings = (take(&mut section, "writer"), take(&mut section, "filter"));
             (sink.read(section), settings)
@@ -91,17 +91,17 @@ fn take<T: DeserializeOwned + Default>(component: &mut Section<'_>, key: &str) -
 }
 
 /// A component that was read, with its faults reported.
-struct Component<C: ComponentKind + ?Sized> {
+struct ReadComponent<C: ComponentKind + ?Sized> {
     name: String,
-    at: Position,
+    at: TextPosition,
     /// `None` where the plug-in is unknown.
     answers_queries: Option<bool>,
     /// `None` where the component has faults.
     configured: Option<Configured<C>>,
 }
 
-/// Components of one kind and the key of their table.
-struct Kind<'r, C: ComponentKind + ?Sized> {
+/// A reader of the components of one kind.
+struct ComponentReader<'r, C: ComponentKind + ?Sized> {
     key: &'static str,
     noun: &'static str,
     plugins: &'r Plugins<C>,
@@ -109,7 +109,7 @@ struct Kind<'r, C: ComponentKind + ?Sized> {
     default_type: Option<&'static str>,
 }
 
-impl<'r, C: ComponentKind + ?Sized> Kind<'r, C> {
+impl<'r, C: ComponentKind + ?Sized> ComponentReader<'r, C> {
     /// Reads each table below `[key.NAME]`. There must be one.
     fn read_each<T>(&self, document: &mut Document<'_>, read: impl Fn(Section<'_>) -> T) -> Vec<T> {
         let Self { key, noun, .. } = self;
@@ -131,10 +131,10 @@ impl<'r, C: ComponentKind + ?Sized> Kind<'r, C> {
         components
     }
 
-    fn read(&self, mut section: Section<'_>) -> Component<C> {
+    fn read(&self, mut section: Section<'_>) -> ReadComponent<C> {
         let plugin = self.choose_plugin(&mut section);
         let config = plugin.and_then(|plugin| (plugin.read)(&mut section));
-        Component {
+        ReadComponent {
             name: section.name().to_owned(),
             at: section.position(),
             answers_queries: plugin.map(|plugin| plugin.answers_queries),
@@ -167,7 +167,7 @@ fn is_name(name: &str) -> bool {
 }
 
 /// Reports each claim that an earlier component has made.
-fn report_shared_claims<C: ComponentKind + ?Sized>(document: &mut Document<'_>, components: &[Component<C>]) {
+fn report_shared_claims<C: ComponentKind + ?Sized>(document: &mut Document<'_>, components: &[ReadComponent<C>]) {
     let mut owners = HashMap::new();
     for component in components {
         let Some(configured) = &component.configured else { continue };
@@ -183,7 +183,7 @@ fn report_shared_claims<C: ComponentKind + ?Sized>(document: &mut Document<'_>, 
 }
 
 /// Returns the name of the sink that `[query] sink` chooses, or of the only one that can answer queries.
-fn choose_query_sink(document: &mut Document<'_>, sinks: &[Component<dyn Sink>]) -> Option<String> {
+fn choose_query_sink(document: &mut Document<'_>, sinks: &[ReadComponent<dyn Sink>]) -> Option<String> {
     let able: Vec<_> = sinks.iter().filter(|sink| sink.answers_queries == Some(true)).collect();
     let able_names = able.iter().map(|sink| sink.name.as_str()).collect::<Vec<_>>().join(", ");
     if let Some(mut chosen) = document.take("query").take("sink") {

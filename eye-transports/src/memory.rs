@@ -59,13 +59,13 @@ struct MemoryTransport {
     /// `None` once the transport is closed.
     queues: RwLock<Option<Vec<ConsumerQueue>>>,
     /// By consumer.
-    counts: RwLock<BTreeMap<String, Arc<CustodyCounts>>>,
+    counts: RwLock<BTreeMap<String, Arc<QueueCounts>>>,
 }
 
 struct ConsumerQueue {
     /// Bounded by the budget.
     sender: mpsc::UnboundedSender<Delivery>,
-    counts: Arc<CustodyCounts>,
+    counts: Arc<QueueCounts>,
 }
 
 impl ConsumerQueue {
@@ -81,7 +81,7 @@ impl ConsumerQueue {
 
 /// The number of one consumer's events since startup.
 #[derive(Default)]
-struct CustodyCounts {
+struct QueueCounts {
     taken: AtomicU64,
     settled: AtomicU64,
 }
@@ -129,7 +129,7 @@ impl Transport for MemoryTransport {
 
     async fn subscribe(&self, consumer: &str) -> Result<Box<dyn Subscription>, TransportError> {
         let (sender, queue) = mpsc::unbounded_channel();
-        let counts = Arc::new(CustodyCounts::default());
+        let counts = Arc::new(QueueCounts::default());
         match self.queues.write().unwrap_or_else(PoisonError::into_inner).as_mut() {
             Some(queues) => queues.push(ConsumerQueue { sender, counts: counts.clone() }),
             None => return Err(TransportError(format!("{consumer} cannot subscribe: the transport is closed"))),
@@ -158,7 +158,7 @@ struct MemorySubscription {
     ahead: Option<Delivery>,
     /// Events of the last batch. They are settled once the next batch is asked for.
     in_flight: u64,
-    counts: Arc<CustodyCounts>,
+    counts: Arc<QueueCounts>,
 }
 
 #[async_trait]

@@ -213,11 +213,11 @@ async fn flood_of_a_hanging_database_uses_bounded_memory() {
     large["data"] = json!("x".repeat(EVENT_BYTES));
     let body = json!(vec![large; 20]).to_string();
     let url = eye.url("/api/event/");
-    // The clients send 12 times the bytes of both bounds.
+    // The clients send 6 times the bytes of both bounds.
     let clients = (0..32).map(|_| {
         let (client, url, body) = (eye.client().clone(), url.clone(), body.clone());
         async move {
-            for _ in 0..6 {
+            for _ in 0..3 {
                 let request = client.post(&url).header("Content-Type", "application/json").body(body.clone());
                 // An early answer may end the connection while the body is sent.
                 if let Ok(answer) = request.send().await {

@@ -170,7 +170,7 @@ impl Appender {
         Ok(true)
     }
 
-    /// Fails if the segment was removed or replaced: nobody could read the events that are written to it.
+    /// Fails if the segment was removed or replaced: events in it could not be read back.
     fn check_path(&self) -> io::Result<()> {
         let id = |metadata: Metadata| (metadata.dev(), metadata.ino());
         let file = self.file.as_ref().expect("a record was written to it");

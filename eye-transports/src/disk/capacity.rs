@@ -71,7 +71,8 @@ impl Capacity {
         self.free = bytes;
     }
 
-    /// Returns the reason for which requests are refused: since the last call, or now if the refused request came again.
+    /// Returns the reason for which requests are refused: since the last call, or now if the refused request came
+    /// again.
     pub(super) fn refusing(&mut self) -> Option<String> {
         let refused = self.refused.take();
         let bytes = refused.as_ref().map_or(1, |(bytes, _)| *bytes);

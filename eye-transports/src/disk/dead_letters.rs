@@ -210,8 +210,8 @@ impl DiskDeadLetters {
         Ok(first.into_sorted_vec())
     }
 
-    /// Reads a letter; `None` if there is none. An unreadable or damaged file becomes a letter that states this as its
-    /// reason, so that it is listed, can be deleted, and hides no other letter.
+    /// Reads a letter; `None` if there is none. An unreadable or damaged file becomes a letter with this fault as its
+    /// reason. It is listed, can be deleted, and hides no other letter.
     fn read(&self, id: &LetterId) -> Option<DeadLetter> {
         let path = self.path(id);
         let (reason, payload) = match fs::read(&path) {

@@ -1,6 +1,6 @@
 //! File operations of the disk queue. Files are readable by their owner alone, and appear whole or not at all.
 //!
-//! A file is durable only together with its name: whoever creates a file or folder also syncs the folder that holds it.
+//! A file is durable only together with its name, so the folder of a new file or folder is synced as well.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};

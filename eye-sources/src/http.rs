@@ -15,7 +15,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use bytes::Bytes;
 use eye_core::budget::{ByteBudget, Reservation};
-
 use eye_core::error::BuildError;
 use eye_core::refusals::Refusal;
 use eye_core::source::{Source, SourceConfig, SourceContext};

@@ -128,7 +128,8 @@ impl ClientLoad {
     }
 
     async fn reconcile(&self, store: &Store) -> Reconciliation {
-        reconcile(&self.shared.ledger.lock().unwrap().clone(), &store.fingerprints().await, &HashSet::new())
+        let stored = store.fingerprints().await;
+        reconcile(&self.shared.ledger.lock().unwrap(), &stored, &HashSet::new())
     }
 }
 

@@ -111,7 +111,7 @@ async fn credentials_file_is_accepted() {
 #[tokio::test]
 async fn requested_tls_is_enforced() {
     let folder = tempfile::tempdir().unwrap();
-    let Certificate { certificate, key } = Certificate::make(folder.path());
+    let Certificate { certificate, key } = Certificate::create(folder.path());
     let [certificate, key] = [certificate, key].map(|file| file.display().to_string());
     let with_tls = NatsServer::start_with(&["--tls", "--tlscert", &certificate, "--tlskey", &key]);
     let without = NatsServer::start();

@@ -68,7 +68,7 @@ async fn memory_transport_accounts_for_every_event() {
     assert_eq!((sink_counts(&accounting), duplicates(&accounting)), (vec![3, 3, 0, 0, 0, 0], 1));
     let refusals = &accounting["sources"]["web"]["refusals"];
     assert_eq!(
-        (&refusals["body: Bad Request"], &refusals["session_id: missing"]),
+        (&refusals["body: invalid"], &refusals["session_id: missing"]),
         (&json!(1), &json!(1)),
         "{accounting}"
     );

@@ -146,8 +146,8 @@ async fn write(db: &mut DatabaseConnection, method: WriteMethod, rows: &[DirectR
 }
 
 async fn insert_postgres(db: &mut PgConnection, rows: &[DirectRow]) -> Result<()> {
-    const SQL: &str = "INSERT INTO event (timestamp, id, session_id, category, name, data, received_at)
-        SELECT t, i, s, c, n, d::json, t FROM UNNEST($1::timestamptz[], $2::uuid[], $3::text[], $4::text[], $5::text[],
+    const SQL: &str = "INSERT INTO event (timestamp, id, session_id, category, name, origin, data, received_at)
+        SELECT t, i, s, c, n, 'bench', d::json, t FROM UNNEST($1::timestamptz[], $2::uuid[], $3::text[], $4::text[], $5::text[],
         $6::text[]) AS row (t, i, s, c, n, d) ON CONFLICT (timestamp, id) DO NOTHING";
     let query = sqlx::query(SQL)
         .bind(rows.iter().map(DirectRow::timestamp).collect::<Vec<_>>())
@@ -171,17 +171,17 @@ async fn copy_postgres(db: &mut PgConnection, rows: &[DirectRow]) -> Result<()> 
     };
     for row in rows {
         let timestamp = (row.timestamp_us - YEAR_2000_US).to_be_bytes();
-        bytes.extend(7u16.to_be_bytes());
+        bytes.extend(8u16.to_be_bytes());
         append(&mut bytes, &timestamp);
         append(&mut bytes, row.id.as_bytes());
-        for text in [&row.session_id, row.category, row.name, &row.data] {
+        for text in [&row.session_id, row.category, row.name, "bench", &row.data] {
             append(&mut bytes, text.as_bytes());
         }
         append(&mut bytes, &timestamp);
     }
     bytes.extend((-1i16).to_be_bytes());
-    const SQL: &str =
-        "COPY event (timestamp, id, session_id, category, name, data, received_at) FROM STDIN WITH (FORMAT binary)";
+    const SQL: &str = "COPY event (timestamp, id, session_id, category, name, origin, data, received_at) \
+                       FROM STDIN WITH (FORMAT binary)";
     let mut copy = db.copy_in_raw(SQL).await?;
     copy.send(bytes).await?;
     copy.finish().await?;
@@ -219,6 +219,6 @@ async fn insert_mariadb(db: &mut MySqlConnection, rows: &[DirectRow]) -> Result<
 }
 
 fn insert_sql(insert: &str, tail: &str) -> String {
-    let rows = vec!["(?,?,?,?,?,?,?)"; STATEMENT_ROWS].join(",");
-    format!("{insert} (timestamp, id, session_id, category, name, data, received_at) VALUES {rows} {tail}")
+    let rows = vec!["(?,?,?,?,?,'bench',?,?)"; STATEMENT_ROWS].join(",");
+    format!("{insert} (timestamp, id, session_id, category, name, origin, data, received_at) VALUES {rows} {tail}")
 }

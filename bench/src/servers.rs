@@ -136,7 +136,7 @@ impl BenchDatabase<'_> {
 
     /// Removes the record of the counting migration. The next `eye migrate` counts all events again.
     async fn forget_counts(&self) -> Result<()> {
-        const SQL: &str = "DELETE FROM eye_migration WHERE version = 'm0002_event_count'";
+        const SQL: &str = "DELETE FROM eye_migration WHERE version = 'm0001_initial'";
         let mut connection = DatabaseConnection::open(&self.url).await?;
         let deleted = for_each_database!(&mut connection, db => sqlx::query(SQL).execute(db).await?.rows_affected());
         ensure!(deleted == 1, "the counting migration has another name: adapt bench/src/servers.rs");

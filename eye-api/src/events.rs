@@ -1,8 +1,8 @@
 //! `GET /api/event/`: pages of stored events, newest first.
 //!
-//! [`Params`] reads the query string strictly into an [`EventQuery`]. The store answers it with page and count. [`page_body`]
-//! writes the page as JSON, with the [`PageLinks`] to its neighbours. Queries at once, their time and unsent pages are
-//! bounded.
+//! `Params` reads the query string strictly into an [`EventQuery`]. The store answers it with a page and the exact count.
+//! `page_body` writes the page as JSON, with `PageLinks` to its neighbours. The number of queries at once, their time and
+//! the bytes of unsent pages are bounded. Read [`mount`] first.
 
 mod body;
 mod cursor;

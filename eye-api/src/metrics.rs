@@ -1,6 +1,6 @@
 //! `GET /metrics`: the event accounting in Prometheus' text format.
 //!
-//! [`LedgerCollector`] reads the ledger at each scrape, so no metric is kept beside the counters of `eye-core`.
+//! `LedgerCollector` reads the ledger at each scrape, so no metric is kept beside the counters of `eye-core`.
 
 use std::collections::BTreeMap;
 use std::fmt;

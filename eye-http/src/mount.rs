@@ -2,8 +2,8 @@
 //!
 //! A component registers each endpoint as a [`Mount`] with [`Mounts`] while it is built. Several mounts may share a path if
 //! their methods differ; a method that is taken is an error that names both owners. [`Mounts::router`] wraps all mounts of
-//! a path in one [`MountedPath`], the one place that every request passes: it sets `Allow` and answers `OPTIONS` and
-//! wrong methods.
+//! a path in one `MountedPath`, the one place that every request passes: it sets `Allow` and answers `OPTIONS` and wrong
+//! methods.
 
 use std::collections::BTreeMap;
 use std::iter;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use eye_harness::{Database, MariaDb, Postgres, Proxy, Server, sqlite_with_inbox};
+use eye_harness::{Database, MariaDb, Postgres, Proxy, Server, sqlite_with_staging};
 use eye_oracle::EventRow;
 use futures_util::TryStreamExt;
 use sqlx::mysql::MySqlConnection;
@@ -103,7 +103,7 @@ impl Store {
         let options = options.busy_timeout(std::time::Duration::from_secs(30));
         let file = options.get_filename().display().to_string();
         let mut connection = options.connect().await.expect("the file exists");
-        connection.execute(AssertSqlSafe(sqlite_with_inbox(&file))).await.expect("valid SQL");
+        connection.execute(AssertSqlSafe(sqlite_with_staging(&file))).await.expect("valid SQL");
         connection
     }
 

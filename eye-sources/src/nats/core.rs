@@ -295,7 +295,7 @@ impl Responder {
     }
 
     fn on_connection_event(&self, event: ConnectionEvent) {
-        let health = self.ingestor.ingestor.outlet.health();
+        let health = self.ingestor.outlet().health();
         match event {
             ConnectionEvent::Connected => {
                 self.drops.note_read();
@@ -311,6 +311,6 @@ impl Responder {
     }
 
     fn note_lost(&self, reason: Refusal, count: usize) {
-        self.ingestor.ingestor.outlet.refusals().note(iter::repeat_n(reason, count));
+        self.ingestor.outlet().refusals().note(iter::repeat_n(reason, count));
     }
 }

@@ -8,7 +8,6 @@ use eye_core::health::{ComponentState, HealthBoard};
 use eye_core::testkit::{self, assert_same_events, event, event_with, events};
 use eye_core::transport::{BatchLimits, Delivery};
 use eye_harness::{NatsServer, eventually};
-use eye_nats::connection::ConnectionEvent;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 

@@ -21,5 +21,5 @@ pub use nats::NatsServer;
 pub use process_guard::{GuardedProcess, temporary_folder};
 pub use proxy::{Cut, Proxy};
 pub use sentry::{SentryServer, event_text};
-pub use sqlite::sqlite_with_inbox;
+pub use sqlite::sqlite_with_staging;
 pub use wait::{eventually, holds_within};

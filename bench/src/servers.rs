@@ -134,7 +134,7 @@ impl BenchDatabase<'_> {
         Ok(())
     }
 
-    /// Removes the record of the counting migration. The next `eye migrate` counts all events again.
+    /// Removes the record of the migration that counts. The next `eye migrate` counts all events again.
     async fn forget_counts(&self) -> Result<()> {
         const SQL: &str = "DELETE FROM eye_migration WHERE version = 'm0001_initial'";
         let mut connection = DatabaseConnection::open(&self.url).await?;

@@ -23,7 +23,7 @@ async fn walk(api: &Router, start: &str, direction: &str, mut between: impl FnMu
 }
 
 #[tokio::test]
-async fn a_walk_by_cursor_sees_what_was_there_exactly_once_while_others_arrive() {
+async fn cursor_walk_sees_each_event_once_while_others_arrive() {
     let old: Vec<Event> = (0..10_000).map(|n| event(n * 2)).collect();
     let ids = |events: &[Event]| events.iter().map(|event| event.id().to_string()).collect::<BTreeSet<_>>();
     let store = MemoryStore::with(old.iter().cloned());

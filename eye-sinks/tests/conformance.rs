@@ -1,4 +1,4 @@
-//! All sinks pass the public suites, each on a real database.
+//! The public suites, run by all sinks on real databases.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -8,13 +8,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use common::build;
-use eye_core::event::{Event, EventFields};
-use eye_core::sink::{Sink, SinkConfig, SinkError, WriteError, Written};
-use eye_core::store::EventStore;
+use eye_core::event::{Event, EventFields, Origin};
+use eye_core::sink::{BuiltSink, Sink, SinkConfig, SinkError, WriteError, Written};
 use eye_core::testkit;
 use eye_core::testkit::sink::SinkFixture;
 use eye_core::timestamp::Timestamp;
-use eye_harness::{MariaDb, Postgres, Server, sqlite_with_inbox};
+use eye_harness::{DatabaseServer, MariaDb, Postgres, sqlite_with_staging};
 use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
 use sqlx::{AssertSqlSafe, Connection, Executor, MySqlConnection, PgConnection, SqliteConnection};
 use tempfile::TempDir;
@@ -27,7 +26,7 @@ async fn sqlite_conforms() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sqlite_conforms_with_half_of_its_events_in_either_file() {
+async fn sqlite_conforms_with_half_of_its_events_staged() {
     let fixture = async || SqliteFixture { flushes_half: true, ..SqliteFixture::new() };
     testkit::sink::suite(fixture).await;
     testkit::store::suite(fixture).await;
@@ -43,8 +42,8 @@ async fn mariadb_conforms() {
     server_conforms::<MysqlConfig>(MariaDb::start(), MARIADB).await;
 }
 
-/// Two events are there already, one of them twice in the batch.
-async fn duplicates(sink: Box<dyn Sink>) -> usize {
+/// Two events are stored already, one of them is twice in the batch.
+async fn duplicates(BuiltSink { sink, .. }: BuiltSink) -> usize {
     sink.prepare().await.unwrap();
     assert_eq!(sink.write(&testkit::events(0, 600)).await.unwrap().duplicates, 0);
     let batch = [testkit::events(598, 1200), testkit::events(599, 600)].concat();
@@ -52,15 +51,15 @@ async fn duplicates(sink: Box<dyn Sink>) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_there_already_is_told() {
+async fn duplicates_are_reported() {
     assert_eq!(duplicates(SqliteFixture::new().open().await).await, 3, "SQLite");
     let database = Postgres::shared().create_database();
-    assert_eq!(duplicates(build::<PostgresConfig>(&database.url).await).await, 3, "PostgreSQL");
+    assert_eq!(duplicates(build::<PostgresConfig>(&database.url).await.0).await, 3, "PostgreSQL");
     let database = MariaDb::shared().create_database();
-    assert_eq!(duplicates(build::<MysqlConfig>(&database.url).await).await, 3, "MariaDB");
+    assert_eq!(duplicates(build::<MysqlConfig>(&database.url).await.0).await, 3, "MariaDB");
 }
 
-async fn server_conforms<C: SinkConfig + Sync>(server: Server, kind: Kind) {
+async fn server_conforms<C: SinkConfig + Sync>(server: DatabaseServer, kind: Kind) {
     let server = Arc::new(server);
     let fixture = async || {
         let database = server.create_database();
@@ -70,14 +69,15 @@ async fn server_conforms<C: SinkConfig + Sync>(server: Server, kind: Kind) {
     testkit::store::suite(fixture).await;
 }
 
-/// A row as it is stored, read by nothing of the sink's: microseconds, id, session, category, name, data, microseconds.
-type Row = (i64, Uuid, String, String, String, String, i64);
+/// A stored row: timestamp in microseconds, id, session, category, name, origin, data, time of receipt in microseconds.
+type Row = (i64, Uuid, String, String, String, String, String, i64);
 
 fn events(rows: Vec<Row>) -> Vec<Event> {
-    let event = |(micros, id, session_id, category, name, data, received_micros): &Row| {
+    let event = |(micros, id, session_id, category, name, origin, data, received_micros): &Row| {
         let timestamp = Timestamp::from_micros(*micros).unwrap();
         let received_at = Timestamp::from_micros(*received_micros).unwrap();
-        Event::from(EventFields { id: *id, timestamp, received_at, session_id, category, name, data })
+        let origin = &Arc::new(Origin::new(origin, None));
+        Event::from(EventFields { id: *id, timestamp, received_at, session_id, category, name, data, origin })
     };
     rows.iter().map(event).collect()
 }
@@ -97,22 +97,27 @@ impl SqliteFixture {
     }
 }
 
-/// A connection that sees what both files have.
+/// Opens a connection that reads both files.
 async fn sqlite(file: &str) -> SqliteConnection {
     let mut connection = SqliteConnection::connect(&format!("sqlite://{file}")).await.unwrap();
-    connection.execute(AssertSqlSafe(sqlite_with_inbox(file))).await.unwrap();
+    connection.execute(AssertSqlSafe(sqlite_with_staging(file))).await.unwrap();
     connection
 }
 
 #[async_trait]
 impl SinkFixture for SqliteFixture {
-    async fn open(&self) -> Box<dyn Sink> {
-        let (file, sink) = (self.file(), build::<SqliteConfig>(&format!("sqlite://{}", self.file())).await);
-        if self.flushes_half { Box::new(FlushesHalf { file, sink }) } else { sink }
+    async fn open(&self) -> BuiltSink {
+        let (file, BuiltSink { sink, store }) =
+            (self.file(), build::<SqliteConfig>(&format!("sqlite://{}", self.file())).await.0);
+        if self.flushes_half {
+            BuiltSink { sink: Arc::new(FlushesHalf { file, sink }), store }
+        } else {
+            BuiltSink { sink, store }
+        }
     }
 
     async fn stored(&self) -> Vec<Event> {
-        let sql = "SELECT timestamp, id, session_id, category, name, data, received_at FROM event";
+        let sql = "SELECT timestamp, id, session_id, category, name, origin, data, received_at FROM event";
         events(sqlx::query_as(sql).fetch_all(&mut sqlite(&self.file()).await).await.unwrap())
     }
 
@@ -126,28 +131,27 @@ impl SinkFixture for SqliteFixture {
     }
 }
 
-/// Brings, after each batch, the older half of what is in the inbox to the other file, and removes none of it: as if a sink
-/// had done so and been killed.
+/// A sink that after each batch flushes the older half of the staged events without deleting them, as a killed one does.
 struct FlushesHalf {
     file: String,
-    sink: Box<dyn Sink>,
+    sink: Arc<dyn Sink>,
 }
 
 const FLUSH_HALF: &str = "
-    CREATE TEMP TABLE half AS SELECT number, delta FROM event_inbox_delta WHERE number > COALESCE(
-        (SELECT number FROM event_inbox_flushed WHERE inbox = (SELECT id FROM event_inbox_id)), 0
+    CREATE TEMP TABLE half AS SELECT number, delta FROM event_staging_delta WHERE number > COALESCE(
+        (SELECT number FROM event_staging_flushed WHERE staging = (SELECT id FROM event_staging_id)), 0
     );
     DELETE FROM half WHERE number > (
         SELECT number FROM half ORDER BY number LIMIT 1 OFFSET (SELECT COUNT(*) / 2 FROM half)
     );
-    INSERT INTO main.event (timestamp, id, session_id, category, name, data, received_at)
-        SELECT timestamp, id, session_id, category, name, data, received_at FROM event_inbox
+    INSERT INTO main.event (timestamp, id, session_id, category, name, origin, data, received_at)
+        SELECT timestamp, id, session_id, category, name, origin, data, received_at FROM event_staging
         WHERE number <= (SELECT MAX(number) FROM half) AND number > COALESCE(
-            (SELECT number FROM event_inbox_flushed WHERE inbox = (SELECT id FROM event_inbox_id)), 0
+            (SELECT number FROM event_staging_flushed WHERE staging = (SELECT id FROM event_staging_id)), 0
         );
     INSERT INTO event_count_delta (delta) SELECT delta FROM half;
-    REPLACE INTO event_inbox_flushed (inbox, number)
-        SELECT id, (SELECT MAX(number) FROM half) FROM event_inbox_id WHERE EXISTS (SELECT 1 FROM half);
+    REPLACE INTO event_staging_flushed (staging, number)
+        SELECT id, (SELECT MAX(number) FROM half) FROM event_staging_id WHERE EXISTS (SELECT 1 FROM half);
 ";
 
 #[async_trait]
@@ -168,21 +172,17 @@ impl Sink for FlushesHalf {
     async fn close(&self) -> Result<(), SinkError> {
         self.sink.close().await
     }
-
-    fn store(&self) -> Option<&dyn EventStore> {
-        self.sink.store()
-    }
 }
 
 struct ServerFixture<C> {
-    server: Arc<Server>,
+    server: Arc<DatabaseServer>,
     name: String,
     url: String,
     kind: Kind,
     config: PhantomData<C>,
 }
 
-/// How to look at what a server has.
+/// SQL for one kind of server.
 #[derive(Clone, Copy)]
 struct Kind {
     select: &'static str,
@@ -190,20 +190,21 @@ struct Kind {
 }
 
 const POSTGRES: Kind = Kind {
-    select: "SELECT (EXTRACT(EPOCH FROM timestamp) * 1000000)::bigint, id, session_id, category, name, data::text,
+    select:
+        "SELECT (EXTRACT(EPOCH FROM timestamp) * 1000000)::bigint, id, session_id, category, name, origin, data::text,
         (EXTRACT(EPOCH FROM received_at) * 1000000)::bigint FROM event",
     is_postgres: true,
 };
 const MARIADB: Kind = Kind {
-    select: "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', timestamp), id, session_id, category, name, data,
+    select: "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', timestamp), id, session_id, category, name, origin, data,
         TIMESTAMPDIFF(MICROSECOND, '1970-01-01', received_at) FROM event",
     is_postgres: false,
 };
 
 #[async_trait]
 impl<C: SinkConfig + Sync> SinkFixture for ServerFixture<C> {
-    async fn open(&self) -> Box<dyn Sink> {
-        build::<C>(&self.url).await
+    async fn open(&self) -> BuiltSink {
+        build::<C>(&self.url).await.0
     }
 
     async fn stored(&self) -> Vec<Event> {
@@ -221,12 +222,12 @@ impl<C: SinkConfig + Sync> SinkFixture for ServerFixture<C> {
         true
     }
 
-    async fn go_away(&self) -> bool {
+    async fn become_unavailable(&self) -> bool {
         self.server.kill();
         true
     }
 
-    async fn come_back(&self) {
+    async fn become_available(&self) {
         self.server.restart();
     }
 }

@@ -1,4 +1,4 @@
-//! What MariaDB's settings must not do.
+//! Settings of MariaDB that must not matter.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -11,7 +11,7 @@ use eye_harness::{MariaDb, eventually};
 use eye_sinks::MysqlConfig;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_too_large_for_the_server_stands_alone() {
+async fn event_too_large_for_the_server_is_rejected() {
     let server = MariaDb::start();
     let database = server.create_database();
     server.sql(&database.name, "SET GLOBAL max_allowed_packet = 1048576");
@@ -19,19 +19,19 @@ async fn an_event_too_large_for_the_server_stands_alone() {
     let large = named(1, "large", &format!("\"{}\"", "x".repeat(1024 * 1024)));
     let error = sink.write(&[event(0), large]).await.unwrap_err();
     assert!(matches!(&error, WriteError::Reject { reason } if reason.contains("max_allowed_packet")), "{error:?}");
-    // What fits alone but not together is stored in several statements.
+    // Events that fit one by one are stored in several statements.
     let fitting: Vec<_> = (0..20).map(|n| named(n, "fits", &format!("\"{}\"", "x".repeat(400 * 1024)))).collect();
     sink.write(&fitting).await.unwrap();
-    assert_eq!(newest(&*sink, 100).await.events.len(), 20);
-    // Nor do their counts, once they are written as JSON.
+    assert_eq!(newest(&sink, 100).await.events.len(), 20);
+    // So are their counts, whose names are longer as JSON.
     let names: Vec<_> = (20..2020).map(|n| format!("{n:0150}").replace('0', "\u{1}")).collect();
     let counted: Vec<_> = (20..).zip(&names).map(|(n, name)| named(n, name, "{}")).collect();
     sink.write(&counted).await.unwrap();
-    assert_eq!(newest(&*sink, 1).await.count, 2020);
+    assert_eq!(newest(&sink, 1).await.count, 2020);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn counts_are_added_up_in_packets_that_the_server_takes() {
+async fn folds_respect_max_allowed_packet() {
     let server = MariaDb::start();
     let database = server.create_database();
     server.sql(&database.name, "SET GLOBAL max_allowed_packet = 65536");
@@ -44,20 +44,20 @@ async fn counts_are_added_up_in_packets_that_the_server_takes() {
         sink.prepare().await.unwrap();
         server.sql(&database.name, "SELECT COUNT(*) FROM event_count_delta").trim() == "0"
     };
-    eventually("all are added up", Duration::from_secs(20), deltas).await;
-    assert_eq!(newest(&*sink, 1).await.count, 500);
+    eventually("all deltas are folded", Duration::from_secs(20), deltas).await;
+    assert_eq!(newest(&sink, 1).await.count, 500);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_servers_own_sql_mode_does_not_matter() {
+async fn sql_mode_of_the_server_is_overridden() {
     let server = MariaDb::start_with(&["--sql-mode=ORACLE"]);
     let sink = open::<MysqlConfig>(&server.create_database().url).await;
     sink.write(&[event(1)]).await.unwrap();
-    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+    assert_eq!(newest(&sink, 10).await.events, [event(1)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_the_server_has_closed_are_no_error_at_the_end() {
+async fn close_ignores_connections_closed_by_the_server() {
     let server = MariaDb::start();
     let database = server.create_database();
     server.sql(&database.name, "SET GLOBAL wait_timeout = 1");

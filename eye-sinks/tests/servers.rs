@@ -1,4 +1,4 @@
-//! What PostgreSQL and MariaDB must do beyond the conformance suites: starting, outages, secrets, limits.
+//! PostgreSQL and MariaDB beyond the conformance suites: startup, outages, secrets, limits.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{at, build, event, matching, named, newest, open, page, parse};
-use eye_core::sink::{Sink, SinkConfig, WriteError};
+use eye_core::sink::{SinkConfig, WriteError};
 use eye_core::store::{EventFilter, EventQuery, PageStart, StoreError};
 use eye_core::timestamp::Timestamp;
-use eye_harness::{MariaDb, PASSWORD, Postgres, Server, eventually};
+use eye_harness::{DatabaseServer, MariaDb, PASSWORD, Postgres, eventually};
 use eye_sinks::{MysqlConfig, PostgresConfig};
 use sqlx::{Connection, Executor, MySqlConnection, PgConnection};
 
@@ -35,32 +35,32 @@ macro_rules! on_both {
 
 on_both! {
     nodes_may_start_at_once
-    a_schema_from_the_future_is_refused
-    a_user_without_the_right_to_change_the_schema_suffices
-    a_refusal_stores_nothing_and_does_not_quote_the_event
-    what_one_half_of_a_batch_stored_is_known_the_next_time
-    an_error_of_unknown_kind_costs_no_connection
-    a_table_that_was_dropped_comes_back
-    a_restart_costs_nothing_but_a_retry
-    a_server_that_is_away_at_start_is_found_later
-    a_server_that_hangs_is_a_retry_in_bounded_time
-    a_wrong_password_is_a_retry_that_does_not_show_it
-    a_password_may_have_any_characters
-    tls_that_was_asked_for_is_not_left_out
-    over_tls_the_server_must_be_the_one_that_was_meant
-    over_tls_a_server_that_hangs_holds_nothing_up
-    no_debug_output_shows_the_password
-    the_first_and_the_last_instant_are_kept
-    a_question_with_nul_finds_nothing
-    callers_may_leave
-    counts_that_another_node_holds_delay_no_write
-    the_key_itself_counts
+    schema_of_a_newer_version_is_rejected
+    user_without_ddl_rights_suffices
+    rejected_batch_stores_nothing_and_quotes_nothing
+    half_stored_batch_has_duplicates_when_retried
+    unclassified_error_keeps_the_connection
+    dropped_table_is_recreated
+    restart_of_the_server_costs_one_retry
+    server_unavailable_at_startup_is_found_later
+    hanging_server_is_a_retry_in_bounded_time
+    wrong_password_is_a_retry_and_stays_secret
+    password_may_have_any_characters
+    required_tls_is_never_skipped
+    tls_verifies_the_server
+    hanging_tls_server_does_not_block_close
+    debug_output_hides_the_password
+    first_and_last_instant_are_stored
+    filter_with_nul_finds_nothing
+    cancelled_queries_leave_no_broken_connection
+    locked_counts_delay_no_write
+    page_reports_event_of_its_key
 }
 
 struct Servers {
-    shared: fn() -> &'static Server,
-    own: fn() -> Server,
-    own_with_tls: fn() -> Server,
+    shared: fn() -> &'static DatabaseServer,
+    own: fn() -> DatabaseServer,
+    own_with_tls: fn() -> DatabaseServer,
 }
 
 const POSTGRES: Servers =
@@ -92,10 +92,10 @@ async fn nodes_may_start_at_once<C: SinkConfig>(servers: Servers) {
     for node in nodes {
         node.await.unwrap();
     }
-    assert_eq!(newest(&*open::<C>(&database.url).await, 100).await.count, 8);
+    assert_eq!(newest(&open::<C>(&database.url).await, 100).await.count, 8);
 }
 
-async fn a_schema_from_the_future_is_refused<C: SinkConfig>(servers: Servers) {
+async fn schema_of_a_newer_version_is_rejected<C: SinkConfig>(servers: Servers) {
     let server = (servers.shared)();
     let database = server.create_database();
     open::<C>(&database.url).await.close().await.unwrap();
@@ -107,7 +107,7 @@ async fn a_schema_from_the_future_is_refused<C: SinkConfig>(servers: Servers) {
 
 const COUNTS_RIGHTS: &str = "GRANT INSERT, UPDATE, DELETE ON";
 
-async fn a_user_without_the_right_to_change_the_schema_suffices<C: SinkConfig>(servers: Servers) {
+async fn user_without_ddl_rights_suffices<C: SinkConfig>(servers: Servers) {
     let server = (servers.shared)();
     let database = server.create_database();
     open::<C>(&database.url).await;
@@ -130,15 +130,15 @@ async fn a_user_without_the_right_to_change_the_schema_suffices<C: SinkConfig>(s
     );
     let sink = open::<C>(&database.url.replace(&format!("eye:{PASSWORD}"), &format!("{name}:x"))).await;
     sink.write(&[event(1)]).await.unwrap();
-    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
-    eventually("counts are added up", Duration::from_secs(30), async || {
+    assert_eq!(newest(&sink, 10).await.events, [event(1)]);
+    eventually("counts are folded", Duration::from_secs(30), async || {
         sink.prepare().await.unwrap();
         server.sql(&database.name, "SELECT COUNT(*) FROM event_count_delta") == "0"
     })
     .await;
 }
 
-async fn a_refusal_stores_nothing_and_does_not_quote_the_event<C: SinkConfig>(servers: Servers) {
+async fn rejected_batch_stores_nothing_and_quotes_nothing<C: SinkConfig>(servers: Servers) {
     let server = (servers.shared)();
     let database = server.create_database();
     let sink = open::<C>(&database.url).await;
@@ -146,12 +146,12 @@ async fn a_refusal_stores_nothing_and_does_not_quote_the_event<C: SinkConfig>(se
     let error = sink.write(&[event(1), named(2, "bad", "\"private\"")]).await.unwrap_err();
     let WriteError::Reject { reason } = &error else { panic!("{error:?}") };
     assert!(reason.contains("no_secrets") && !reason.contains("private") && !reason.contains("127.0.0.1"), "{reason}");
-    assert_eq!(newest(&*sink, 10).await.count, 0);
+    assert_eq!(newest(&sink, 10).await.count, 0);
     sink.write(&[event(1)]).await.unwrap();
-    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+    assert_eq!(newest(&sink, 10).await.events, [event(1)]);
 }
 
-async fn what_one_half_of_a_batch_stored_is_known_the_next_time<C: SinkConfig>(servers: Servers) {
+async fn half_stored_batch_has_duplicates_when_retried<C: SinkConfig>(servers: Servers) {
     let server = (servers.shared)();
     let database = server.create_database();
     let sink = open::<C>(&database.url).await;
@@ -160,13 +160,13 @@ async fn what_one_half_of_a_batch_stored_is_known_the_next_time<C: SinkConfig>(s
     batch.push(named(999, "bad", "{}"));
     let error = sink.write(&batch).await.unwrap_err();
     assert!(matches!(error, WriteError::Reject { .. }), "{error:?}");
-    assert_eq!(newest(&*sink, 1).await.count, 500, "the half without it, and all of that");
+    assert_eq!(newest(&sink, 1).await.count, 500, "the half without it, and all of that");
     batch.pop();
     assert_eq!(sink.write(&batch).await.unwrap().duplicates, 500);
-    assert_eq!(newest(&*sink, 1).await.count, 999);
+    assert_eq!(newest(&sink, 1).await.count, 999);
 }
 
-async fn an_error_of_unknown_kind_costs_no_connection<C: SinkConfig>(servers: Servers) {
+async fn unclassified_error_keeps_the_connection<C: SinkConfig>(servers: Servers) {
     let server = (servers.shared)();
     let database = server.create_database();
     let sink = open::<C>(&database.url).await;
@@ -188,16 +188,17 @@ async fn an_error_of_unknown_kind_costs_no_connection<C: SinkConfig>(servers: Se
     };
     server.sql(&database.name, triggers);
     let all = async || server.sql(&database.name, connections);
-    eventually("one writes, one adds up", Duration::from_secs(30), async || all().await.lines().count() == 2).await;
+    eventually("one connection writes, one folds", Duration::from_secs(30), async || all().await.lines().count() == 2)
+        .await;
     let before = all().await;
     let error = sink.write(&[event(2), named(3, "bad", "1")]).await.unwrap_err();
     assert!(matches!(error, WriteError::Unknown { .. }), "{error:?}");
     sink.write(&[event(4)]).await.unwrap();
     assert_eq!(all().await, before);
-    assert_eq!(newest(&*sink, 10).await.count, 2);
+    assert_eq!(newest(&sink, 10).await.count, 2);
 }
 
-async fn a_table_that_was_dropped_comes_back<C: SinkConfig>(servers: Servers) {
+async fn dropped_table_is_recreated<C: SinkConfig>(servers: Servers) {
     let server = (servers.shared)();
     let database = server.create_database();
     let sink = open::<C>(&database.url).await;
@@ -205,23 +206,23 @@ async fn a_table_that_was_dropped_comes_back<C: SinkConfig>(servers: Servers) {
     server.sql(&database.name, "DROP TABLE event");
     server.sql(&database.name, "DROP TABLE eye_migration");
     reason(&sink.write(&[event(1)]).await.unwrap_err());
-    let answer = sink.store().unwrap().query(EventQuery { limit: 10, ..EventQuery::default() }).await;
+    let answer = sink.store().page(EventQuery { limit: 10, ..EventQuery::default() }).await;
     assert!(matches!(answer, Err(StoreError::Unavailable { .. })), "{answer:?}");
     sink.prepare().await.unwrap();
     sink.write(&[event(1)]).await.unwrap();
 }
 
-async fn a_restart_costs_nothing_but_a_retry<C: SinkConfig>(servers: Servers) {
+async fn restart_of_the_server_costs_one_retry<C: SinkConfig>(servers: Servers) {
     let server = (servers.own)();
     let database = server.create_database();
-    let sink: Arc<dyn Sink> = open::<C>(&database.url).await.into();
-    // So that several connections of each kind have become stale.
+    let sink = Arc::new(open::<C>(&database.url).await);
+    // Leaves several stale connections of each kind.
     let mut work = Vec::new();
     for number in 0..8 {
         let sink = Arc::clone(&sink);
         work.push(tokio::spawn(async move {
             sink.write(&[event(number)]).await.unwrap();
-            newest(&*sink, 10).await;
+            newest(&sink, 10).await;
         }));
     }
     for task in work {
@@ -229,17 +230,17 @@ async fn a_restart_costs_nothing_but_a_retry<C: SinkConfig>(servers: Servers) {
     }
     server.kill();
     server.restart();
-    assert_eq!(newest(&*sink, 10).await.count, 8);
+    assert_eq!(newest(&sink, 10).await.count, 8);
     reason(&sink.write(&[event(8)]).await.unwrap_err());
     sink.write(&[event(8)]).await.unwrap();
     server.kill();
     server.restart();
     sink.prepare().await.unwrap();
     sink.write(&[event(9)]).await.unwrap();
-    assert_eq!(newest(&*sink, 10).await.count, 10);
+    assert_eq!(newest(&sink, 10).await.count, 10);
 }
 
-async fn a_server_that_is_away_at_start_is_found_later<C: SinkConfig>(servers: Servers) {
+async fn server_unavailable_at_startup_is_found_later<C: SinkConfig>(servers: Servers) {
     let server = (servers.own)();
     let database = server.create_database();
     server.stop();
@@ -248,16 +249,16 @@ async fn a_server_that_is_away_at_start_is_found_later<C: SinkConfig>(servers: S
     let place = format!("127.0.0.1:{}/{}", server.port(), database.name);
     assert!(reason(&error).contains(&place) && reason(&error).contains("refused"), "{error}");
     let started = Instant::now();
-    let answer = sink.store().unwrap().query(EventQuery { limit: 10, ..EventQuery::default() }).await;
+    let answer = sink.store().page(EventQuery { limit: 10, ..EventQuery::default() }).await;
     let Err(StoreError::Unavailable { reason }) = answer else { panic!("{answer:?}") };
     assert!(started.elapsed() < Duration::from_secs(10) && !reason.contains(PASSWORD), "{reason}");
     server.restart();
     sink.prepare().await.unwrap();
     sink.write(&[event(1)]).await.unwrap();
-    assert_eq!(newest(&*sink, 10).await.events, [event(1)]);
+    assert_eq!(newest(&sink, 10).await.events, [event(1)]);
 }
 
-async fn a_server_that_hangs_is_a_retry_in_bounded_time<C: SinkConfig>(servers: Servers) {
+async fn hanging_server_is_a_retry_in_bounded_time<C: SinkConfig>(servers: Servers) {
     let server = (servers.own)();
     let database = server.create_database();
     let sink = open::<C>(&database.url).await;
@@ -271,7 +272,7 @@ async fn a_server_that_hangs_is_a_retry_in_bounded_time<C: SinkConfig>(servers: 
     sink.write(&[event(1)]).await.unwrap();
 }
 
-async fn a_wrong_password_is_a_retry_that_does_not_show_it<C: SinkConfig>(servers: Servers) {
+async fn wrong_password_is_a_retry_and_stays_secret<C: SinkConfig>(servers: Servers) {
     let database = (servers.shared)().create_database();
     let sink = build::<C>(&database.url.replace(PASSWORD, "not-this-one")).await;
     let error = sink.prepare().await.unwrap_err();
@@ -279,7 +280,7 @@ async fn a_wrong_password_is_a_retry_that_does_not_show_it<C: SinkConfig>(server
     assert!(["password", "Access denied"].iter().any(|text| reason(&error).contains(text)), "{error}");
 }
 
-async fn a_password_may_have_any_characters<C: SinkConfig>(servers: Servers) {
+async fn password_may_have_any_characters<C: SinkConfig>(servers: Servers) {
     let server = (servers.shared)();
     let database = server.create_database();
     let name = format!("odd_{}", database.name);
@@ -295,18 +296,18 @@ async fn a_password_may_have_any_characters<C: SinkConfig>(servers: Servers) {
     open::<C>(&database.url.replace(&format!("eye:{PASSWORD}"), &format!("{name}:{encoded}"))).await;
 }
 
-async fn tls_that_was_asked_for_is_not_left_out<C: SinkConfig>(servers: Servers) {
-    // The servers of the tests have no certificate.
+async fn required_tls_is_never_skipped<C: SinkConfig>(servers: Servers) {
+    // The shared servers have no certificate.
     let mode = if is_postgres::<C>() { "sslmode=require" } else { "ssl-mode=REQUIRED" };
     let database = (servers.shared)().create_database();
     let error = build::<C>(&format!("{}?{mode}", database.url)).await.prepare().await.unwrap_err();
     assert!(reason(&error).contains("TLS"), "{error}");
 }
 
-async fn over_tls_the_server_must_be_the_one_that_was_meant<C: SinkConfig>(servers: Servers) {
+async fn tls_verifies_the_server<C: SinkConfig>(servers: Servers) {
     let (server, other) = ((servers.own_with_tls)(), (servers.own_with_tls)());
     let database = server.create_database();
-    let url = |meant: &Server| {
+    let url = |meant: &DatabaseServer| {
         let certificate = meant.certificate().certificate;
         let parameters = match is_postgres::<C>() {
             true => "sslmode=verify-full&sslrootcert",
@@ -316,17 +317,17 @@ async fn over_tls_the_server_must_be_the_one_that_was_meant<C: SinkConfig>(serve
     };
     let sink = open::<C>(&url(&server)).await;
     sink.write(&[event(1)]).await.unwrap();
-    assert_eq!(newest(&*sink, 100).await.count, 1);
+    assert_eq!(newest(&sink, 100).await.count, 1);
     let error = build::<C>(&url(&other)).await.prepare().await.unwrap_err();
     assert!(reason(&error).contains("certificate"), "{error}");
 }
 
-async fn over_tls_a_server_that_hangs_holds_nothing_up<C: SinkConfig>(servers: Servers) {
+async fn hanging_tls_server_does_not_block_close<C: SinkConfig>(servers: Servers) {
     let server = (servers.own_with_tls)();
     let database = server.create_database();
     let parameter = if is_postgres::<C>() { "sslmode=require" } else { "ssl-mode=REQUIRED" };
     let sink = open::<C>(&format!("{}?{parameter}", database.url)).await;
-    assert_eq!(newest(&*sink, 100).await.count, 0);
+    assert_eq!(newest(&sink, 100).await.count, 0);
     server.pause();
     let start = Instant::now();
     assert!(matches!(sink.prepare().await, Err(WriteError::Retry { .. })));
@@ -339,7 +340,7 @@ async fn over_tls_a_server_that_hangs_holds_nothing_up<C: SinkConfig>(servers: S
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
-async fn no_debug_output_shows_the_password<C: SinkConfig>(servers: Servers) {
+async fn debug_output_hides_the_password<C: SinkConfig>(servers: Servers) {
     let database = (servers.shared)().create_database();
     for url in [database.url.clone(), format!("{}?sslmode=disabled-{PASSWORD}-", database.url)] {
         match parse::<PostgresConfig>(&url.replace("mysql:", "postgres:")) {
@@ -351,51 +352,51 @@ async fn no_debug_output_shows_the_password<C: SinkConfig>(servers: Servers) {
             Err(error) => assert!(!error.contains(&format!("eye:{PASSWORD}")), "{error}"),
         }
     }
-    // A URL that is wrong in every way is not quoted either.
+    // A URL that cannot be parsed is not quoted either.
     for url in [format!("eye:{PASSWORD}@host/db"), format!("//eye:{PASSWORD}@host"), PASSWORD.to_owned()] {
         let error = parse::<C>(&url).err().unwrap();
         assert!(!error.contains(PASSWORD) && error.contains("must begin with"), "{error}");
     }
 }
 
-async fn the_first_and_the_last_instant_are_kept<C: SinkConfig>(servers: Servers) {
+async fn first_and_last_instant_are_stored<C: SinkConfig>(servers: Servers) {
     let sink = open::<C>(&(servers.shared)().create_database().url).await;
     let events = [Timestamp::MAX, Timestamp::from_micros(2_147_483_648_000_001).unwrap(), Timestamp::MIN].map(at);
     sink.write(&events).await.unwrap();
-    assert_eq!(newest(&*sink, 10).await.events, events);
+    assert_eq!(newest(&sink, 10).await.events, events);
     let since = |timestamp| EventFilter { timestamp_after: Some(timestamp), ..EventFilter::default() };
     for (event, expected) in events.iter().zip(1..) {
-        assert_eq!(matching(&*sink, since(event.timestamp())).await.count, expected);
+        assert_eq!(matching(&sink, since(event.timestamp())).await.count, expected);
     }
-    let older = page(&*sink, PageStart::OlderThan(events[0].key()), 10).await;
+    let older = page(&sink, PageStart::OlderThan(events[0].key()), 10).await;
     assert_eq!((older.events.as_slice(), older.has_newer), (&events[1..], true));
 }
 
-async fn a_question_with_nul_finds_nothing<C: SinkConfig>(servers: Servers) {
+async fn filter_with_nul_finds_nothing<C: SinkConfig>(servers: Servers) {
     let sink = open::<C>(&(servers.shared)().create_database().url).await;
     sink.write(&[event(1)]).await.unwrap();
-    let page = matching(&*sink, EventFilter { name: Some("na\0me".to_owned()), ..EventFilter::default() }).await;
+    let page = matching(&sink, EventFilter { name: Some("na\0me".to_owned()), ..EventFilter::default() }).await;
     assert_eq!((page.count, page.events.len()), (0, 0));
 }
 
-async fn the_key_itself_counts<C: SinkConfig>(servers: Servers) {
-    common::assert_the_key_itself_counts(&*open::<C>(&(servers.shared)().create_database().url).await).await;
+async fn page_reports_event_of_its_key<C: SinkConfig>(servers: Servers) {
+    common::assert_page_reports_event_of_its_key(&open::<C>(&(servers.shared)().create_database().url).await).await;
 }
 
-async fn callers_may_leave<C: SinkConfig>(servers: Servers) {
+async fn cancelled_queries_leave_no_broken_connection<C: SinkConfig>(servers: Servers) {
     let sink = open::<C>(&(servers.shared)().create_database().url).await;
     sink.write(&(0..1000).map(event).collect::<Vec<_>>()).await.unwrap();
     for micros in 0..200 {
-        let query = sink.store().unwrap().query(EventQuery { limit: 1000, ..EventQuery::default() });
+        let query = sink.store().page(EventQuery { limit: 1000, ..EventQuery::default() });
         drop(tokio::time::timeout(Duration::from_micros(micros * 20), query).await);
     }
     for _ in 0..8 {
-        assert_eq!(newest(&*sink, 10).await.count, 1000);
+        assert_eq!(newest(&sink, 10).await.count, 1000);
     }
 }
 
-/// A node that hangs while it adds up counts has them locked for as long.
-async fn counts_that_another_node_holds_delay_no_write<C: SinkConfig>(servers: Servers) {
+/// A node that hangs in a fold holds the locks of its counts.
+async fn locked_counts_delay_no_write<C: SinkConfig>(servers: Servers) {
     let database = (servers.shared)().create_database();
     let sink = open::<C>(&database.url).await;
     let _holder: Box<dyn Any> = if is_postgres::<C>() {
@@ -416,7 +417,7 @@ async fn counts_that_another_node_holds_delay_no_write<C: SinkConfig>(servers: S
 }
 
 #[test]
-fn a_url_must_be_one_of_the_database() {
+fn url_of_another_database_is_an_error() {
     let postgres = |url: &str| parse::<PostgresConfig>(url).map(drop).unwrap_or_else(|error| panic!("{error}"));
     postgres("postgres://eye@localhost");
     postgres("postgresql://eye:x@localhost:5433/db?sslmode=verify-full");

@@ -1,11 +1,7 @@
-//! The database schema of The Eye, as SeaORM migrations.
+//! The database schema of The Eye, as SeaORM migrations. [`migrate`] brings a database up to date.
 
-mod m0001_event;
-mod m0002_event_count;
-mod m0003_event_name_category;
-mod m0004_event_count_day;
-mod m0005_event_inbox;
-mod m0006_event_inbox_flushed;
+mod m0001_initial;
+pub mod period;
 
 pub use sea_orm_migration::MigratorTrait;
 use sea_orm_migration::prelude::*;
@@ -14,11 +10,11 @@ use sea_orm_migration::sea_orm::{
     TransactionTrait,
 };
 
-/// The table that remembers which migrations were applied. Its own name, so that another SeaORM program may share the
+/// The table that records applied migrations. SeaORM's default name would clash with another SeaORM program in the same
 /// database.
 const MIGRATION_TABLE: &str = "eye_migration";
 
-/// Serves as the key of PostgreSQL's advisory lock: "eye" in ASCII.
+/// The key of PostgreSQL's advisory lock: "eye" in ASCII.
 const ADVISORY_LOCK_KEY: i64 = 0x65_79_65;
 
 /// All migrations, oldest first.
@@ -27,14 +23,7 @@ pub struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![
-            Box::new(m0001_event::Migration),
-            Box::new(m0002_event_count::Migration),
-            Box::new(m0003_event_name_category::Migration),
-            Box::new(m0004_event_count_day::Migration),
-            Box::new(m0005_event_inbox::Migration),
-            Box::new(m0006_event_inbox_flushed::Migration),
-        ]
+        vec![Box::new(m0001_initial::Migration)]
     }
 
     fn migration_table_name() -> DynIden {
@@ -42,13 +31,13 @@ impl MigratorTrait for Migrator {
     }
 }
 
-/// Brings the schema up to date, or finds that it is: then nothing is written and no right to change the schema is
-/// needed. Several nodes may call it at once: one works, the others wait for it, for at most 10 seconds.
+/// Brings the schema up to date. A current schema needs no write and no right to change the schema. Several nodes may
+/// call it at once: one migrates, the others wait for at most 10 seconds.
 ///
 /// `db` is a pool of one connection that the caller closes afterwards, because MySQL's lock belongs to its session.
 ///
 /// # Errors
-/// [`DbErr::Migration`] when a newer version of the program has migrated the database; else what the database said.
+/// [`DbErr::Migration`] when a newer version of the program has migrated the database; else the database's error.
 pub async fn migrate(db: &DatabaseConnection) -> Result<(), DbErr> {
     if is_current(db).await? {
         return Ok(());
@@ -64,10 +53,10 @@ pub async fn migrate(db: &DatabaseConnection) -> Result<(), DbErr> {
     transaction.commit().await
 }
 
-/// Whether every migration is applied, and none that this version does not know: [`migrate`] then has nothing to do.
+/// Returns true when all migrations are applied: [`migrate`] has nothing to do.
 ///
 /// # Errors
-/// As [`migrate`].
+/// Those of [`migrate`].
 pub async fn is_current(db: &DatabaseConnection) -> Result<bool, DbErr> {
     if !SchemaManager::new(db).has_table(MIGRATION_TABLE).await? {
         return Ok(false);
@@ -84,7 +73,7 @@ pub async fn is_current(db: &DatabaseConnection) -> Result<bool, DbErr> {
     Ok(known.iter().all(|migration| applied.iter().any(|version| version == migration.name())))
 }
 
-/// Waits until no other node migrates. SQLite needs nothing more than its `BEGIN IMMEDIATE`.
+/// Waits until no other node migrates. For SQLite `BEGIN IMMEDIATE` suffices.
 async fn lock(transaction: &impl ConnectionTrait) -> Result<(), DbErr> {
     let backend = transaction.get_database_backend();
     match backend {
@@ -97,7 +86,7 @@ async fn lock(transaction: &impl ConnectionTrait) -> Result<(), DbErr> {
             let row = transaction.query_one_raw(Statement::from_string(backend, sql)).await?;
             let locked = row.map(|row| row.try_get_by_index::<i64>(0)).transpose()?;
             if locked != Some(1) {
-                let reason = "another node is still migrating the database";
+                let reason = "another node is still migrating the database: try again when it is done";
                 return Err(DbErr::Conn(RuntimeErr::Internal(reason.to_owned())));
             }
         }

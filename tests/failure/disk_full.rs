@@ -72,7 +72,7 @@ async fn sqlite_on_full_disk_accepts_again() {
         if round % 2 == 1 {
             // A crash may lose these files. SQLite has no space to create them at the start.
             restart(&mut eye, &load, || {
-                for shared_memory in ["eye.db-shm", "eye.db-inbox-shm"] {
+                for shared_memory in ["eye.db-shm", "eye.db-staging-shm"] {
                     fs::remove_file(disk.path().join(shared_memory)).unwrap();
                 }
                 disk.fill();

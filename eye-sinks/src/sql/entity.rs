@@ -1,6 +1,6 @@
-//! The table `event`, as SeaORM sees it.
+//! The table `event` as SeaORM sees it.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use eye_core::event::{Event, EventFields, Origin};
 use eye_core::timestamp::Timestamp;
@@ -8,8 +8,8 @@ use sea_orm::entity::prelude::*;
 use sea_orm::{DbBackend, FromQueryResult, QueryResult, RuntimeErr};
 use sqlx::{ColumnIndex, Decode, Row, Type};
 
-/// A row. The types are those of PostgreSQL and MySQL; SQLite has integers for timestamps, which [`instant`] and
-/// [`StoredEvent`] bridge.
+/// A row. The types are those of PostgreSQL and MySQL. SQLite has integers for timestamps, see [`instant`] and
+/// [`StoredEvent`].
 #[derive(Clone, Debug, DeriveEntityModel)]
 #[sea_orm(table_name = "event")]
 pub(super) struct Model {
@@ -20,6 +20,7 @@ pub(super) struct Model {
     pub session_id: String,
     pub category: String,
     pub name: String,
+    pub origin: String,
     pub data: String,
     pub received_at: DateTimeUtc,
 }
@@ -29,7 +30,12 @@ pub(super) enum Relation {}
 
 impl ActiveModelBehavior for ActiveModel {}
 
-/// A timestamp as the database compares it.
+/// Returns the value of the column `origin`.
+pub(super) fn origin(event: &Event) -> &str {
+    event.origin().name()
+}
+
+/// Converts a timestamp to the type that the database compares it with.
 pub(super) fn instant(backend: DbBackend, timestamp: Timestamp) -> Value {
     match backend {
         DbBackend::Sqlite => timestamp.as_micros().into(),
@@ -40,37 +46,36 @@ pub(super) fn instant(backend: DbBackend, timestamp: Timestamp) -> Value {
 }
 
 /// The columns of a [`StoredEvent`], in its order.
-pub(super) const COLUMNS: [Column; 7] = [
+pub(super) const COLUMNS: [Column; 8] = [
     Column::Timestamp,
     Column::ReceivedAt,
     Column::Id,
     Column::SessionId,
     Column::Category,
     Column::Name,
+    Column::Origin,
     Column::Data,
 ];
 
-/// An event as it was read. Its texts are copied once, from the row into the event.
+/// An event from a row. Its texts are copied once, from the row into the event.
 pub(super) struct StoredEvent(pub(super) Event);
 
 impl FromQueryResult for StoredEvent {
     fn from_query_result(row: &QueryResult, _prefix: &str) -> Result<Self, DbErr> {
         let event = if let Some(row) = row.try_as_sqlite_row() {
-            event(row, |micros: i64| micros)
+            decode(row, |micros: i64| micros)
         } else if let Some(row) = row.try_as_pg_row() {
-            event(row, |instant: DateTimeUtc| instant.timestamp_micros())
+            decode(row, |instant: DateTimeUtc| instant.timestamp_micros())
         } else if let Some(row) = row.try_as_mysql_row() {
-            event(row, |instant: DateTime| instant.and_utc().timestamp_micros())
+            decode(row, |instant: DateTime| instant.and_utc().timestamp_micros())
         } else {
-            return Err(DbErr::Type("a row of none of the databases".to_owned()));
+            return Err(DbErr::Type("the row is of an unknown database".to_owned()));
         };
         event.map(Self).map_err(|error| DbErr::Query(RuntimeErr::SqlxError(error.into())))
     }
 }
 
-static ORIGIN: LazyLock<Arc<Origin>> = LazyLock::new(|| Arc::new(Origin::new("", None)));
-
-fn event<'r, R, T>(row: &'r R, micros: fn(T) -> i64) -> Result<Event, sqlx::Error>
+fn decode<'r, R, T>(row: &'r R, micros: fn(T) -> i64) -> Result<Event, sqlx::Error>
 where
     R: Row,
     usize: ColumnIndex<R>,
@@ -80,8 +85,10 @@ where
 {
     let instant = |index| {
         let timestamp = Timestamp::from_micros(micros(row.try_get(index)?));
-        timestamp.ok_or_else(|| sqlx::Error::Decode("an instant is not within the years 1970 to 9999".into()))
+        timestamp.ok_or_else(|| sqlx::Error::Decode("a timestamp is not within the years 1970 to 9999".into()))
     };
+    // The client's address is never stored.
+    let origin = Arc::new(Origin::new(row.try_get(6)?, None));
     Ok(Event::from(EventFields {
         timestamp: instant(0)?,
         received_at: instant(1)?,
@@ -89,7 +96,7 @@ where
         session_id: row.try_get(3)?,
         category: row.try_get(4)?,
         name: row.try_get(5)?,
-        data: row.try_get(6)?,
-        origin: &ORIGIN,
+        data: row.try_get(7)?,
+        origin: &origin,
     }))
 }

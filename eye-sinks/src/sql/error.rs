@@ -1,4 +1,4 @@
-//! The one place that decides what a database's error means.
+//! Classification of database errors: retry, reject or unknown. All other modules ask this one.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -10,29 +10,28 @@ use sqlx::error::DatabaseError;
 use sqlx::mysql::MySqlDatabaseError;
 use sqlx::sqlite::SqliteError;
 
-/// What an error says of trying again.
+/// The consequence of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Meaning {
-    /// The database is away, busy or not fit to work; the events are not at fault.
+enum ErrorClass {
+    /// The database is unavailable, busy or broken; no event is at fault.
     Retry,
     /// An event is at fault.
     Reject,
-    /// Neither is certain.
+    /// Either of both.
     Unknown,
 }
 
-/// The error of a write that took too long.
+/// Returns the error of an action that took too long.
 pub(super) fn timed_out(doing: &str, after: Duration) -> sqlx::Error {
     let message = format!("{doing} took longer than {} s", after.as_secs());
     sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, message))
 }
 
-/// SQLite found no room on the disk for the file of shared memory beside a database. Its message is "disk I/O error".
+/// SQLite's code when the disk has no space for the shared-memory file. Its message is "disk I/O error".
 const SQLITE_IOERR_SHMSIZE: i32 = 4874;
 
-/// Whether a SQLite file that could not be opened may be open to us later, without anybody changing the configuration: another
-/// process holds it, or the disk is full.
-pub(super) fn is_passing(error: &sqlx::Error) -> bool {
+/// Returns true for a SQLite error that may pass by itself: another process holds the file, or the disk is full.
+pub(super) fn is_transient(error: &sqlx::Error) -> bool {
     // BUSY, LOCKED, FULL.
     sqlite_code(error).is_some_and(|code| matches!(code & 0xff, 5 | 6 | 13) || code == SQLITE_IOERR_SHMSIZE)
 }
@@ -43,36 +42,36 @@ fn sqlite_code(error: &sqlx::Error) -> Option<i32> {
     error.code()?.parse().ok()
 }
 
-/// Whether the events may be at fault: so the database says, or what checks them before it.
+/// Returns true when the events may be at fault, by the database or by a check before it.
 pub(super) fn may_be_refusal(error: &sqlx::Error) -> bool {
-    match meaning(error) {
-        Meaning::Retry => false,
-        Meaning::Reject => true,
-        Meaning::Unknown => matches!(error, sqlx::Error::Database(_)),
+    match classify(error) {
+        ErrorClass::Retry => false,
+        ErrorClass::Reject => true,
+        ErrorClass::Unknown => matches!(error, sqlx::Error::Database(_)),
     }
 }
 
-/// Whether an event is there already.
+/// Returns true when an event is stored already.
 pub(super) fn is_duplicate(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(DatabaseError::is_unique_violation)
 }
 
-/// What a failed write means.
+/// Classifies the error of a write.
 pub(super) fn write_error(error: &sqlx::Error) -> WriteError {
     let reason = reason(error).into_owned();
-    match meaning(error) {
-        Meaning::Retry => WriteError::retry(reason),
-        Meaning::Reject => WriteError::reject(reason),
-        Meaning::Unknown => WriteError::Unknown { reason },
+    match classify(error) {
+        ErrorClass::Retry => WriteError::retry(reason),
+        ErrorClass::Reject => WriteError::reject(reason),
+        ErrorClass::Unknown => WriteError::Unknown { reason },
     }
 }
 
-/// What a failed connect means: no event is at fault, whatever the code.
+/// Classifies the error of a connect: no event is at fault, whatever the code.
 pub(super) fn connect_error(error: &sqlx::Error) -> WriteError {
     WriteError::retry(reason(error))
 }
 
-/// What a failed preparation means: nothing is refused for good but a schema from the future.
+/// Classifies the error of a preparation: only a schema from a newer version is final.
 pub(super) fn prepare_error(error: &DbErr) -> WriteError {
     match error {
         DbErr::Migration(reason) => WriteError::reject(reason),
@@ -80,15 +79,15 @@ pub(super) fn prepare_error(error: &DbErr) -> WriteError {
     }
 }
 
-/// What a failed query means.
+/// Classifies the error of a query.
 pub(super) fn store_error(error: &DbErr) -> StoreError {
     let reason = orm_reason(error);
-    let is_away = match (error, sqlx_error(error)) {
-        (_, Some(error)) => meaning(error) == Meaning::Retry,
+    let is_unavailable = match (error, sqlx_error(error)) {
+        (_, Some(error)) => classify(error) == ErrorClass::Retry,
         (DbErr::ConnectionAcquire(_) | DbErr::Conn(_), None) => true,
         _ => false,
     };
-    if is_away { StoreError::Unavailable { reason } } else { StoreError::Failed { reason } }
+    if is_unavailable { StoreError::Unavailable { reason } } else { StoreError::Failed { reason } }
 }
 
 fn sqlx_error(error: &DbErr) -> Option<&sqlx::Error> {
@@ -104,26 +103,26 @@ fn orm_reason(error: &DbErr) -> String {
     sqlx_error(error).map_or_else(|| error.to_string(), |error| reason(error).into_owned())
 }
 
-/// The message alone: PostgreSQL's details quote the row.
+/// Returns the message alone: PostgreSQL's details quote the row.
 pub(super) fn reason(error: &sqlx::Error) -> Cow<'_, str> {
     match error {
         error if sqlite_code(error) == Some(SQLITE_IOERR_SHMSIZE) => "database or disk is full".into(),
         sqlx::Error::Database(error) => error.message().into(),
         sqlx::Error::Io(error) => error.to_string().into(),
-        sqlx::Error::PoolTimedOut => "no connection within the time allowed".into(),
-        // sqlx names a feature of its own that would encrypt the password alone.
+        sqlx::Error::PoolTimedOut => "no connection became free in time".into(),
+        // sqlx's message names one of its features, which would encrypt the password alone.
         sqlx::Error::Configuration(error) if error.to_string().starts_with("RSA auth backend disabled") => {
             "the server takes this user's password only over TLS (caching_sha2_password): let it offer TLS, and remove \
-             ssl-mode=DISABLED from the URL if it is there"
+             ssl-mode=DISABLED from the URL"
                 .into()
         }
         other => other.to_string().into(),
     }
 }
 
-fn meaning(error: &sqlx::Error) -> Meaning {
+fn classify(error: &sqlx::Error) -> ErrorClass {
     match error {
-        sqlx::Error::Database(error) => database_meaning(&**error),
+        sqlx::Error::Database(error) => database_class(&**error),
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
         | sqlx::Error::Configuration(_)
@@ -131,74 +130,74 @@ fn meaning(error: &sqlx::Error) -> Meaning {
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed
-        | sqlx::Error::BeginFailed => Meaning::Retry,
-        sqlx::Error::Encode(_) | sqlx::Error::InvalidArgument(_) => Meaning::Reject,
-        _ => Meaning::Unknown,
+        | sqlx::Error::BeginFailed => ErrorClass::Retry,
+        sqlx::Error::Encode(_) | sqlx::Error::InvalidArgument(_) => ErrorClass::Reject,
+        _ => ErrorClass::Unknown,
     }
 }
 
-fn database_meaning(error: &dyn DatabaseError) -> Meaning {
+fn database_class(error: &dyn DatabaseError) -> ErrorClass {
     let code = error.code().unwrap_or_default();
     if error.try_downcast_ref::<SqliteError>().is_some() {
-        return code.parse().map_or(Meaning::Unknown, |code| sqlite_meaning(code, error.message()));
+        return code.parse().map_or(ErrorClass::Unknown, |code| sqlite_class(code, error.message()));
     }
     if let Some(error) = error.try_downcast_ref::<MySqlDatabaseError>() {
-        return mysql_meaning(error.number(), &code);
+        return mysql_class(error.number(), &code);
     }
-    sqlstate_meaning(&code)
+    sqlstate_class(&code)
 }
 
-/// PostgreSQL, and what MySQL shares with it.
-fn sqlstate_meaning(code: &str) -> Meaning {
+/// Classifies the codes of PostgreSQL, and those that MySQL shares with it.
+fn sqlstate_class(code: &str) -> ErrorClass {
     match code {
-        // A missing right or table, or a standby that takes no writes: the operator or a migration repairs it.
-        "42501" | "42P01" | "25006" => return Meaning::Retry,
-        // Raised by a trigger that the operator wrote (PostgreSQL's RAISE, MySQL's SIGNAL): as final as a constraint.
-        "P0001" | "45000" => return Meaning::Reject,
+        // A missing right or table, or a read-only standby: the operator or a migration repairs it.
+        "42501" | "42P01" | "25006" => return ErrorClass::Retry,
+        // An operator's trigger (PostgreSQL's RAISE, MySQL's SIGNAL) is as final as a constraint.
+        "P0001" | "45000" => return ErrorClass::Reject,
         _ => {}
     }
     match code.get(..2).unwrap_or_default() {
         // Connection, authorization, database or schema name, rollback, resources, state, intervention, system.
-        "08" | "28" | "3D" | "3F" | "40" | "53" | "55" | "57" | "58" => Meaning::Retry,
+        "08" | "28" | "3D" | "3F" | "40" | "53" | "55" | "57" | "58" => ErrorClass::Retry,
         // Data, constraints, limits of the program.
-        "22" | "23" | "54" => Meaning::Reject,
-        _ => Meaning::Unknown,
+        "22" | "23" | "54" => ErrorClass::Reject,
+        _ => ErrorClass::Unknown,
     }
 }
 
-/// MySQL and MariaDB lump most errors together under `HY000`, so the number comes first.
-fn mysql_meaning(number: u16, sqlstate: &str) -> Meaning {
+/// Classifies by number, then by SQLSTATE: MySQL and MariaDB give most errors the state `HY000`.
+fn mysql_class(number: u16, sqlstate: &str) -> ErrorClass {
     match number {
         // Too many connections, out of memory, disk or table space, the engine's and the log's own errors.
         1021 | 1026 | 1028 | 1030 | 1037 | 1038 | 1040 | 1041 | 1114 | 1180 | 1181 | 1203 | 1206 | 1226 => {
-            Meaning::Retry
+            ErrorClass::Retry
         }
         // Access denied, no such database or table, host blocked, password expired, account locked: the operator or a
         // migration repairs it.
         1044 | 1045 | 1049 | 1129 | 1130 | 1142 | 1143 | 1146 | 1227 | 1698 | 1820 | 1862 | 3118 | 4151 => {
-            Meaning::Retry
+            ErrorClass::Retry
         }
         // Shutdown, network trouble, interrupted, killed, too slow.
-        1053 | 1152 | 1154..=1161 | 1184 | 1317 | 1927 | 1969 | 2006 | 2013 | 3024 | 4031 => Meaning::Retry,
+        1053 | 1152 | 1154..=1161 | 1184 | 1317 | 1927 | 1969 | 2006 | 2013 | 3024 | 4031 => ErrorClass::Retry,
         // Lock wait, deadlock, read-only.
-        1205 | 1213 | 1290 | 1792 | 1836 | 1874 => Meaning::Retry,
+        1205 | 1213 | 1290 | 1792 | 1836 | 1874 => ErrorClass::Retry,
         // Packet or row too large, bad value, CHECK constraint (MariaDB, MySQL).
-        1118 | 1139 | 1153 | 1366 | 3819 | 4025 => Meaning::Reject,
-        _ => sqlstate_meaning(sqlstate),
+        1118 | 1139 | 1153 | 1366 | 3819 | 4025 => ErrorClass::Reject,
+        _ => sqlstate_class(sqlstate),
     }
 }
 
-/// By the primary code, which is the low byte of the extended one.
-fn sqlite_meaning(code: i32, message: &str) -> Meaning {
+/// Classifies by the primary code, which is the low byte of the extended one.
+fn sqlite_class(code: i32, message: &str) -> ErrorClass {
     match code & 0xff {
-        // ERROR, the catch-all: the schema is gone.
-        1 if message.starts_with("no such table") => Meaning::Retry,
+        // ERROR, the code of all that has no other: the schema is gone.
+        1 if message.starts_with("no such table") => ErrorClass::Retry,
         // PERM, BUSY, LOCKED, NOMEM, READONLY, INTERRUPT, IOERR, CORRUPT, FULL, CANTOPEN, PROTOCOL, SCHEMA, NOTADB:
-        // the file or its surroundings, never an event.
-        3 | 5 | 6 | 7 | 8 | 9 | 10 | 11 | 13 | 14 | 15 | 17 | 26 => Meaning::Retry,
+        // trouble of the file, never of an event.
+        3 | 5 | 6 | 7 | 8 | 9 | 10 | 11 | 13 | 14 | 15 | 17 | 26 => ErrorClass::Retry,
         // TOOBIG, CONSTRAINT, MISMATCH.
-        18..=20 => Meaning::Reject,
-        _ => Meaning::Unknown,
+        18..=20 => ErrorClass::Reject,
+        _ => ErrorClass::Unknown,
     }
 }
 
@@ -207,45 +206,45 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sqlstates_mean_what_their_class_says() {
+    fn sqlstates_are_classified_by_prefix() {
         for code in ["08006", "28P01", "3D000", "40001", "40P01", "53100", "53300", "55P03", "57P01", "58030"] {
-            assert_eq!(sqlstate_meaning(code), Meaning::Retry, "{code}");
+            assert_eq!(sqlstate_class(code), ErrorClass::Retry, "{code}");
         }
         for code in ["42501", "42P01", "25006"] {
-            assert_eq!(sqlstate_meaning(code), Meaning::Retry, "{code}");
+            assert_eq!(sqlstate_class(code), ErrorClass::Retry, "{code}");
         }
         for code in ["22001", "22P05", "23502", "23505", "23514", "54000", "P0001", "45000"] {
-            assert_eq!(sqlstate_meaning(code), Meaning::Reject, "{code}");
+            assert_eq!(sqlstate_class(code), ErrorClass::Reject, "{code}");
         }
         for code in ["", "4", "21000", "42601", "42703", "XX000", "é2"] {
-            assert_eq!(sqlstate_meaning(code), Meaning::Unknown, "{code}");
+            assert_eq!(sqlstate_class(code), ErrorClass::Unknown, "{code}");
         }
     }
 
     #[test]
-    fn mysql_numbers_come_before_the_sqlstate() {
-        for (number, sqlstate, meaning) in [
-            (1213, "40001", Meaning::Retry),
-            (1205, "HY000", Meaning::Retry),
-            (1040, "08004", Meaning::Retry),
-            (1114, "HY000", Meaning::Retry),
-            (1146, "42S02", Meaning::Retry),
-            (1045, "28000", Meaning::Retry),
-            (4151, "HY000", Meaning::Retry),
-            (1153, "08S01", Meaning::Reject),
-            (1366, "HY000", Meaning::Reject),
-            (1406, "22001", Meaning::Reject),
-            (3819, "HY000", Meaning::Reject),
-            (4025, "23000", Meaning::Reject),
-            (1105, "HY000", Meaning::Unknown),
-            (1064, "42000", Meaning::Unknown),
+    fn mysql_number_precedes_the_sqlstate() {
+        for (number, sqlstate, class) in [
+            (1213, "40001", ErrorClass::Retry),
+            (1205, "HY000", ErrorClass::Retry),
+            (1040, "08004", ErrorClass::Retry),
+            (1114, "HY000", ErrorClass::Retry),
+            (1146, "42S02", ErrorClass::Retry),
+            (1045, "28000", ErrorClass::Retry),
+            (4151, "HY000", ErrorClass::Retry),
+            (1153, "08S01", ErrorClass::Reject),
+            (1366, "HY000", ErrorClass::Reject),
+            (1406, "22001", ErrorClass::Reject),
+            (3819, "HY000", ErrorClass::Reject),
+            (4025, "23000", ErrorClass::Reject),
+            (1105, "HY000", ErrorClass::Unknown),
+            (1064, "42000", ErrorClass::Unknown),
         ] {
-            assert_eq!(mysql_meaning(number, sqlstate), meaning, "{number}");
+            assert_eq!(mysql_class(number, sqlstate), class, "{number}");
         }
     }
 
     #[test]
-    fn a_server_without_tls_that_wants_it_for_the_password_is_away() {
+    fn password_that_needs_tls_makes_the_store_unavailable() {
         let error = sqlx::Error::Configuration("RSA auth backend disabled; enable feature `mysql-rsa`".into());
         assert!(reason(&error).contains("let it offer TLS"), "{}", reason(&error));
         assert!(matches!(
@@ -255,25 +254,25 @@ mod tests {
     }
 
     #[test]
-    fn sqlite_codes_count_by_their_low_byte() {
-        for (code, meaning) in [
-            (5, Meaning::Retry),
-            (5 | 2 << 8, Meaning::Retry),
-            (13, Meaning::Retry),
-            (10 | 12 << 8, Meaning::Retry),
-            (19 | 1 << 8, Meaning::Reject),
-            (18, Meaning::Reject),
-            (20, Meaning::Reject),
-            (1, Meaning::Unknown),
-            (21, Meaning::Unknown),
+    fn sqlite_codes_are_classified_by_low_byte() {
+        for (code, class) in [
+            (5, ErrorClass::Retry),
+            (5 | 2 << 8, ErrorClass::Retry),
+            (13, ErrorClass::Retry),
+            (10 | 12 << 8, ErrorClass::Retry),
+            (19 | 1 << 8, ErrorClass::Reject),
+            (18, ErrorClass::Reject),
+            (20, ErrorClass::Reject),
+            (1, ErrorClass::Unknown),
+            (21, ErrorClass::Unknown),
         ] {
-            assert_eq!(sqlite_meaning(code, ""), meaning, "{code}");
+            assert_eq!(sqlite_class(code, ""), class, "{code}");
         }
-        assert_eq!(sqlite_meaning(1, "no such table: event"), Meaning::Retry);
+        assert_eq!(sqlite_class(1, "no such table: event"), ErrorClass::Retry);
     }
 
     #[test]
-    fn what_is_no_answer_of_the_database_is_a_retry() {
+    fn error_without_an_answer_is_a_retry() {
         let reset = || sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into());
         for error in
             [reset(), sqlx::Error::PoolTimedOut, sqlx::Error::WorkerCrashed, timed_out("writing", Duration::MAX)]

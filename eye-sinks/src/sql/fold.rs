@@ -1,4 +1,7 @@
-//! Adding up the deltas of counts, from time to time.
+//! Folding of deltas into `event_count`: the sums of one transaction, and the schedule of transactions.
+//!
+//! Counts are exact at any time, because a query reads folded counts and pending deltas in one snapshot. Folding keeps
+//! deltas few, so that queries stay fast. Read [`DeltaBatch`] first.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,44 +9,43 @@ use std::time::{Duration, Instant};
 
 use futures_util::{Stream, TryStreamExt};
 
-use super::counts::{self, Counts, day_of};
+use super::counts::{HourCounts, parse_delta, periods_of};
 
-/// Deltas are added up so often while events arrive: until then, each query reads them all.
+/// Pause between two folds while events arrive. Each query reads all deltas that are pending.
 const FOLD_EVERY: Duration = Duration::from_secs(1);
-/// Or when so many events came since.
-const FOLD_EVENTS: usize = 50_000;
-/// Or when there are so many, each of which costs a query about a microsecond. Small batches make hundreds in a second.
+/// Events that make a fold due earlier.
+const FOLD_AT_EVENTS: usize = 50_000;
+/// Deltas that make a fold due earlier. Small batches make hundreds in a second, and each costs a query about 1 µs.
 const FOLD_AT_DELTAS: usize = 300;
-/// After an error they stay for longer.
-const FOLD_AGAIN_AFTER: Duration = Duration::from_secs(30);
-/// Deltas that are added up in one transaction, at most: what a `SELECT` that takes them is limited to.
-pub(super) const FOLD_DELTAS: i64 = 2_000;
-/// Or fewer, once they have so many counts.
-const FOLD_COUNTS: usize = 20_000;
+/// Pause after an error.
+const RETRY_AFTER: Duration = Duration::from_secs(30);
+/// The most deltas of one transaction: the limit of the `SELECT` that reads them.
+pub(super) const MAX_DELTAS: i64 = 2_000;
+/// Distinct counts after which a transaction takes no more deltas.
+const MAX_COUNTS: usize = 20_000;
 
-/// Deltas that are being added up.
+/// The deltas of one transaction.
 #[derive(Default)]
-pub(super) struct Taken {
-    /// Of the deltas.
+pub(super) struct DeltaBatch {
     pub(super) ids: Vec<i64>,
-    /// Whether there may be others.
+    /// True when there may be more deltas.
     pub(super) is_full: bool,
-    counts: Counts<String>,
+    counts: HourCounts<String>,
 }
 
-impl Taken {
-    /// Reads them, by id and delta, until it is enough.
+impl DeltaBatch {
+    /// Reads rows of an id and a delta, until the batch is full.
     pub(super) async fn from_rows(
         mut rows: impl Stream<Item = Result<(i64, String), sqlx::Error>> + Unpin,
     ) -> Result<Self, sqlx::Error> {
-        let (mut taken, mut distinct) = (Self::default(), 0);
-        while !taken.is_full
+        let (mut batch, mut distinct) = (Self::default(), 0);
+        while !batch.is_full
             && let Some((id, delta)) = rows.try_next().await?
         {
-            taken.ids.push(id);
-            for (hour, categories) in counts::counts(&delta).map_err(|error| sqlx::Error::Decode(error.into()))? {
+            batch.ids.push(id);
+            for (hour, categories) in parse_delta(&delta).map_err(|error| sqlx::Error::Decode(error.into()))? {
                 for (category, names) in categories {
-                    let sums = taken.counts.entry(hour).or_default().entry(category).or_default();
+                    let sums = batch.counts.entry(hour).or_default().entry(category).or_default();
                     let before = sums.len();
                     for (name, count) in names {
                         *sums.entry(name).or_default() += count;
@@ -51,91 +53,90 @@ impl Taken {
                     distinct += sums.len() - before;
                 }
             }
-            taken.is_full = distinct >= FOLD_COUNTS || taken.ids.len() as i64 >= FOLD_DELTAS;
+            batch.is_full = distinct >= MAX_COUNTS || batch.ids.len() as i64 >= MAX_DELTAS;
         }
-        Ok(taken)
+        Ok(batch)
     }
 
-    /// What `event_count` gains: each count for its category and name, for each of the two alone, and for all; by hour and
-    /// by day. In the order of the key, so that two nodes wait for each other, not in a circle.
-    pub(super) fn counts(&self) -> Vec<Count<'_>> {
+    /// Returns the rows to add to `event_count`: for a category and a name, for either alone, and for all; by hour, day
+    /// and month. They are in the order of the key: two nodes that lock rows in one order cannot deadlock.
+    pub(super) fn rows(&self) -> Vec<CountRow<'_>> {
         let mut sums = BTreeMap::new();
         for (&hour, categories) in &self.counts {
+            let periods = periods_of(hour);
             for (category, names) in categories {
                 for (name, count) in names {
                     for (category, name) in [(category.as_str(), name.as_str()), (category, ""), ("", name), ("", "")] {
-                        for hour in [hour, day_of(hour)] {
-                            *sums.entry((category, name, hour)).or_insert(0) += count;
+                        for period in periods {
+                            *sums.entry((category, name, period)).or_insert(0) += count;
                         }
                     }
                 }
             }
         }
-        sums.into_iter().map(|((category, name, hour), count)| Count { category, name, hour, count }).collect()
+        sums.into_iter().map(|((category, name, period), count)| CountRow { category, name, period, count }).collect()
     }
 }
 
-/// How many events more an hour or a day has, of one category and name.
+/// A row of `event_count` as it is added. An empty category or name means any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Count<'a> {
+pub(super) struct CountRow<'a> {
     pub(super) category: &'a str,
     pub(super) name: &'a str,
-    pub(super) hour: i32,
+    pub(super) period: i32,
     pub(super) count: i64,
 }
 
-/// Knows when deltas are to be added up.
-pub(super) struct FoldClock(Mutex<Fold>);
+/// The schedule of folds.
+pub(super) struct FoldSchedule(Mutex<FoldState>);
 
-struct Fold {
-    /// Stored since the last time.
+struct FoldState {
+    /// Events and deltas stored since the last fold.
     events: usize,
-    /// Made since the last time.
     deltas: usize,
-    /// Not before, however many they are.
+    /// No fold is due before.
     earliest: Instant,
-    /// However few they are.
+    /// From here on one event suffices.
     latest: Instant,
 }
 
-impl FoldClock {
-    /// Others may have left deltas behind, so that the first time is now.
+impl FoldSchedule {
+    /// Creates a schedule with a fold due at once: other programs may have left deltas behind.
     pub(super) fn new() -> Self {
         let now = Instant::now();
-        Self(Mutex::new(Fold { events: 1, deltas: 0, earliest: now, latest: now }))
+        Self(Mutex::new(FoldState { events: 1, deltas: 0, earliest: now, latest: now }))
     }
 
-    /// So many events were stored.
-    pub(super) fn stored(&self, events: usize) {
-        let mut fold = self.fold();
-        fold.events += events;
-        fold.deltas += 1;
+    /// Notes a delta of so many events.
+    pub(super) fn note_delta(&self, events: usize) {
+        let mut state = self.state();
+        state.events += events;
+        state.deltas += 1;
     }
 
-    /// Whether it is time; then the time is taken.
-    pub(super) fn is_due(&self) -> bool {
-        let (mut fold, now) = (self.fold(), Instant::now());
-        let wanted =
-            fold.events >= FOLD_EVENTS || fold.deltas >= FOLD_AT_DELTAS || (fold.events > 0 && now >= fold.latest);
-        let is_due = wanted && now >= fold.earliest;
+    /// Returns true when a fold is due, and counts it as done.
+    pub(super) fn take_due(&self) -> bool {
+        let (mut state, now) = (self.state(), Instant::now());
+        let has_many = state.events >= FOLD_AT_EVENTS || state.deltas >= FOLD_AT_DELTAS;
+        let is_due = now >= state.earliest && (has_many || state.events > 0 && now >= state.latest);
         if is_due {
-            *fold = Fold { events: 0, deltas: 0, earliest: now, latest: now + FOLD_EVERY };
+            *state = FoldState { events: 0, deltas: 0, earliest: now, latest: now + FOLD_EVERY };
         }
         is_due
     }
 
-    /// There were as many deltas as one transaction may have.
-    pub(super) fn more(&self) {
-        self.stored(FOLD_EVENTS);
+    /// Makes another fold due: the last one left deltas behind.
+    pub(super) fn note_full(&self) {
+        self.note_delta(FOLD_AT_EVENTS);
     }
 
-    /// It could not be done.
-    pub(super) fn failed(&self) {
-        let again = Instant::now() + FOLD_AGAIN_AFTER;
-        *self.fold() = Fold { events: 1, deltas: 0, earliest: again, latest: again };
+    /// Postpones the next fold after an error.
+    pub(super) fn note_failure(&self) {
+        let again = Instant::now() + RETRY_AFTER;
+        *self.state() = FoldState { events: 1, deltas: 0, earliest: again, latest: again };
     }
 
-    fn fold(&self) -> MutexGuard<'_, Fold> {
+    fn state(&self) -> MutexGuard<'_, FoldState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -145,24 +146,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn deltas_are_added_up_in_time() {
-        let clock = FoldClock::new();
-        assert!(clock.is_due(), "others may have left some");
-        clock.stored(1);
-        assert!(!clock.is_due(), "a second has not passed");
-        clock.stored(FOLD_EVENTS);
-        assert!(clock.is_due(), "they are of many events");
+    fn folds_are_due_by_time_events_and_deltas() {
+        let schedule = FoldSchedule::new();
+        assert!(schedule.take_due(), "other programs may have left deltas");
+        schedule.note_delta(1);
+        assert!(!schedule.take_due(), "less than a second has passed");
+        schedule.note_delta(FOLD_AT_EVENTS);
+        assert!(schedule.take_due(), "many events");
         for _ in 1..FOLD_AT_DELTAS {
-            clock.stored(1);
+            schedule.note_delta(1);
         }
-        assert!(!clock.is_due(), "one more may come");
-        clock.stored(1);
-        assert!(clock.is_due(), "they are many");
-        clock.more();
-        assert!(clock.is_due(), "there are more");
-        assert!(!clock.is_due(), "there are none");
-        clock.failed();
-        clock.stored(FOLD_EVENTS);
-        assert!(!clock.is_due(), "it failed just now");
+        assert!(!schedule.take_due(), "one delta too few");
+        schedule.note_delta(1);
+        assert!(schedule.take_due(), "many deltas");
+        schedule.note_full();
+        assert!(schedule.take_due(), "the last fold left deltas");
+        assert!(!schedule.take_due(), "nothing is pending");
+        schedule.note_failure();
+        schedule.note_delta(FOLD_AT_EVENTS);
+        assert!(!schedule.take_due(), "the last fold failed just now");
     }
 }

@@ -1,4 +1,4 @@
-//! MySQL and MariaDB.
+//! MySQL and MariaDB. A batch is several statements in one transaction, each within the server's `max_allowed_packet`.
 
 mod insert;
 
@@ -17,14 +17,15 @@ use serde::Deserialize;
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlPoolOptions};
 use sqlx::{ConnectOptions, Executor};
 
+use super::bulk::BulkStatements;
 use super::counts::deltas;
-use super::fold::{FOLD_DELTAS, Taken};
+use super::driver::{CONNECT_TIMEOUT, Driver, Expected, SERVER_CLOSE_TIMEOUT};
+use super::fold::{DeltaBatch, MAX_DELTAS};
 use super::read_pool::ReadPool;
+use super::sink::SqlSink;
 use super::url::{self, MaxReadConnections};
-use super::write::Shapes;
-use super::{CONNECT_TIMEOUT, Driver, Expected, GOODBYE_TIMEOUT, SqlSink};
 
-/// Stores events in a MySQL (8.0.17 or newer) or MariaDB database, which has to exist; the table is made in it.
+/// Stores events in an existing MySQL (8.0.17 or newer) or MariaDB database, and creates the tables.
 #[derive(Clone, Debug, Deserialize)]
 pub struct MysqlConfig {
     /// `mysql://USER:PASSWORD@HOST:PORT/DATABASE`. Characters such as `@` and `/` in the password are percent-encoded.
@@ -39,35 +40,33 @@ const EXAMPLE_URL: &str = "mysql://USER:PASSWORD@HOST:3306/DATABASE";
 const PARAMETERS: &[&str] =
     &["ssl-mode", "sslmode", "ssl-ca", "sslca", "ssl-cert", "sslcert", "ssl-key", "sslkey", "socket"];
 
-/// Bytes of events that one statement has at most: a quarter of what servers take by default.
+/// The most bytes of events in one statement: a quarter of the default of `max_allowed_packet`.
 const MAX_STATEMENT_BYTES: usize = 4 << 20;
 
-/// Strict, so that nothing is cut or bent to fit, and the same on every server. sqlx has set the character set and UTC.
+/// Strict: no value is truncated or converted, whatever the server's default. sqlx sets the character set and UTC.
 const SQL_MODE: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION'";
 
-/// A transaction begins with its first statement, without a word of its own.
+/// A transaction begins with its first statement, without `BEGIN`.
 const NO_AUTOCOMMIT: &str = "SET SESSION autocommit = 0";
 
-/// Readers keep to a bound in time, here 30 seconds, which the server watches. MySQL and MariaDB name it differently;
-/// each skips the other's comment.
+/// The server ends a statement that takes more than 30 seconds. MySQL and MariaDB name this limit differently; each skips
+/// the other's comment.
 const READ_SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES' \
     /*M! , max_statement_time = 30 */ /*!50708 , max_execution_time = 30000 */";
 
-/// Bytes that a count may have in a statement: two texts of 150 characters, two numbers, and the row's own.
+/// The most bytes of a count in a statement: two texts of 150 characters, two numbers, and the row's overhead.
 const MAX_COUNT_BYTES: usize = 2 * 150 * 4 + 64;
 
-/// Deltas that no other node adds up now.
-const TAKE_DELTAS: &str = "SELECT id, delta FROM event_count_delta ORDER BY id LIMIT ? FOR UPDATE SKIP LOCKED";
+/// Skips the deltas that another node is folding.
+const SELECT_DELTAS: &str = "SELECT id, delta FROM event_count_delta ORDER BY id LIMIT ? FOR UPDATE SKIP LOCKED";
 
-/// A text as digits needs no escapes.
+/// Digits of a text in hexadecimal, which needs no escapes.
 const HEX: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
 
-static ADD_COUNTS: LazyLock<Shapes> = LazyLock::new(|| {
-    let head = "INSERT INTO event_count (category, name, hour, count) VALUES ";
-    Shapes::new(head, "(?,?,?,?)", ",", " ON DUPLICATE KEY UPDATE count = count + VALUES(count)")
-});
-static DELETE_DELTAS: LazyLock<Shapes> =
-    LazyLock::new(|| Shapes::new("DELETE FROM event_count_delta WHERE id IN (", "?", ",", ")"));
+static ADD_COUNTS: LazyLock<BulkStatements> =
+    LazyLock::new(|| BulkStatements::insert_counts(" ON DUPLICATE KEY UPDATE count = count + VALUES(count)"));
+static DELETE_DELTAS: LazyLock<BulkStatements> =
+    LazyLock::new(|| BulkStatements::new("DELETE FROM event_count_delta WHERE id IN (", "?", ",", ")"));
 
 #[derive(Clone, Deserialize)]
 #[serde(try_from = "String")]
@@ -87,7 +86,7 @@ impl TryFrom<String> for MysqlUrl {
     }
 }
 
-/// The place without the secrets.
+/// The address without secrets.
 impl fmt::Display for MysqlUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let options = &self.0;
@@ -129,7 +128,7 @@ fn read_pool(options: MySqlConnectOptions, max: MaxReadConnections) -> DatabaseC
 
 struct MysqlDriver {
     url: MysqlUrl,
-    /// `max_allowed_packet` of the server, read at each connect.
+    /// The server's `max_allowed_packet`, read at each connect.
     max_packet_bytes: AtomicUsize,
 }
 
@@ -143,11 +142,11 @@ impl Driver for MysqlDriver {
     type Connection = MySqlConnection;
 
     const MAX_WRITE_CONNECTIONS: usize = 2;
-    const MIN_EVENTS_TO_HALVE: usize = 512;
-    const CLOSE_TIMEOUT: Duration = GOODBYE_TIMEOUT;
+    const MIN_EVENTS_TO_SPLIT: usize = 512;
+    const CLOSE_TIMEOUT: Duration = SERVER_CLOSE_TIMEOUT;
 
-    /// Reads what is committed: so a batch finds what another node stores meanwhile, and no gap is locked that another
-    /// node inserts into.
+    /// Sets `READ COMMITTED`: a batch sees what another node commits meanwhile, and locks no gap that another node inserts
+    /// into.
     async fn connect(&self) -> Result<MySqlConnection, sqlx::Error> {
         let mut connection = self.url.0.connect().await?;
         connection.execute(SQL_MODE).await?;
@@ -159,7 +158,7 @@ impl Driver for MysqlDriver {
         Ok(connection)
     }
 
-    /// Whatever is expected: what is there already is found a statement at a time, and costs no more than it has to.
+    /// Ignores the expectation: a statement that fails on known events is cheap to repeat without them.
     async fn insert(
         &self,
         connection: &mut MySqlConnection,
@@ -172,31 +171,31 @@ impl Driver for MysqlDriver {
         }
         let stored = insert_and_count(connection, batch, MAX_STATEMENT_BYTES.min(max_packet_bytes / 2)).await;
         if stored.is_err() {
-            // Whatever it says, nobody knows then what the connection is in the midst of.
+            // A connection whose rollback fails is in doubt, whatever the error says: `Io` has it closed.
             connection.execute("ROLLBACK").await.map_err(|error| sqlx::Error::Io(std::io::Error::other(error)))?;
         }
         stored
     }
 
     async fn fold(&self, connection: &mut MySqlConnection) -> Result<bool, sqlx::Error> {
-        let deltas = sqlx::query_as(TAKE_DELTAS).bind(FOLD_DELTAS).fetch(&mut *connection);
-        let taken = Taken::from_rows(deltas).await?;
+        let deltas = sqlx::query_as(SELECT_DELTAS).bind(MAX_DELTAS).fetch(&mut *connection);
+        let deltas = DeltaBatch::from_rows(deltas).await?;
         let max_rows = self.max_packet_bytes.load(Ordering::Relaxed) / 2 / MAX_COUNT_BYTES;
-        let counts = taken.counts();
-        let mut rest = &counts[..];
-        while let Some(step) = ADD_COUNTS.step(rest, max_rows.max(1)) {
-            rest = &rest[step.rows.len()..];
-            let query = step.rows.iter().fold(sqlx::query(step.sql), |query, count| {
-                query.bind(count.category).bind(count.name).bind(count.hour).bind(count.count)
+        let rows = deltas.rows();
+        let mut rest = &rows[..];
+        while let Some(statement) = ADD_COUNTS.first(rest, max_rows.max(1)) {
+            rest = &rest[statement.rows.len()..];
+            let query = statement.rows.iter().fold(sqlx::query(statement.sql), |query, row| {
+                query.bind(row.category).bind(row.name).bind(row.period).bind(row.count)
             });
             query.execute(&mut *connection).await?;
         }
-        for step in DELETE_DELTAS.steps(&taken.ids) {
-            let query = step.rows.iter().fold(sqlx::query(step.sql), |query, id| query.bind(id));
+        for statement in DELETE_DELTAS.split(&deltas.ids) {
+            let query = statement.rows.iter().fold(sqlx::query(statement.sql), |query, id| query.bind(id));
             query.execute(&mut *connection).await?;
         }
         connection.execute("COMMIT").await?;
-        Ok(taken.is_full)
+        Ok(deltas.is_full)
     }
 
     fn migration_pool(&self) -> DatabaseConnection {
@@ -209,15 +208,14 @@ impl Driver for MysqlDriver {
     }
 }
 
-/// Stores what is new of the batch, counts it, and commits. Says how much. No statement has more than `max_bytes`.
-///
-/// A delta goes with the commit in one text, which saves a way to the server and back.
+/// Stores the new events of a batch with their deltas, and commits. Returns the number of new events. No statement has more
+/// than `max_bytes`. The last delta shares a text with the commit, which saves a round trip.
 async fn insert_and_count(
     connection: &mut MySqlConnection,
     batch: &[Event],
     max_bytes: usize,
 ) -> Result<usize, sqlx::Error> {
-    let new = insert::new(connection, batch, max_bytes).await?;
+    let new = insert::insert_new(connection, batch, max_bytes).await?;
     let mut sql = String::new();
     for delta in deltas(&new, max_bytes / 4).iter().filter(|_| !new.is_empty()) {
         if !sql.is_empty() {
@@ -232,12 +230,12 @@ async fn insert_and_count(
     Ok(new.len())
 }
 
-/// A server closes the connection on a packet that is too large for it, which would look like a network that fails.
+/// Refuses an event that is too large for the server: it would close the connection, which looks like a network failure.
 fn check_packet(event: &Event, max_packet_bytes: usize) -> Result<(), sqlx::Error> {
     const OVERHEAD_BYTES: usize = 1024;
     if event.size_bytes() + OVERHEAD_BYTES <= max_packet_bytes {
         return Ok(());
     }
-    let reason = format!("the event is larger than max_allowed_packet ({max_packet_bytes} bytes) of the database");
+    let reason = format!("the event is larger than the database's max_allowed_packet ({max_packet_bytes} bytes)");
     Err(sqlx::Error::InvalidArgument(reason))
 }

@@ -1,4 +1,4 @@
-//! PostgreSQL.
+//! PostgreSQL. A batch is one statement, and so one transaction.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,12 +16,14 @@ use sqlx::{ConnectOptions, Connection, Executor};
 use uuid::Uuid;
 
 use super::counts::deltas;
-use super::fold::{FOLD_DELTAS, Taken};
+use super::driver::{CONNECT_TIMEOUT, Driver, Expected, SERVER_CLOSE_TIMEOUT};
+use super::entity;
+use super::fold::{DeltaBatch, MAX_DELTAS};
 use super::read_pool::{QUERY_TIMEOUT, ReadPool};
+use super::sink::SqlSink;
 use super::url::{self, MaxReadConnections};
-use super::{CONNECT_TIMEOUT, Driver, Expected, GOODBYE_TIMEOUT, SqlSink};
 
-/// Stores events in a PostgreSQL database, which has to exist; the table is made in it.
+/// Stores events in an existing PostgreSQL database, and creates the tables.
 #[derive(Clone, Debug, Deserialize)]
 pub struct PostgresConfig {
     /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE`. Characters such as `@` and `/` in the password are
@@ -49,7 +51,7 @@ impl TryFrom<String> for PostgresUrl {
     }
 }
 
-/// The place without the secrets.
+/// The address without secrets.
 impl fmt::Display for PostgresUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let options = &self.0;
@@ -77,7 +79,7 @@ impl SinkConfig for PostgresConfig {
     }
 }
 
-/// Readers keep to a bound in time, which the server watches.
+/// Opens the pool of a store. The server ends a statement that takes too long.
 fn read_pool(options: PgConnectOptions, max: MaxReadConnections) -> DatabaseConnection {
     let pool = PgPoolOptions::new()
         .max_connections(max.0)
@@ -102,25 +104,31 @@ impl fmt::Display for PostgresDriver {
     }
 }
 
-/// One parameter a column, so that one statement fits every batch. A batch is one statement, and so one transaction.
+/// One array for each column, so that one statement fits every batch.
 macro_rules! insert_batch {
     () => {
-        "INSERT INTO event (timestamp, id, session_id, category, name, data, received_at)
-        SELECT timestamp, id, session_id, category, name, data::json, received_at
-        FROM UNNEST($1::timestamptz[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[])
-            AS batch (timestamp, id, session_id, category, name, data, received_at)"
+        concat!(
+            "INSERT INTO event (",
+            event_columns!(),
+            ") SELECT timestamp, id, session_id, category, name, origin, data::json, received_at FROM UNNEST(
+                $1::timestamptz[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+                $8::timestamptz[]
+            ) AS batch (",
+            event_columns!(),
+            ")"
+        )
     };
 }
 
-/// Stores events that are all new, and the delta that they make. A quarter cheaper than to expect others: PostgreSQL looks
-/// for each event first then, stores it on trial, and has to tell what it stored.
+/// Stores events that are all new, and their delta. A quarter cheaper than [`INSERT_NEW`], where PostgreSQL looks for each
+/// event, inserts it speculatively, and returns it.
 const INSERT_ALL: &str = concat!(
     "WITH inserted AS (",
     insert_batch!(),
-    ") INSERT INTO event_count_delta (delta) VALUES ($8) RETURNING CARDINALITY($1)::bigint"
+    ") INSERT INTO event_count_delta (delta) VALUES ($9) RETURNING CARDINALITY($1)::bigint"
 );
 
-/// Stores those events that are new, and counts them alone; `$8` is the delta of all.
+/// Stores the events that are new, and their delta; `$9` is the delta of all.
 const INSERT_NEW: &str = concat!(
     "WITH inserted AS (",
     insert_batch!(),
@@ -131,7 +139,7 @@ const INSERT_NEW: &str = concat!(
         SELECT COUNT(*) AS count FROM inserted
     ), counted AS (
         INSERT INTO event_count_delta (delta)
-        SELECT CASE count WHEN CARDINALITY($1) THEN $8 ELSE (
+        SELECT CASE count WHEN CARDINALITY($1) THEN $9 ELSE (
             SELECT JSON_OBJECT_AGG(hour, categories)::text FROM (
                 SELECT hour, JSON_OBJECT_AGG(category, names) AS categories FROM (
                     SELECT hour, category, JSON_OBJECT_AGG(name, count) AS names FROM (
@@ -146,19 +154,19 @@ const INSERT_NEW: &str = concat!(
     SELECT count FROM new"
 );
 
-/// Deltas that no other node adds up now.
-const TAKE_DELTAS: &str = "SELECT id, delta FROM event_count_delta ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED";
-const ADD_COUNTS: &str = "INSERT INTO event_count AS counted (category, name, hour, count)
+/// Skips the deltas that another node is folding.
+const SELECT_DELTAS: &str = "SELECT id, delta FROM event_count_delta ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED";
+const ADD_COUNTS: &str = "INSERT INTO event_count AS counted (category, name, period, count)
     SELECT * FROM UNNEST($1::text[], $2::text[], $3::integer[], $4::bigint[])
-    ON CONFLICT (category, name, hour) DO UPDATE SET count = counted.count + EXCLUDED.count";
+    ON CONFLICT (category, name, period) DO UPDATE SET count = counted.count + EXCLUDED.count";
 const DELETE_DELTAS: &str = "DELETE FROM event_count_delta WHERE id = ANY ($1)";
 
 impl Driver for PostgresDriver {
     type Connection = PgConnection;
 
     const MAX_WRITE_CONNECTIONS: usize = 2;
-    const MIN_EVENTS_TO_HALVE: usize = 512;
-    const CLOSE_TIMEOUT: Duration = GOODBYE_TIMEOUT;
+    const MIN_EVENTS_TO_SPLIT: usize = 512;
+    const CLOSE_TIMEOUT: Duration = SERVER_CLOSE_TIMEOUT;
 
     async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         self.url.0.connect().await
@@ -172,7 +180,7 @@ impl Driver for PostgresDriver {
     ) -> Result<usize, sqlx::Error> {
         let sql = match expected {
             Expected::AllNew => INSERT_ALL,
-            Expected::SomeKnown => INSERT_NEW,
+            Expected::Duplicates => INSERT_NEW,
         };
         let instants = |get: fn(&Event) -> DateTime<Utc>| batch.iter().map(get).collect::<Vec<_>>();
         let query = sqlx::query_scalar(sql)
@@ -181,6 +189,7 @@ impl Driver for PostgresDriver {
             .bind(batch.iter().map(Event::session_id).collect::<Vec<&str>>())
             .bind(batch.iter().map(Event::category).collect::<Vec<&str>>())
             .bind(batch.iter().map(Event::name).collect::<Vec<&str>>())
+            .bind(batch.iter().map(entity::origin).collect::<Vec<&str>>())
             .bind(batch.iter().map(Event::data).collect::<Vec<&str>>())
             .bind(instants(|event| event.received_at().to_chrono()))
             .bind(deltas(batch, usize::MAX).pop());
@@ -190,18 +199,18 @@ impl Driver for PostgresDriver {
 
     async fn fold(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
         let mut transaction = connection.begin().await?;
-        let deltas = sqlx::query_as(TAKE_DELTAS).bind(FOLD_DELTAS).fetch(&mut *transaction);
-        let taken = Taken::from_rows(deltas).await?;
-        let counts = taken.counts();
+        let deltas = sqlx::query_as(SELECT_DELTAS).bind(MAX_DELTAS).fetch(&mut *transaction);
+        let deltas = DeltaBatch::from_rows(deltas).await?;
+        let rows = deltas.rows();
         let query = sqlx::query(ADD_COUNTS)
-            .bind(counts.iter().map(|count| count.category).collect::<Vec<_>>())
-            .bind(counts.iter().map(|count| count.name).collect::<Vec<_>>())
-            .bind(counts.iter().map(|count| count.hour).collect::<Vec<_>>())
-            .bind(counts.iter().map(|count| count.count).collect::<Vec<_>>());
+            .bind(rows.iter().map(|row| row.category).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.name).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.period).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.count).collect::<Vec<_>>());
         query.execute(&mut *transaction).await?;
-        sqlx::query(DELETE_DELTAS).bind(&taken.ids).execute(&mut *transaction).await?;
+        sqlx::query(DELETE_DELTAS).bind(&deltas.ids).execute(&mut *transaction).await?;
         transaction.commit().await?;
-        Ok(taken.is_full)
+        Ok(deltas.is_full)
     }
 
     fn migration_pool(&self) -> DatabaseConnection {

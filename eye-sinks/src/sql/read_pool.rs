@@ -1,4 +1,4 @@
-//! Who answers queries: a pool of connections that only read.
+//! The read path: a pool of connections that only read, replaced when one of them hangs.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -7,33 +7,34 @@ use eye_core::store::{EventPage, EventQuery, StoreError};
 use sea_orm::{DatabaseConnection, DbErr};
 use tokio::time::timeout;
 
-use super::{error, store};
+use super::error;
+use super::store::read_page;
 
-/// How long the database may work on one statement of a query.
+/// Time limit of the database for one statement of a query.
 pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a caller waits for the answer to a query, whatever the database does.
+/// Time limit for the answer to a query, whatever the database does.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(35);
 
-/// A pool, until a query of it is not answered in time: of a host that went away in the midst of one its connection hears
-/// nothing any more, and keeps its place in the pool for ever. Then another pool takes its place.
+/// A pool that is replaced after a query without an answer in time. A connection to a host that vanished in the middle of
+/// a query gets no error, and would occupy the pool for ever.
 pub(super) struct ReadPool {
     open: Box<dyn Fn() -> DatabaseConnection + Send + Sync>,
     pool: Mutex<Arc<DatabaseConnection>>,
 }
 
 impl ReadPool {
-    /// `open` makes a pool that connects once it is asked.
+    /// Creates the pool by `open`, which must not connect before the first query.
     pub(super) fn new(open: impl Fn() -> DatabaseConnection + Send + Sync + 'static) -> Self {
         let pool = Mutex::new(Arc::new(open()));
         Self { open: Box::new(open), pool }
     }
 
-    pub(super) async fn query(&self, query: EventQuery) -> Result<EventPage, StoreError> {
+    pub(super) async fn page(&self, query: EventQuery) -> Result<EventPage, StoreError> {
         let pool = self.pool();
         let reading = {
             let pool = pool.clone();
-            // A task of its own: a caller that goes away must not cancel a database future.
-            tokio::spawn(async move { store::read(&pool, &query).await })
+            // A task of its own: a caller that leaves must not cancel a database future.
+            tokio::spawn(async move { read_page(&pool, &query).await })
         };
         match timeout(ANSWER_TIMEOUT, reading).await {
             Ok(Ok(answer)) => answer.map_err(|error| error::store_error(&error)),
@@ -46,7 +47,7 @@ impl ReadPool {
         }
     }
 
-    /// Waits for the queries that are being answered.
+    /// Closes the pool after the running queries.
     pub(super) async fn close(&self) -> Result<(), DbErr> {
         self.pool().close_by_ref().await
     }
@@ -59,7 +60,7 @@ impl ReadPool {
         let mut current = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
         if Arc::ptr_eq(&current, pool) {
             let replaced = std::mem::replace(&mut *current, Arc::new((self.open)()));
-            // Those of its connections that are well are closed; the wait for the others may have no end.
+            // Closing waits for the connection that hangs, possibly for ever.
             tokio::spawn(async move { replaced.close_by_ref().await });
         }
     }

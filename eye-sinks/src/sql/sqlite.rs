@@ -1,8 +1,12 @@
-//! SQLite: one file, nothing to install.
+//! SQLite. Small batches go through a staging table in a file of its own, see [`staging`]; the others go to the main file.
+//!
+//! After a clean shutdown the main file is the whole database: the staging file, the logs and the shared memory are gone.
+//! After a kill they stay, and the next start reads them.
 
 mod files;
-mod inbox;
 mod insert;
+mod staging;
+mod transaction;
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -18,22 +22,25 @@ use eye_core::mutant;
 use eye_core::sink::{BuiltSink, SinkConfig};
 use sea_orm::{DatabaseConnection, SqlxSqliteConnector};
 use serde::Deserialize;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Sqlite, Transaction};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteLockingMode, SqlitePoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 use tokio::sync::Semaphore;
 
-pub(super) use self::files::Files;
+pub(super) use self::files::SqliteFiles;
 use self::files::{FileIds, ReadFiles};
-use self::inbox::{Inbox, READ_BOTH};
 use self::insert::insert_new;
+use self::staging::{READ_BOTH, StagingTable};
+use self::transaction::{BEGIN_ON_MAIN, finish};
+use super::bulk::BulkStatements;
 use super::counts::deltas;
-use super::fold::{FOLD_DELTAS, Taken};
+use super::driver::{CONNECT_TIMEOUT, Driver, Expected, WRITE_TIMEOUT};
+use super::error;
+use super::fold::{DeltaBatch, MAX_DELTAS};
 use super::read_pool::{QUERY_TIMEOUT, ReadPool};
+use super::sink::SqlSink;
 use super::url::{self, MaxReadConnections};
-use super::write::Shapes;
-use super::{CONNECT_TIMEOUT, Driver, Expected, SqlSink, WRITE_TIMEOUT, error};
 
-/// Stores events in one SQLite file, which is created with its folder where it is not there yet.
+/// Stores events in one SQLite file, and creates the file and its folder.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct SqliteConfig {
@@ -46,17 +53,16 @@ pub struct SqliteConfig {
 
 const DEFAULT_URL: &str = "sqlite://eye-data/eye.db";
 
-/// The first release without the bug that could corrupt a WAL on its reset.
+/// The first release without the bug that could corrupt a log on its reset.
 const MIN_VERSION: i32 = 3_051_003;
 const _: () = assert!(libsqlite3_sys::SQLITE_VERSION_NUMBER >= MIN_VERSION, "SQLite 3.51.3 or newer is needed");
 
-/// How long a statement waits for another process that writes. Shorter than what connecting may take, so that the
-/// message is SQLite's own.
+/// Time for which a statement waits for a lock. It is shorter than [`CONNECT_TIMEOUT`], so that the message is SQLite's.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "String")]
-struct SqliteUrl(Files);
+struct SqliteUrl(SqliteFiles);
 
 impl Default for SqliteUrl {
     fn default() -> Self {
@@ -77,9 +83,12 @@ impl TryFrom<String> for SqliteUrl {
         }
         let options = SqliteConnectOptions::from_str(&url).map_err(|error| error.to_string())?;
         let path = options.get_filename().to_str().ok_or("the name of the file must be UTF-8")?;
-        Ok(Self(Files::of(path)))
+        Ok(Self(SqliteFiles::new(path)))
     }
 }
+
+/// Time for which a shutdown waits for other users of the staging file. A dropped connection closes in its own thread.
+const REMOVE_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl SinkConfig for SqliteConfig {
     const TYPE: &'static str = "sqlite";
@@ -91,106 +100,150 @@ impl SinkConfig for SqliteConfig {
             BuildError::new(format!(
                 "cannot open the database {}: {reason}; make it readable and writable for the user that runs The Eye, \
                  or set `url` to another file",
-                files.events.display()
+                files.main.display()
             ))
         };
         files.create().map_err(|error| unusable(&error))?;
         let (driver, read_from) = (SqliteDriver::new(files.clone()), files.clone());
         let sink = SqlSink::new(driver, ReadPool::new(move || read_pool(&read_from, self.max_read_connections)));
-        // What passes by itself is for `prepare` to wait for.
-        match sink.database.connect().await {
+        // `prepare` waits for what is transient.
+        match sink.database().connect().await {
             Ok(connection) => connection.close().await.map_err(|error| unusable(&error))?,
-            Err(error) if error::is_passing(&error) => {}
+            Err(error) if error::is_transient(&error) => {}
             Err(error) => return Err(unusable(&error)),
         }
         Ok(BuiltSink::with_store(sink))
     }
 }
 
-/// What all connections have in common.
+/// Returns the options of all connections.
 fn options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT).disable_statement_logging()
 }
 
-/// Readers never write, keep to a bound in time, and see the last commit while another one is being written.
-pub(super) fn read_pool(files: &Files, max: MaxReadConnections) -> DatabaseConnection {
-    // The more, the less often the thread that reads and the one that takes wait for each other; but an event may have 1 MiB.
-    let options = options(&files.events).pragma("cache_size", "-16384").row_buffer_size(64);
-    let (inbox, read_files) = (Arc::<str>::from(files.inbox.as_str()), Arc::new(ReadFiles::new(files.clone())));
+/// Opens the pool of a store. Its connections never write, end a statement that takes too long, and see the last commit
+/// while another one is written. They create no file: a missing staging file makes the store unavailable.
+pub(super) fn read_pool(files: &SqliteFiles, max: MaxReadConnections) -> DatabaseConnection {
+    // With more rows in the buffer, SQLite's thread and the reading one wait for each other less. An event may have 1 MiB.
+    let options = options(&files.main).pragma("cache_size", "-16384").row_buffer_size(64);
+    let (staging, read_files) = (Arc::<str>::from(files.staging.as_str()), Arc::new(ReadFiles::new(files.clone())));
     let pool = SqlitePoolOptions::new()
         .max_connections(max.0)
         .acquire_timeout(CONNECT_TIMEOUT)
         .after_connect(move |connection, _| {
-            let inbox = inbox.clone();
+            let staging = staging.clone();
             Box::pin(async move {
-                attach(connection, &inbox).await?;
+                attach(connection, &staging).await?;
                 connection.execute(READ_BOTH).await?;
                 connection.execute("PRAGMA query_only = ON").await?;
-                bound_in_time(connection, QUERY_TIMEOUT).await
+                limit_time(connection, QUERY_TIMEOUT).await
             })
         })
         .before_acquire(move |connection, metadata| {
-            let reads_the_files = read_files.are_read_by(metadata.age);
+            let is_current = read_files.are_open_since(metadata.age);
             Box::pin(async move {
-                bound_in_time(connection, QUERY_TIMEOUT).await?;
-                Ok(reads_the_files)
+                limit_time(connection, QUERY_TIMEOUT).await?;
+                Ok(is_current)
             })
         })
         .connect_lazy_with(options);
     SqlxSqliteConnector::from_sqlx_sqlite_pool(pool)
 }
 
-async fn attach(connection: &mut SqliteConnection, inbox: &str) -> Result<(), sqlx::Error> {
-    sqlx::query("ATTACH ? AS inbox").bind(inbox).execute(connection).await.map(drop)
+async fn attach(connection: &mut SqliteConnection, staging: &str) -> Result<(), sqlx::Error> {
+    sqlx::query("ATTACH ? AS staging").bind(staging).execute(connection).await.map(drop)
 }
 
-/// Interrupts what the connection does from now on once it has taken too long.
-async fn bound_in_time(connection: &mut SqliteConnection, bound: Duration) -> Result<(), sqlx::Error> {
-    let deadline = Instant::now() + bound;
+/// Interrupts statements of the connection from `limit` after now on.
+async fn limit_time(connection: &mut SqliteConnection, limit: Duration) -> Result<(), sqlx::Error> {
+    let deadline = Instant::now() + limit;
     connection.lock_handle().await?.set_progress_handler(10_000, move || Instant::now() < deadline);
     Ok(())
 }
 
 pub(super) struct SqliteDriver {
-    files: Files,
+    files: SqliteFiles,
     options: SqliteConnectOptions,
     synchronous: &'static str,
-    /// The files that all connections write to.
+    /// The files that all connections have opened.
     ids: Mutex<Option<FileIds>>,
-    inbox: Inbox,
-    /// Who writes to the file of the events. SQLite would let the others ask again and again.
-    turn: Semaphore,
+    staging: StagingTable,
+    /// Permit of the one that writes to the main file. SQLite would let the others poll for the lock.
+    write_permit: Semaphore,
 }
 
 impl SqliteDriver {
-    /// A commit is on the disk when it returns (`FULL`). The log may grow to 128 MiB before it is copied into the file,
-    /// so that a page that changes often is copied once: with a large file, copying takes nearly half of the time
-    /// otherwise. There, what one move touches is some 20 MiB of pages, which are read again where the cache has no room
-    /// for them. What a kill leaves of the logs is read at the next start: 150 MB and the inbox's 136 MB took 0.3 s.
-    pub(super) fn new(files: Files) -> Self {
+    /// A commit is on the disk when it returns (`FULL`). The log grows to 128 MiB before SQLite copies it into the file, so
+    /// that a page that changes often is copied once: for a large file, copying takes nearly half of the time otherwise.
+    /// A flush to a large file touches some 20 MiB of pages, which the cache holds. A start after a kill reads the logs:
+    /// 150 MB beside the main file and 136 MB beside the staging file took 0.3 s.
+    pub(super) fn new(files: SqliteFiles) -> Self {
         let synchronous = if mutant::is("sqlite-no-sync") { "OFF" } else { "FULL" };
-        let options = options(&files.events)
+        let options = options(&files.main)
             .journal_mode(SqliteJournalMode::Wal)
             .pragma("synchronous", synchronous)
             .pragma("wal_autocheckpoint", "32768")
             .pragma("cache_size", "-32768");
-        Self { files, options, synchronous, ids: Mutex::default(), inbox: Inbox::new(), turn: Semaphore::new(1) }
+        let (ids, staging, write_permit) = (Mutex::default(), StagingTable::new(), Semaphore::new(1));
+        Self { files, options, synchronous, ids, staging, write_permit }
     }
 
-    /// A file that was removed or replaced still takes all that is written to it, and loses it when it is closed.
+    /// Fails when a file was removed or replaced. Connections would go on writing to the old one, and lose all on closing.
     fn check_files(&self) -> io::Result<()> {
         let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.files.ids();
-        if *ids.get_or_insert(now) == now {
+        let known = ids.get_or_insert(now);
+        if known[1].is_none() {
+            // The first connection creates the staging file.
+            known[1] = now[1];
+        }
+        if *known == now { Ok(()) } else { Err(not_found("the file was removed or replaced while it was in use")) }
+    }
+
+    /// Creates a missing staging file. An operator who removed one with events may still put it back.
+    async fn create_staging(&self, main: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        if self.files.has_staging() {
             return Ok(());
         }
-        Err(io::Error::new(ErrorKind::NotFound, "the file was removed or replaced while it was in use"))
+        if !self.staging.is_flushed(main).await? {
+            let message = format!("the file {} was removed or replaced while it had events", self.files.staging);
+            return Err(not_found(&message).into());
+        }
+        Ok(self.files.create_staging()?)
     }
+
+    /// Removes the staging file after all connections of the sink were closed.
+    ///
+    /// The exclusive lock fails while another connection or process has the file open, and excludes new ones until the
+    /// file is gone. Whoever waits for the lock checks afterwards if the file is still the one at its path. All events are
+    /// in the main file then, so a crash at any point, or a power cut that restores the file, loses nothing.
+    async fn remove_staging(&self) -> Result<(), sqlx::Error> {
+        if !self.files.has_staging() {
+            return Ok(());
+        }
+        // Leaving WAL mode removes the log. Its successor in memory leaves nothing to remove.
+        let options = options(Path::new(&self.files.staging))
+            .busy_timeout(REMOVE_TIMEOUT)
+            .locking_mode(SqliteLockingMode::Exclusive)
+            .journal_mode(SqliteJournalMode::Memory);
+        let mut connection = options.connect().await?;
+        let removed = match self.staging.is_removable(&mut connection).await {
+            Ok(true) => std::fs::remove_file(&self.files.staging).map_err(sqlx::Error::Io),
+            Ok(false) => Err(sqlx::Error::Io(io::Error::other("it has events that could not be flushed"))),
+            Err(error) => Err(error),
+        };
+        connection.close().await?;
+        removed
+    }
+}
+
+fn not_found(message: &str) -> io::Error {
+    io::Error::new(ErrorKind::NotFound, message)
 }
 
 impl fmt::Display for SqliteDriver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SQLite at {}", self.files.events.display())
+        write!(f, "SQLite at {}", self.files.main.display())
     }
 }
 
@@ -199,24 +252,27 @@ impl Driver for SqliteDriver {
 
     /// SQLite has one writer at a time; a second one would only wait for the first.
     const MAX_WRITE_CONNECTIONS: usize = 1;
-    const MIN_EVENTS_TO_HALVE: usize = usize::MAX;
-    /// The log is copied into the file.
+    const MIN_EVENTS_TO_SPLIT: usize = usize::MAX;
+    /// Closing copies the log into the file.
     const CLOSE_TIMEOUT: Duration = WRITE_TIMEOUT;
 
     async fn connect(&self) -> Result<SqliteConnection, sqlx::Error> {
         self.check_files()?;
         let mut connection = self.options.connect().await?;
-        attach(&mut connection, &self.files.inbox).await?;
-        // Its pages pass by once, and what one connection has of them is void once the other one has written.
-        for pragma in ["journal_mode = WAL", "cache_size = -512", &format!("synchronous = {}", self.synchronous)] {
-            connection.execute(AssertSqlSafe(format!("PRAGMA inbox.{pragma}"))).await?;
-        }
+        self.create_staging(&mut connection).await?;
         self.check_files()?;
-        self.inbox.open(&mut connection).await?;
+        attach(&mut connection, &self.files.staging).await?;
+        // A small cache: staged pages are read once, and a commit by one connection invalidates the cache of the other.
+        for pragma in ["journal_mode = WAL", "cache_size = -512", &format!("synchronous = {}", self.synchronous)] {
+            connection.execute(AssertSqlSafe(format!("PRAGMA staging.{pragma}"))).await?;
+        }
+        // From here on the connection has a lock on both files, so no other process removes them.
+        self.check_files()?;
+        self.staging.open(&mut connection).await?;
         Ok(connection)
     }
 
-    fn disconnected(&self) {
+    fn on_disconnect(&self) {
         *self.ids.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -228,47 +284,54 @@ impl Driver for SqliteDriver {
     ) -> Result<usize, sqlx::Error> {
         self.check_files()?;
         let mut expected = expected;
-        if self.inbox.admits(batch, expected).await {
-            if self.inbox.store(connection, batch).await? {
+        if self.staging.accepts(batch, expected).await {
+            if self.staging.insert(connection, batch).await? {
                 return Ok(batch.len());
             }
-            expected = Expected::SomeKnown;
+            expected = Expected::Duplicates;
         }
-        let _turn = self.turn.acquire().await;
+        let _permit = self.write_permit.acquire().await;
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
         let inserted = insert_and_count(&mut transaction, batch, expected).await;
-        end(transaction, inserted).await
+        finish(transaction, inserted).await
     }
 
-    fn has_to_flush(&self) -> bool {
-        self.inbox.has_to_flush()
+    fn needs_flush(&self) -> bool {
+        self.staging.needs_flush()
     }
 
-    async fn until_flush(&self) {
-        self.inbox.until_flush().await;
+    async fn flush_due(&self) {
+        self.staging.flush_due().await;
     }
 
     async fn flush(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
         self.check_files()?;
-        let _turn = self.turn.acquire().await;
-        self.inbox.flush(connection).await
+        let _permit = self.write_permit.acquire().await;
+        self.staging.flush(connection).await
     }
 
     async fn fold(&self, connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
         self.check_files()?;
-        let _turn = self.turn.acquire().await;
-        let mut transaction = connection.begin_with(BEGIN_ON_EVENTS).await?;
-        let deltas = sqlx::query_as(TAKE_DELTAS).bind(FOLD_DELTAS).fetch(&mut *transaction);
-        let taken = Taken::from_rows(deltas).await?;
-        for step in ADD_COUNTS.steps(&taken.counts()) {
-            let query = step.rows.iter().fold(sqlx::query(step.sql), |query, count| {
-                query.bind(count.category).bind(count.name).bind(count.hour).bind(count.count)
+        let _permit = self.write_permit.acquire().await;
+        let mut transaction = connection.begin_with(BEGIN_ON_MAIN).await?;
+        let deltas = sqlx::query_as(SELECT_DELTAS).bind(MAX_DELTAS).fetch(&mut *transaction);
+        let deltas = DeltaBatch::from_rows(deltas).await?;
+        for statement in ADD_COUNTS.split(&deltas.rows()) {
+            let query = statement.rows.iter().fold(sqlx::query(statement.sql), |query, row| {
+                query.bind(row.category).bind(row.name).bind(row.period).bind(row.count)
             });
             query.execute(&mut *transaction).await?;
         }
-        sqlx::query(DELETE_DELTAS).bind(taken.ids.last()).execute(&mut *transaction).await?;
+        sqlx::query(DELETE_DELTAS).bind(deltas.ids.last()).execute(&mut *transaction).await?;
         transaction.commit().await?;
-        Ok(taken.is_full)
+        Ok(deltas.is_full)
+    }
+
+    async fn after_close(&self) {
+        if let Err(error) = self.remove_staging().await {
+            let (file, error) = (&self.files.staging, error::reason(&error));
+            tracing::warn!(sink = %self, file, %error, "the staging file stays: keep it beside the database, the next start reads it");
+        }
     }
 
     fn migration_pool(&self) -> DatabaseConnection {
@@ -280,13 +343,15 @@ impl Driver for SqliteDriver {
     }
 }
 
-/// Locks the file of the events, as `BEGIN IMMEDIATE` would, but not that of the inbox, too.
-const BEGIN_ON_EVENTS: &str = "BEGIN; DELETE FROM event_inbox_flushed WHERE false";
 const INSERT_DELTA: &str = "INSERT INTO event_count_delta (delta) VALUES (?)";
-const TAKE_DELTAS: &str = "SELECT id, delta FROM event_count_delta ORDER BY id LIMIT ?";
+const SELECT_DELTAS: &str = "SELECT id, delta FROM event_count_delta ORDER BY id LIMIT ?";
 const DELETE_DELTAS: &str = "DELETE FROM event_count_delta WHERE id <= ?";
 
-/// Stores what is new of the batch where the indexes are, and counts it. Says how much.
+static ADD_COUNTS: LazyLock<BulkStatements> = LazyLock::new(|| {
+    BulkStatements::insert_counts(" ON CONFLICT (category, name, period) DO UPDATE SET count = count + excluded.count")
+});
+
+/// Stores the new events of a batch in the main table, with their delta. Returns their number.
 async fn insert_and_count(
     transaction: &mut SqliteConnection,
     batch: &[Event],
@@ -299,41 +364,19 @@ async fn insert_and_count(
     Ok(new.len())
 }
 
-/// Commits what went well, and takes back what did not.
-async fn end<T>(transaction: Transaction<'_, Sqlite>, done: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
-    match done {
-        Ok(done) => transaction.commit().await.map(|()| done),
-        Err(error) => {
-            // SQLite may have done it by itself, because of the error that matters. Then the connection is not used again.
-            drop(transaction.rollback().await);
-            Err(error)
-        }
-    }
-}
-
-static ADD_COUNTS: LazyLock<Shapes> = LazyLock::new(|| {
-    let head = "INSERT INTO event_count (category, name, hour, count) VALUES ";
-    Shapes::new(
-        head,
-        "(?,?,?,?)",
-        ",",
-        " ON CONFLICT (category, name, hour) DO UPDATE SET count = count + excluded.count",
-    )
-});
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_takes_too_long_is_interrupted() {
+    async fn slow_statement_is_interrupted() {
         let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
-        bound_in_time(&mut connection, Duration::from_millis(10)).await.unwrap();
+        limit_time(&mut connection, Duration::from_millis(10)).await.unwrap();
         let endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT COUNT(*) FROM n";
         let error = sqlx::query(endless).execute(&mut connection).await.unwrap_err();
         assert!(error.to_string().contains("interrupted"), "{error}");
-        bound_in_time(&mut connection, Duration::from_secs(30)).await.unwrap();
+        limit_time(&mut connection, Duration::from_secs(30)).await.unwrap();
         sqlx::query("SELECT 1").execute(&mut connection).await.unwrap();
     }
 }

@@ -1,11 +1,11 @@
-//! Database URLs: checked when the configuration is read, and never shown.
+//! Validation of database URLs, when the configuration is read. No message shows a part that may be a secret.
 
 use serde::Deserialize;
 
-/// Read connections at most, unless the configuration says otherwise.
+/// The default of `max_read_connections`.
 const DEFAULT_MAX_READ_CONNECTIONS: u32 = 4;
 
-/// How many connections may answer queries at once: 1 to 1000.
+/// The number of connections that may answer queries at once: 1 to 1000.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "u32")]
 pub(super) struct MaxReadConnections(pub(super) u32);
@@ -27,8 +27,8 @@ impl TryFrom<u32> for MaxReadConnections {
     }
 }
 
-/// Checks that a URL has one of the schemes, and no parameter that nobody would read (a misspelt `sslmode` must not
-/// turn encryption off). The messages quote nothing but names: the rest may be a secret.
+/// Checks that a URL has one of the schemes and no unknown parameter: a misspelt `sslmode` must not turn encryption off.
+/// The messages quote names alone, since the rest may be a secret.
 pub(super) fn check(url: &str, schemes: &[&str], example: &str, parameters: &[&str]) -> Result<(), String> {
     let rest = url.split_once(':').filter(|(scheme, _)| schemes.contains(scheme));
     let Some((_, rest)) = rest else {
@@ -57,14 +57,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn read_connections_have_bounds() {
+    fn read_connections_are_bounded() {
         for (count, is_fine) in [(0, false), (1, true), (1000, true), (1001, false)] {
             assert_eq!(MaxReadConnections::try_from(count).is_ok(), is_fine, "{count}");
         }
     }
 
     #[test]
-    fn parameters_are_checked_by_name() {
+    fn unknown_parameter_is_an_error() {
         let check = |url| check(url, &["db"], "db://HOST", &["tls", "ca"]);
         for url in ["db://host", "db://host?", "db://host?tls=on", "db://host?ca=a%26b&tls", "db:///?&tls=a=b"] {
             assert_eq!(check(url), Ok(()), "{url}");

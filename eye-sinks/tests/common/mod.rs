@@ -1,31 +1,57 @@
-//! What the tests of all sinks share.
+//! Helpers for the tests of all sinks.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test program uses a part of it")]
 
+use std::ops::Deref;
+
+use eye_core::context::BuildContext;
+use eye_core::error::BuildError;
 use eye_core::event::{Event, EventFields};
-use eye_core::sink::{Sink, SinkConfig};
-use eye_core::store::{EventFilter, EventPage, EventQuery, PageStart};
+use eye_core::sink::{BuiltSink, Sink, SinkConfig};
+use eye_core::store::{EventFilter, EventPage, EventQuery, EventStore, PageStart};
+use eye_core::testkit::origin;
 use eye_core::timestamp::Timestamp;
 use serde::de::value::{Error, MapDeserializer};
 use uuid::Uuid;
 
-/// A configuration with nothing but a URL.
+/// Parses a configuration that has a URL alone.
 pub(crate) fn parse<C: SinkConfig>(url: &str) -> Result<C, String> {
     let keys = MapDeserializer::<_, Error>::new([("url", url)].into_iter());
     C::deserialize(keys).map_err(|error| error.to_string())
 }
 
-/// A sink that is ready to write.
-pub(crate) async fn open<C: SinkConfig>(url: &str) -> Box<dyn Sink> {
-    let sink = build::<C>(url).await;
-    sink.prepare().await.unwrap();
-    sink
+/// A sink that answers queries.
+pub(crate) struct Node(pub(crate) BuiltSink);
+
+impl Deref for Node {
+    type Target = dyn Sink;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0.sink
+    }
 }
 
-pub(crate) async fn build<C: SinkConfig>(url: &str) -> Box<dyn Sink> {
-    parse::<C>(url).unwrap().build().await.unwrap()
+impl Node {
+    pub(crate) fn store(&self) -> &dyn EventStore {
+        self.0.store.as_deref().unwrap()
+    }
 }
 
-/// The event number `number`, a microsecond younger than the one before.
+/// Opens a sink that is ready to write.
+pub(crate) async fn open<C: SinkConfig>(url: &str) -> Node {
+    let node = build::<C>(url).await;
+    node.prepare().await.unwrap();
+    node
+}
+
+pub(crate) async fn build<C: SinkConfig>(url: &str) -> Node {
+    Node(try_build::<C>(url).await.unwrap())
+}
+
+pub(crate) async fn try_build<C: SinkConfig>(url: &str) -> Result<BuiltSink, BuildError> {
+    parse::<C>(url).unwrap().build(&BuildContext::standalone("sinks.store")).await
+}
+
+/// Creates event number `number`, one microsecond newer than its predecessor.
 pub(crate) fn event(number: u64) -> Event {
     named(number, "name", "{}")
 }
@@ -39,37 +65,47 @@ pub(crate) fn named(number: u64, name: &str, data: &str) -> Event {
         category: "category",
         name,
         data,
+        origin: origin(),
     })
 }
 
-/// An event at an instant.
+/// Creates an event at an instant.
 pub(crate) fn at(timestamp: Timestamp) -> Event {
-    let (id, received_at) = (Uuid::max(), timestamp);
-    Event::from(EventFields { id, timestamp, received_at, session_id: "s", category: "c", name: "n", data: "1" })
+    let (id, received_at, origin) = (Uuid::max(), timestamp, origin());
+    Event::from(EventFields {
+        id,
+        timestamp,
+        received_at,
+        session_id: "s",
+        category: "c",
+        name: "n",
+        data: "1",
+        origin,
+    })
 }
 
-pub(crate) async fn newest(sink: &dyn Sink, limit: u32) -> EventPage {
-    page(sink, PageStart::Newest, limit).await
+pub(crate) async fn newest(node: &Node, limit: u32) -> EventPage {
+    page(node, PageStart::Newest, limit).await
 }
 
-pub(crate) async fn page(sink: &dyn Sink, start: PageStart, limit: u32) -> EventPage {
-    query(sink, EventFilter::default(), start, limit).await
+pub(crate) async fn page(node: &Node, start: PageStart, limit: u32) -> EventPage {
+    query(node, EventFilter::default(), start, limit).await
 }
 
-pub(crate) async fn matching(sink: &dyn Sink, filter: EventFilter) -> EventPage {
-    query(sink, filter, PageStart::Newest, 1000).await
+pub(crate) async fn matching(node: &Node, filter: EventFilter) -> EventPage {
+    query(node, filter, PageStart::Newest, 1000).await
 }
 
-pub(crate) async fn query(sink: &dyn Sink, filter: EventFilter, start: PageStart, limit: u32) -> EventPage {
-    sink.store().unwrap().query(EventQuery { filter, start, limit }).await.unwrap()
+pub(crate) async fn query(node: &Node, filter: EventFilter, start: PageStart, limit: u32) -> EventPage {
+    node.store().page(EventQuery { filter, start, limit }).await.unwrap()
 }
 
-/// A page that starts beside an event knows of that event, though it is the only one on that side.
-pub(crate) async fn assert_the_key_itself_counts(sink: &dyn Sink) {
+/// Checks that a page beside a key reports the event of the key as its neighbour.
+pub(crate) async fn assert_page_reports_event_of_its_key(node: &Node) {
     let [older, newer] = [1, 2].map(event);
-    sink.write(&[older.clone(), newer.clone()]).await.unwrap();
-    let page_older = page(sink, PageStart::OlderThan(newer.key()), 10).await;
+    node.write(&[older.clone(), newer.clone()]).await.unwrap();
+    let page_older = page(node, PageStart::OlderThan(newer.key()), 10).await;
     assert_eq!((page_older.events.as_slice(), page_older.has_newer), ([older.clone()].as_slice(), true));
-    let page_newer = page(sink, PageStart::NewerThan(older.key()), 10).await;
+    let page_newer = page(node, PageStart::NewerThan(older.key()), 10).await;
     assert_eq!((page_newer.events.as_slice(), page_newer.has_older), ([newer].as_slice(), true));
 }

@@ -1,16 +1,17 @@
-//! The database whose events are counted, seen past the sink.
+//! A database with access that bypasses the sink.
 
-use eye_core::sink::Sink;
-use eye_harness::{Database, Server};
+use eye_harness::{Database, DatabaseServer};
 use sqlx::{Connection, SqliteConnection};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 use tokio::task::block_in_place;
 
-/// An empty database, and a way to it besides the sink.
+use super::common::Node;
+
+/// An empty database.
 pub(super) enum Store {
     File(TempDir),
-    Server(&'static Server, Database),
+    DatabaseServer(&'static DatabaseServer, Database),
 }
 
 impl Store {
@@ -18,70 +19,66 @@ impl Store {
         Self::File(TempDir::new().unwrap())
     }
 
-    pub(super) fn on(server: &'static Server) -> Self {
-        Self::Server(server, server.create_database())
+    pub(super) fn on(server: &'static DatabaseServer) -> Self {
+        Self::DatabaseServer(server, server.create_database())
     }
 
     pub(super) fn url(&self) -> String {
         match self {
             Self::File(folder) => format!("sqlite://{}", folder.path().join("eye.db").display()),
-            Self::Server(_, database) => database.url.clone(),
+            Self::DatabaseServer(_, database) => database.url.clone(),
         }
     }
 
-    /// Runs SQL that gives one number, or nothing.
+    /// Runs SQL that returns one number or nothing.
     pub(super) fn sql(&self, sql: &str) -> i64 {
         match self {
             Self::File(_) => sqlite(&self.url(), async |connection| {
                 let sql = sqlx::AssertSqlSafe(sql.to_owned());
                 sqlx::query_scalar(sql).fetch_optional(connection).await.unwrap().unwrap_or(0)
             }),
-            Self::Server(server, database) => server.sql(&database.name, sql).parse().unwrap_or(0),
+            Self::DatabaseServer(server, database) => server.sql(&database.name, sql).parse().unwrap_or(0),
         }
     }
 
-    /// Runs SQL that gives texts.
+    /// Runs SQL that returns texts.
     pub(super) fn texts(&self, sql: &str) -> Vec<String> {
         match self {
             Self::File(_) => sqlite(&self.url(), async |connection| {
                 let sql = sqlx::AssertSqlSafe(sql.to_owned());
                 sqlx::query_scalar(sql).fetch_all(connection).await.unwrap()
             }),
-            Self::Server(server, database) => server.sql(&database.name, sql).lines().map(str::to_owned).collect(),
-        }
-    }
-
-    /// What fits it: SQLite, PostgreSQL, or MariaDB.
-    pub(super) fn by_kind<T>(&self, [sqlite, postgres, mariadb]: [T; 3]) -> T {
-        match self {
-            Self::File(_) => sqlite,
-            Self::Server(_, database) if database.url.starts_with("postgres") => postgres,
-            Self::Server(..) => mariadb,
+            Self::DatabaseServer(server, database) => {
+                server.sql(&database.name, sql).lines().map(str::to_owned).collect()
+            }
         }
     }
 
     pub(super) fn deltas(&self) -> i64 {
-        self.waiting() + self.sql("SELECT COUNT(*) FROM event_count_delta")
+        self.staged() + self.sql("SELECT COUNT(*) FROM event_count_delta")
     }
 
-    /// Batches in SQLite's inbox.
-    fn waiting(&self) -> i64 {
+    /// Returns the number of staged batches.
+    fn staged(&self) -> i64 {
         let Self::File(folder) = self else { return 0 };
-        let url = format!("sqlite://{}", folder.path().join("eye.db-inbox").display());
+        if !folder.path().join("eye.db-staging").exists() {
+            return 0;
+        }
+        let url = format!("sqlite://{}", folder.path().join("eye.db-staging").display());
         sqlite(&url, async |connection| {
-            sqlx::query_scalar("SELECT COUNT(*) FROM event_inbox_delta").fetch_one(connection).await.unwrap()
+            sqlx::query_scalar("SELECT COUNT(*) FROM event_staging_delta").fetch_one(connection).await.unwrap()
         })
     }
 
-    /// Waits until all is where SQL finds it.
+    /// Waits until all events are in the main table.
     pub(super) fn settle(&self) {
-        while self.waiting() > 0 {
+        while self.staged() > 0 {
             std::thread::yield_now();
         }
     }
 
-    /// Waits until a node has added up all deltas.
-    pub(super) async fn fold(&self, node: &dyn Sink) {
+    /// Waits until a node has folded all deltas.
+    pub(super) async fn fold(&self, node: &Node) {
         while self.deltas() > 0 {
             node.prepare().await.unwrap();
             tokio::task::yield_now().await;

@@ -1,46 +1,45 @@
-//! Storing what is new of a batch.
+//! Insertion of the new events of a batch.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use chrono::NaiveDateTime;
-use eye_core::event::Event;
-use eye_core::event::EventKey;
+use eye_core::event::{Event, EventKey};
 use eye_core::timestamp::Timestamp;
 use sqlx::mysql::MySqlConnection;
 use uuid::Uuid;
 
-use super::super::error;
-use super::super::write::{FIND, MAX_ROWS, Shapes, Step, without};
+use super::super::bulk::{BulkStatement, BulkStatements, FIND, MAX_ROWS, without};
+use super::super::{entity, error};
 
-/// Bytes besides its texts that an event may need in a statement.
+/// Bytes of an event in a statement besides its texts.
 const EVENT_OVERHEAD_BYTES: usize = 128;
 
-/// Neither `INSERT IGNORE`, which would also swallow what does not fit, nor `ON DUPLICATE KEY`: sqlx asks for the rows
-/// that were found, be they new or not. What is there already is an error, and rare.
-static INSERT: LazyLock<Shapes> = LazyLock::new(|| Shapes::of_inserts("INSERT INTO event", ""));
+/// A known event is an error, and rare. `INSERT IGNORE` would also ignore values that do not fit. With `ON DUPLICATE KEY`
+/// sqlx counts found rows, be they new or not.
+static INSERT: LazyLock<BulkStatements> = LazyLock::new(|| BulkStatements::insert_events("INSERT INTO event", ""));
 
-/// Stores those events that are not there yet, `max_bytes` of them in a statement, and says which these are.
-pub(super) async fn new<'a>(
+/// Stores the events that are not known, at most `max_bytes` in a statement, and returns them.
+pub(super) async fn insert_new<'a>(
     connection: &mut MySqlConnection,
     batch: &'a [Event],
     max_bytes: usize,
 ) -> Result<Cow<'a, [Event]>, sqlx::Error> {
     let mut known = BTreeSet::new();
     let mut rest = Cow::Borrowed(batch);
-    while let Some(step) = next_step(&rest, max_bytes) {
-        let events = step.rows.len();
-        match insert(connection, step).await {
+    while let Some(statement) = next_statement(&rest, max_bytes) {
+        let events = statement.rows.len();
+        match insert(connection, statement).await {
             Ok(()) => rest = after(rest, events),
-            // Another node may be storing the same events: what it has not committed yet is found the next time.
+            // Another node may be storing the same events. Those that it commits later fail the next attempt.
             Err(error) if error::is_duplicate(&error) => {
                 let known_before = known.len();
-                for step in FIND.steps(&rest[..events]) {
-                    known.extend(find(connection, step).await?);
+                for statement in FIND.split(&rest[..events]) {
+                    known.extend(find(connection, statement).await?);
                 }
                 if known.len() == known_before {
-                    // Not the key, but a constraint that the operator made.
+                    // Not the key, but an operator's constraint.
                     return Err(error);
                 }
                 rest = Cow::Owned(without(&rest, &known));
@@ -51,25 +50,29 @@ pub(super) async fn new<'a>(
     Ok(if known.is_empty() { Cow::Borrowed(batch) } else { Cow::Owned(without(batch, &known)) })
 }
 
-/// Stores events; none of them when one is there already.
-async fn insert(connection: &mut MySqlConnection, step: Step<'_, Event>) -> Result<(), sqlx::Error> {
-    // Instants go without a time zone, because a value with one is sent as a TIMESTAMP, which ends in 2038.
-    let query = step.rows.iter().fold(sqlx::query(step.sql), |query, event| {
+/// Stores events, or none when one is known.
+async fn insert(connection: &mut MySqlConnection, statement: BulkStatement<'_, Event>) -> Result<(), sqlx::Error> {
+    // Timestamps have no time zone here: sqlx would send a TIMESTAMP, which ends in 2038.
+    let query = statement.rows.iter().fold(sqlx::query(statement.sql), |query, event| {
         query
             .bind(event.timestamp().to_chrono().naive_utc())
             .bind(event.id())
             .bind(event.session_id())
             .bind(event.category())
             .bind(event.name())
+            .bind(entity::origin(event))
             .bind(event.data())
             .bind(event.received_at().to_chrono().naive_utc())
     });
     query.execute(connection).await.map(drop)
 }
 
-/// The keys of those events that are there, whoever committed them.
-async fn find(connection: &mut MySqlConnection, step: Step<'_, Event>) -> Result<Vec<EventKey>, sqlx::Error> {
-    let query = step.rows.iter().fold(sqlx::query_as(step.sql), |query, event| {
+/// Returns the keys of the events that are committed.
+async fn find(
+    connection: &mut MySqlConnection,
+    statement: BulkStatement<'_, Event>,
+) -> Result<Vec<EventKey>, sqlx::Error> {
+    let query = statement.rows.iter().fold(sqlx::query_as(statement.sql), |query, event| {
         query.bind(event.timestamp().to_chrono().naive_utc()).bind(event.id())
     });
     let keys: Vec<(NaiveDateTime, Uuid)> = query.fetch_all(connection).await?;
@@ -86,14 +89,14 @@ fn after(events: Cow<'_, [Event]>, done: usize) -> Cow<'_, [Event]> {
     }
 }
 
-/// The next statement, and the events that it stores: one at least.
-fn next_step(events: &[Event], max_bytes: usize) -> Option<Step<'_, Event>> {
+/// Returns the statement for the first events, at least one of them.
+fn next_statement(events: &[Event], max_bytes: usize) -> Option<BulkStatement<'_, Event>> {
     let mut bytes = 0;
     let fits = |event: &&Event| {
         bytes += event.size_bytes() + EVENT_OVERHEAD_BYTES;
         bytes <= max_bytes
     };
-    INSERT.step(events, events.iter().take(MAX_ROWS).take_while(fits).count().max(1))
+    INSERT.first(events, events.iter().take(MAX_ROWS).take_while(fits).count().max(1))
 }
 
 #[cfg(test)]
@@ -103,17 +106,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_statement_stays_within_its_bytes_unless_one_event_exceeds_them() {
+    fn statement_exceeds_its_bytes_for_one_event_alone() {
         let lengths = |count, data_bytes, max_bytes| {
             let data = format!("\"{}\"", "x".repeat(data_bytes));
             let events = vec![event_with(0, "n", &data); count];
             let mut rest = &*events;
-            let step = || {
-                let step = next_step(rest, max_bytes)?;
-                rest = &rest[step.rows.len()..];
-                Some(step.rows.len())
+            let next = || {
+                let statement = next_statement(rest, max_bytes)?;
+                rest = &rest[statement.rows.len()..];
+                Some(statement.rows.len())
             };
-            std::iter::from_fn(step).collect::<Vec<_>>()
+            std::iter::from_fn(next).collect::<Vec<_>>()
         };
         assert_eq!(lengths(20, 10_000, 100_000), [8, 8, 4]);
         assert_eq!(lengths(2, 10_000, 100), [1, 1]);

@@ -1,4 +1,4 @@
-//! The files of a database: the one that has the events, and beside it that of the inbox.
+//! The files of a database: the main one, and beside it the staging file, which exists while the program runs.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -6,72 +6,81 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Where they are.
+/// The paths of both files.
 #[derive(Clone, Debug)]
-pub(in crate::sql) struct Files {
-    pub(super) events: PathBuf,
-    /// As UTF-8, to be named in a statement.
-    pub(super) inbox: String,
+pub(in crate::sql) struct SqliteFiles {
+    pub(super) main: PathBuf,
+    /// UTF-8, because a statement names it.
+    pub(super) staging: String,
 }
 
-impl Files {
-    /// The inbox's file has the name of the other, with `-inbox` at its end, as SQLite names its logs.
-    pub(in crate::sql) fn of(events: &str) -> Self {
-        Self { events: PathBuf::from(events), inbox: format!("{events}-inbox") }
+impl SqliteFiles {
+    /// Derives the staging file from the main one by `-staging` at its end, as SQLite names its logs.
+    pub(in crate::sql) fn new(main: &str) -> Self {
+        Self { main: PathBuf::from(main), staging: format!("{main}-staging") }
     }
 
-    /// Creates those that are missing, and their folders, for the owner only. The inbox's has the rights of the other, as
-    /// SQLite gives them to what it puts beside it.
+    /// Creates the main file and its folders where they are missing, for the owner only.
     pub(in crate::sql) fn create(&self) -> io::Result<()> {
-        if let Some(folder) = self.events.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        if let Some(folder) = self.main.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             let mut builder = DirBuilder::new();
             builder.recursive(true);
             #[cfg(unix)]
             std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
             builder.create(folder)?;
         }
-        create(&self.events)?;
-        if create(Path::new(&self.inbox))? {
-            std::fs::set_permissions(&self.inbox, self.events.metadata()?.permissions())?;
+        match create_for_owner(&self.main) {
+            // The file keeps its rights. Opening it tells if they suffice.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                drop(OpenOptions::new().read(true).write(true).open(&self.main)?);
+            }
+            created => drop(created?),
         }
-        make_name_durable(&self.events);
+        sync_folders(&self.main);
+        Ok(())
+    }
+
+    pub(super) fn has_staging(&self) -> bool {
+        Path::new(&self.staging).exists()
+    }
+
+    /// Creates the staging file with the rights of the main file, unless another process did so just now.
+    pub(super) fn create_staging(&self) -> io::Result<()> {
+        match create_for_owner(Path::new(&self.staging)) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
+            created => created?.set_permissions(self.main.metadata()?.permissions())?,
+        }
+        sync_folders(&self.main);
         Ok(())
     }
 
     pub(super) fn ids(&self) -> FileIds {
-        [&self.events, Path::new(&self.inbox)].map(|path| FileId::of(path).ok())
+        [&self.main, Path::new(&self.staging)].map(|path| FileId::of(path).ok())
     }
 }
 
-/// Whether it had to. A file that is there keeps its rights, and we find out whether they suffice.
-fn create(path: &Path) -> io::Result<bool> {
+fn create_for_owner(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.read(true).write(true);
-    let mut options_to_create = options.clone();
-    options_to_create.create_new(true);
+    options.read(true).write(true).create_new(true);
     #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options_to_create, 0o600);
-    match options_to_create.open(path) {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => options.open(path).map(|_| false),
-        created => created.map(|_| true),
-    }
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
 }
 
-/// SQLite syncs what it writes, and the names of its logs, but neither the names of the files nor those of their folders: a
-/// power cut would take them, with all that is in them. Not every file system can do it, or lets us; so it does not have
-/// to succeed, as with SQLite's own.
-fn make_name_durable(path: &Path) {
+/// Makes a file's name and those of its folders durable: SQLite syncs what it writes and the names of its logs alone.
+/// Not every file system supports that, so an error is ignored, as SQLite does.
+fn sync_folders(path: &Path) {
     #[cfg(unix)]
     for folder in std::path::absolute(path).iter().flat_map(|path| path.ancestors().skip(1)) {
         drop(File::open(folder).and_then(|folder| folder.sync_all()));
     }
 }
 
-/// Tells a file from another one at the same path.
+/// The identity of a file, whatever its path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileId(u64, u64);
 
-/// Of both files, as far as they are there.
+/// The identities of the main and of the staging file. `None` is missing.
 pub(super) type FileIds = [Option<FileId>; 2];
 
 impl FileId {
@@ -82,28 +91,27 @@ impl FileId {
         Ok(Self(metadata.dev(), metadata.ino()))
     }
 
-    /// Elsewhere a file that is open can be neither removed nor replaced.
+    /// Elsewhere an open file can be neither removed nor replaced.
     #[cfg(not(unix))]
     fn of(_path: &Path) -> io::Result<Self> {
         Ok(Self(0, 0))
     }
 }
 
-/// The files that readers are to read. Connections that were opened before these were there answer from others that are
-/// gone.
+/// The files that read connections must have opened. A connection older than a file answers from one that is gone.
 pub(super) struct ReadFiles {
-    files: Files,
+    files: SqliteFiles,
     seen: Mutex<(FileIds, Instant)>,
 }
 
 impl ReadFiles {
-    pub(super) fn new(files: Files) -> Self {
+    pub(super) fn new(files: SqliteFiles) -> Self {
         let seen = Mutex::new((files.ids(), Instant::now()));
         Self { files, seen }
     }
 
-    /// Whether a connection of this age can only have opened the files that are there now.
-    pub(super) fn are_read_by(&self, age: Duration) -> bool {
+    /// Returns true when a connection of this age has opened the present files.
+    pub(super) fn are_open_since(&self, age: Duration) -> bool {
         let now = self.files.ids();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.0 != now {

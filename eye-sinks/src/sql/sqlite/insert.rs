@@ -1,10 +1,10 @@
-//! Storing what is new of a batch where the indexes are.
+//! Insertion of the new events of a batch into the main table.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use eye_core::event::Event;
-use eye_core::event::EventKey;
+use eye_core::event::{Event, EventKey};
 use eye_core::mutant;
 use eye_core::timestamp::Timestamp;
 use sqlx::Sqlite;
@@ -12,68 +12,63 @@ use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection};
 use uuid::Uuid;
 
-use super::Expected;
-use crate::sql::write::{FIND, Shapes, Step, without};
+use super::super::bulk::{BulkStatement, BulkStatements, FIND, without};
+use super::super::driver::Expected;
+use super::super::entity;
 
-/// `OR FAIL` leaves the rows before one that is refused, which the rollback takes away. Without it SQLite keeps a copy of
-/// each page that a statement changes, in a file as soon as they are many, which takes a third of the time.
-static INSERT: LazyLock<Shapes> = LazyLock::new(|| Shapes::of_inserts("INSERT OR FAIL INTO event", ""));
-static FIND_IN_INBOX: LazyLock<Shapes> = LazyLock::new(|| Shapes::of_finds("event_inbox"));
+/// `OR FAIL` leaves the rows before a refused one to the rollback. Without it SQLite copies each page that a statement
+/// changes, and many pages to a file, which takes a third of the time.
+static INSERT: LazyLock<BulkStatements> =
+    LazyLock::new(|| BulkStatements::insert_events("INSERT OR FAIL INTO event", ""));
+static FIND_STAGED: LazyLock<BulkStatements> = LazyLock::new(|| BulkStatements::find("event_staging"));
 
-/// Says what is new. In a transaction that has locked both files.
+/// Inserts the new events and returns them. The transaction must have locked both files.
 pub(super) async fn insert_new<'a>(
     transaction: &mut SqliteConnection,
     batch: &'a [Event],
     expected: Expected,
 ) -> Result<Cow<'a, [Event]>, sqlx::Error> {
-    let is_inbox_empty =
-        sqlx::query("SELECT 1 FROM event_inbox LIMIT 1").fetch_optional(&mut *transaction).await?.is_none();
-    let mut known = Vec::new();
-    if !is_inbox_empty {
-        for step in FIND_IN_INBOX.steps(batch) {
-            known.extend(find(transaction, step).await?);
+    let has_staged =
+        sqlx::query("SELECT 1 FROM event_staging LIMIT 1").fetch_optional(&mut *transaction).await?.is_some();
+    let mut known = BTreeSet::new();
+    for (finds, is_needed) in [(&FIND_STAGED, has_staged), (&FIND, expected == Expected::Duplicates)] {
+        for statement in finds.split(batch).filter(|_| is_needed) {
+            known.extend(find(transaction, statement).await?);
         }
     }
-    if expected == Expected::SomeKnown {
-        for step in FIND.steps(batch) {
-            known.extend(find(transaction, step).await?);
-        }
-    }
-    let new = new(batch, known);
-    for step in INSERT.steps(&new) {
-        bind(step).execute(&mut *transaction).await?;
+    let new = if known.is_empty() { Cow::Borrowed(batch) } else { Cow::Owned(without(batch, &known)) };
+    for statement in INSERT.split(&new) {
+        bind(statement).execute(&mut *transaction).await?;
     }
     Ok(new)
 }
 
-/// Those that are not known.
-fn new(batch: &[Event], known: Vec<(i64, Uuid)>) -> Cow<'_, [Event]> {
-    if known.is_empty() {
-        return Cow::Borrowed(batch);
-    }
-    let key = |(micros, id)| Some(EventKey { timestamp: Timestamp::from_micros(micros)?, id });
-    Cow::Owned(without(batch, &known.into_iter().filter_map(key).collect()))
-}
-
-/// The statement with the values of its events.
-pub(super) fn bind(step: Step<'_, Event>) -> Query<'_, Sqlite, SqliteArguments> {
+/// Binds the values of the events.
+pub(super) fn bind(statement: BulkStatement<'_, Event>) -> Query<'_, Sqlite, SqliteArguments> {
     let written_at = if mutant::is("no-unique-key") { Timestamp::now().as_micros() } else { 0 };
-    step.rows.iter().fold(sqlx::query(step.sql), |query, event| {
+    statement.rows.iter().fold(sqlx::query(statement.sql), |query, event| {
         query
             .bind(event.timestamp().as_micros() ^ written_at)
             .bind(event.id())
             .bind(event.session_id())
             .bind(event.category())
             .bind(event.name())
+            .bind(entity::origin(event))
             .bind(event.data())
             .bind(event.received_at().as_micros())
     })
 }
 
-async fn find(connection: &mut SqliteConnection, step: Step<'_, Event>) -> Result<Vec<(i64, Uuid)>, sqlx::Error> {
-    let query = step
+/// Returns the keys of the events that are in the table.
+async fn find(
+    connection: &mut SqliteConnection,
+    statement: BulkStatement<'_, Event>,
+) -> Result<Vec<EventKey>, sqlx::Error> {
+    let query = statement
         .rows
         .iter()
-        .fold(sqlx::query_as(step.sql), |query, event| query.bind(event.timestamp().as_micros()).bind(event.id()));
-    query.fetch_all(connection).await
+        .fold(sqlx::query_as(statement.sql), |query, event| query.bind(event.timestamp().as_micros()).bind(event.id()));
+    let keys: Vec<(i64, Uuid)> = query.fetch_all(connection).await?;
+    let key = |(micros, id)| Some(EventKey { timestamp: Timestamp::from_micros(micros)?, id });
+    Ok(keys.into_iter().filter_map(key).collect())
 }

@@ -1,28 +1,30 @@
-//! How each database goes about each documented query, on a table large enough that it matters: an index that is lost,
-//! or no longer used, shows as a difference.
+//! Snapshots of the plan of each documented query on each database. The table is so large that a lost or unused index
+//! shows as a difference.
 
 use std::fmt::Write;
 use std::sync::{Arc, Mutex};
 
+use eye_core::context::BuildContext;
 use eye_core::event::EventFields;
-use eye_core::sink::SinkConfig;
+use eye_core::sink::{Sink, SinkConfig};
+use eye_core::testkit::origin;
 use eye_core::timestamp::Timestamp;
-use eye_harness::{MariaDb, Postgres, Server};
+use eye_harness::{DatabaseServer, MariaDb, Postgres};
 use sea_orm::{Database, QueryResult, Statement};
 use serde::de::value::{Error, MapDeserializer};
 use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::*;
-use crate::sql::sqlite::{self, Files};
+use crate::sql::sqlite::{self, SqliteFiles};
 use crate::sql::url::MaxReadConnections;
 use crate::{MysqlConfig, PostgresConfig, SqliteConfig};
 
 const EVENTS: u64 = 60_000;
 const START_MICROS: i64 = 1_600_000_000_000_000;
-/// 180 hours in all.
+/// 60,000 events take 180 hours.
 const STEP_MICROS: i64 = 10_800_000;
-/// One event in so many has a category that none of the others has.
+/// One event in 5,000 has a category that no other event has.
 const RARE: u64 = 5000;
 
 fn instant_of(number: u64) -> Timestamp {
@@ -41,27 +43,29 @@ fn event(number: u64) -> Event {
         category: &category,
         name: &name,
         data: "{}",
+        origin: origin(),
     })
 }
 
-/// Stores the events, and with them their counts: at once, so that the counts lie in the same order each time.
+async fn open<C: SinkConfig>(url: &str) -> Arc<dyn Sink> {
+    let config = C::deserialize(MapDeserializer::<_, Error>::new([("url", url)].into_iter())).unwrap();
+    let sink = config.build(&BuildContext::standalone("sinks.store")).await.unwrap().sink;
+    sink.prepare().await.unwrap();
+    sink
+}
+
+/// Stores all events at once, so that their counts lie in the same order each time.
 async fn fill<C: SinkConfig>(url: &str) {
-    let open = async || {
-        let config = C::deserialize(MapDeserializer::<_, Error>::new([("url", url)].into_iter())).unwrap();
-        let sink = config.build().await.unwrap();
-        sink.prepare().await.unwrap();
-        sink
-    };
-    let sink = open().await;
+    let sink = open::<C>(url).await;
     sink.write(&(0..EVENTS).map(event).collect::<Vec<_>>()).await.unwrap();
     sink.close().await.unwrap();
-    // Of the two halves of a batch the counts of one are added up at a time.
-    let sink = open().await;
+    // A fold takes the delta of one half of the batch.
+    let sink = open::<C>(url).await;
     sink.prepare().await.unwrap();
     sink.close().await.unwrap();
 }
 
-/// The documented filters, each alone and with each other one; and a category that is much rarer than a name.
+/// Returns the documented filters, alone and in pairs, and one whose category is much rarer than its name.
 fn filters() -> Vec<(String, EventFilter)> {
     type Condition = (&'static str, fn(&mut EventFilter));
     const CONDITIONS: [Condition; 5] = [
@@ -88,7 +92,7 @@ fn filters() -> Vec<(String, EventFilter)> {
     filters
 }
 
-/// The plan of each statement of each query.
+/// Returns the plan of each statement of each query.
 async fn plans(mut db: DatabaseConnection, explain: &str, line: fn(&QueryResult) -> String) -> String {
     let statements = Arc::<Mutex<Vec<Statement>>>::default();
     let seen = Arc::clone(&statements);
@@ -98,7 +102,7 @@ async fn plans(mut db: DatabaseConnection, explain: &str, line: fn(&QueryResult)
         let middle = PageStart::OlderThan(event(30_000).key());
         for (page, start) in [("first page", PageStart::Newest), ("by cursor", middle)] {
             statements.lock().unwrap().clear();
-            read(&db, &EventQuery { filter: filter.clone(), start, limit: 100 }).await.unwrap();
+            read_page(&db, &EventQuery { filter: filter.clone(), start, limit: 100 }).await.unwrap();
             let asked = std::mem::take(&mut *statements.lock().unwrap());
             writeln!(plans, "{name}: {page}").unwrap();
             for mut statement in asked.into_iter().filter(|statement| statement.sql.starts_with("SELECT")) {
@@ -114,9 +118,9 @@ async fn plans(mut db: DatabaseConnection, explain: &str, line: fn(&QueryResult)
     plans
 }
 
-/// `analyze` makes the server look at all rows of a table: what it takes for its plans is the same each time.
+/// `analyze` reads all rows of a table, so that the statistics are the same each time.
 async fn server_plans<C: SinkConfig>(
-    server: &Server,
+    server: &DatabaseServer,
     analyze: &[&str],
     explain: &str,
     line: fn(&QueryResult) -> String,
@@ -134,8 +138,10 @@ async fn sqlite() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("eye.db").display().to_string();
     fill::<SqliteConfig>(&format!("sqlite://{path}")).await;
+    // The staging file exists while a sink is open.
+    let _sink = open::<SqliteConfig>(&format!("sqlite://{path}")).await;
     let line = |row: &QueryResult| row.try_get("", "detail").unwrap();
-    let reader = sqlite::read_pool(&Files::of(&path), MaxReadConnections::default());
+    let reader = sqlite::read_pool(&SqliteFiles::new(&path), MaxReadConnections::default());
     let plans = plans(reader, "EXPLAIN QUERY PLAN ", line).await;
     insta::assert_snapshot!(plans);
 }
@@ -145,7 +151,7 @@ async fn postgres() {
     let line = |row: &QueryResult| row.try_get_by_index(0).unwrap();
     let analyze = [
         "ALTER ROLE eye SET default_statistics_target = 1000",
-        // The halves of a batch lie as they were written, one among the other.
+        // The halves of the batch were written at once, so that their rows are interleaved.
         "CLUSTER event USING event_pkey",
         "VACUUM ANALYZE",
     ];
@@ -157,7 +163,7 @@ async fn postgres() {
 async fn mariadb() {
     let line = |row: &QueryResult| {
         let column = |name| row.try_get::<Option<String>>("", name).unwrap().unwrap_or_default();
-        // Of what else it says, only this is the same each time, and matters.
+        // The rest of the column differs from run to run, or does not matter.
         let extra = column("Extra");
         let sorts = ["filesort", "temporary"].into_iter().filter(|word| extra.contains(word)).collect::<String>();
         format!("{} | {} | {} | {} | {sorts}", column("table"), column("type"), column("key"), column("key_len"))

@@ -1,68 +1,68 @@
-//! The connections that write.
+//! A pool of the connections that write.
 //!
-//! Not a pool of sqlx, because a writer needs less and more: no ping between two batches, the true reason when
-//! connecting fails, and never a connection again that was in doubt.
+//! sqlx's pool does not fit a writer: it pings between two batches, hides the reason of a failed connect behind a
+//! timeout, and may reuse a connection in doubt. Read [`WriteConnections`] first.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sqlx::Connection;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Connections that wait for work, and the right to open a bounded number of them.
-pub(super) struct Connections<C> {
-    idle: Mutex<Idle<C>>,
+/// Idle connections, and permits for a bounded number of connections.
+pub(super) struct WriteConnections<C> {
+    idle: Mutex<IdleConnections<C>>,
     permits: Semaphore,
 }
 
-struct Idle<C> {
+struct IdleConnections<C> {
     connections: Vec<C>,
-    /// How often they were cleared.
-    age: u64,
+    /// Number of calls of [`WriteConnections::clear`].
+    generation: u64,
 }
 
-/// One connection, to be given back when all went well. Dropped, it is closed.
-pub(super) struct Lease<'a, C> {
+/// A connection in use. Dropped without [`release`](ConnectionLease::release), it is closed.
+pub(super) struct ConnectionLease<'a, C> {
     connection: C,
-    age: u64,
-    home: &'a Connections<C>,
+    generation: u64,
+    pool: &'a WriteConnections<C>,
     _permit: SemaphorePermit<'a>,
 }
 
-impl<C: Connection> Connections<C> {
+impl<C: Connection> WriteConnections<C> {
     pub(super) fn new(max_connections: usize) -> Self {
-        let idle = Idle { connections: Vec::new(), age: 0 };
+        let idle = IdleConnections { connections: Vec::new(), generation: 0 };
         Self { idle: Mutex::new(idle), permits: Semaphore::new(max_connections) }
     }
 
-    /// An idle connection, or a new one; waits while all are in use.
-    pub(super) async fn lease<F>(&self, connect: impl FnOnce() -> F) -> Result<Lease<'_, C>, sqlx::Error>
+    /// Returns an idle or a new connection. Waits while all are in use.
+    pub(super) async fn lease<F>(&self, connect: impl FnOnce() -> F) -> Result<ConnectionLease<'_, C>, sqlx::Error>
     where
         F: Future<Output = Result<C, sqlx::Error>>,
     {
         let permit = self.permits.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
-        let (idle, age) = {
+        let (idle, generation) = {
             let mut idle = self.idle();
-            (idle.connections.pop(), idle.age)
+            (idle.connections.pop(), idle.generation)
         };
         let connection = match idle {
             Some(connection) => connection,
             None => connect().await?,
         };
-        Ok(Lease { connection, age, home: self, _permit: permit })
+        Ok(ConnectionLease { connection, generation, pool: self, _permit: permit })
     }
 
     pub(super) fn put(&self, connection: C) {
         self.idle().connections.push(connection);
     }
 
-    /// Closes all connections without a word to the server, those in use once they are given back.
+    /// Drops all connections without telling the server, those in use on their release.
     pub(super) fn clear(&self) {
         let mut idle = self.idle();
         idle.connections.clear();
-        idle.age += 1;
+        idle.generation += 1;
     }
 
-    /// Closes the idle connections properly; no more will be leased. One that the server has closed meanwhile is closed.
+    /// Closes all idle connections and refuses further leases. A connection that the server has closed is no error.
     pub(super) async fn close(&self) -> Result<(), sqlx::Error> {
         self.permits.close();
         let idle = std::mem::take(&mut self.idle().connections);
@@ -76,19 +76,20 @@ impl<C: Connection> Connections<C> {
         closed
     }
 
-    fn idle(&self) -> MutexGuard<'_, Idle<C>> {
+    fn idle(&self) -> MutexGuard<'_, IdleConnections<C>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<C: Connection> Lease<'_, C> {
+impl<C: Connection> ConnectionLease<'_, C> {
     pub(super) fn connection(&mut self) -> &mut C {
         &mut self.connection
     }
 
-    pub(super) fn give_back(self) {
-        let mut idle = self.home.idle();
-        if idle.age == self.age {
+    /// Returns the connection to the pool.
+    pub(super) fn release(self) {
+        let mut idle = self.pool.idle();
+        if idle.generation == self.generation {
             idle.connections.push(self.connection);
         }
     }
@@ -104,8 +105,8 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_was_in_use_when_all_were_closed_is_not_leased_again() {
-        let (connections, opened) = (Connections::new(1), Cell::new(0));
+    async fn connection_in_use_at_clear_is_not_leased_again() {
+        let (connections, opened) = (WriteConnections::new(1), Cell::new(0));
         let connect = || {
             opened.set(opened.get() + 1);
             SqliteConnection::connect("sqlite::memory:")
@@ -115,7 +116,7 @@ mod tests {
             if clears {
                 connections.clear();
             }
-            lease.give_back();
+            lease.release();
             assert_eq!(opened.get(), expected, "clears: {clears}");
         }
     }

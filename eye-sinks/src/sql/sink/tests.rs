@@ -1,29 +1,33 @@
+use std::fmt;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use eye_core::testkit::event;
+use sea_orm::DatabaseConnection;
 use sqlx::SqliteConnection;
 use tempfile::TempDir;
 
-use super::sqlite::{Files, SqliteDriver};
+use super::super::driver::Expected;
+use super::super::sqlite::{SqliteDriver, SqliteFiles};
 use super::*;
 
-/// SQLite, and what each batch was taken for.
-struct Noted {
+/// SQLite with a record of the expectation of each batch.
+struct RecordingDriver {
     sqlite: SqliteDriver,
     expected: Mutex<Vec<Expected>>,
 }
 
-impl fmt::Display for Noted {
+impl fmt::Display for RecordingDriver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.sqlite.fmt(f)
     }
 }
 
-impl Driver for Noted {
+impl Driver for RecordingDriver {
     type Connection = SqliteConnection;
 
     const MAX_WRITE_CONNECTIONS: usize = SqliteDriver::MAX_WRITE_CONNECTIONS;
-    const MIN_EVENTS_TO_HALVE: usize = SqliteDriver::MIN_EVENTS_TO_HALVE;
+    const MIN_EVENTS_TO_SPLIT: usize = SqliteDriver::MIN_EVENTS_TO_SPLIT;
     const CLOSE_TIMEOUT: Duration = SqliteDriver::CLOSE_TIMEOUT;
 
     async fn connect(&self) -> Result<SqliteConnection, sqlx::Error> {
@@ -50,11 +54,11 @@ impl Driver for Noted {
 }
 
 #[tokio::test]
-async fn known_events_are_expected_after_a_batch_that_had_some_until_one_has_none() {
+async fn duplicates_are_expected_until_a_batch_has_none() {
     let folder = TempDir::new().unwrap();
-    let files = Files::of(folder.path().join("eye.db").to_str().unwrap());
+    let files = SqliteFiles::new(folder.path().join("eye.db").to_str().unwrap());
     files.create().unwrap();
-    let driver = Noted { sqlite: SqliteDriver::new(files), expected: Mutex::default() };
+    let driver = RecordingDriver { sqlite: SqliteDriver::new(files), expected: Mutex::default() };
     let sink = SqlSink::new(driver, ReadPool::new(DatabaseConnection::default));
     sink.prepare().await.unwrap();
     let [one, two, three, four] = [1, 2, 3, 4].map(event);
@@ -63,7 +67,7 @@ async fn known_events_are_expected_after_a_batch_that_had_some_until_one_has_non
     for (batch, duplicates) in batches {
         assert_eq!(sink.write(&batch).await.unwrap(), Written { duplicates });
     }
-    use Expected::{AllNew, SomeKnown};
+    use Expected::{AllNew, Duplicates};
     let expected = sink.database.driver.expected.lock().unwrap();
-    assert_eq!(*expected, [AllNew, AllNew, SomeKnown, SomeKnown, SomeKnown, AllNew]);
+    assert_eq!(*expected, [AllNew, AllNew, Duplicates, Duplicates, Duplicates, AllNew]);
 }

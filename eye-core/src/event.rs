@@ -18,7 +18,7 @@ use crate::timestamp::Timestamp;
 
 pub use errors::{EVENT_FIELD, EventErrors};
 pub use origin::{MAX_ORIGIN_BYTES, Origin};
-pub use parse::{ParseContext, time_of};
+pub use parse::{DefaultTimestamp, ParseContext, time_of};
 
 /// The producer's idempotency key, or one that the server minted (UUIDv7).
 pub type EventId = Uuid;

@@ -5,6 +5,7 @@ use std::fmt;
 use chrono::{DateTime, Datelike, NaiveDate, Utc};
 use serde::{Serialize, Serializer};
 
+const MINUTES_PER_DAY: i64 = 1_440;
 const SECONDS_PER_DAY: i64 = 86_400;
 const MICROS_PER_SECOND: i64 = 1_000_000;
 
@@ -28,8 +29,8 @@ impl Timestamp {
     /// Parses a date, or a date and a time, as producers and queries write them.
     ///
     /// `2021-01-01`, `2021-01-01 09:15`, `2021-01-01T09:15:27.243860Z`, `2021-1-1 9:5:7,5 +0200`: UTC unless there is an
-    /// offset, a bare date is its midnight in UTC, and digits after the microseconds are cut. A leap second is the last
-    /// microsecond before it.
+    /// offset, a bare date is its midnight in UTC, and digits after the microseconds are cut. A leap second, `23:59:60` in
+    /// UTC, counts as the last microsecond before it.
     ///
     /// # Errors
     /// [`InvalidTimestamp`], whose text tells the producer what to write instead.
@@ -70,10 +71,10 @@ impl Timestamp {
             15..=18 => 0,
             _ => return Err(InvalidTimestamp::Year),
         };
+        // At most 18 digits, which fit into an i64. None if the number is below a microsecond.
         let length = usize::try_from(magnitude + unit_digits).unwrap_or(0);
         let micros = significant.bytes().chain(std::iter::repeat(b'0')).take(length);
-        let micros =
-            micros.fold(0_i64, |micros, digit| micros.saturating_mul(10).saturating_add((digit - b'0').into()));
+        let micros = micros.fold(0_i64, |micros, digit| micros * 10 + i64::from(digit - b'0'));
         Self::from_micros(micros).ok_or(InvalidTimestamp::Year)
     }
 
@@ -184,14 +185,14 @@ impl TimestampParser<'_> {
                 micros = self.fraction()?;
             }
         }
-        let offset_minutes = self.offset_minutes()?;
-        if second == 60 {
+        let utc_minute = hour * 60 + minute - self.offset_minutes()?;
+        if second == 60 && (utc_minute + 1).rem_euclid(MINUTES_PER_DAY) == 0 {
             (second, micros) = (59, MICROS_PER_SECOND - 1);
         }
         if hour > 23 || minute > 59 || second > 59 {
             return Err(InvalidTimestamp::Time);
         }
-        let seconds = hour * 3600 + (minute - offset_minutes) * 60 + second;
+        let seconds = utc_minute * 60 + second;
         Ok(seconds * MICROS_PER_SECOND + micros)
     }
 
@@ -310,6 +311,7 @@ mod tests {
             ("2021-01-01T09:15:27.5 Z", "2021-01-01T09:15:27.500000Z"),
             ("2016-12-31T23:59:60Z", "2016-12-31T23:59:59.999999Z"),
             ("2017-01-01T00:59:60.5+01:00", "2016-12-31T23:59:59.999999Z"),
+            ("2016-12-31T18:59:60 -0500", "2016-12-31T23:59:59.999999Z"),
             ("2021-12-31", "2021-12-31T00:00:00Z"),
             ("2021-01-01T00:00:00", "2021-01-01T00:00:00Z"),
             ("2021-01-01T23:59:59.999999", "2021-01-01T23:59:59.999999Z"),
@@ -394,7 +396,9 @@ mod tests {
             ("2021-01-01T24:00:00", Time),
             ("2021-01-01T24:00", Time),
             ("2021-01-01T09:60:00", Time),
-            ("2021-01-01T09:15:61", Time),
+            ("2021-01-01T09:15:60", Time),
+            ("2021-01-01T23:59:61", Time),
+            ("2021-01-01T23:59:60+01:00", Time),
             ("2021-01-01T09:15:27+24:00", Offset),
             ("2021-01-01T09:15:27-24", Offset),
             ("2021-01-01T09:15:27+9999", Offset),
@@ -474,6 +478,34 @@ mod tests {
             let text = timestamp.to_string();
             prop_assert_eq!(&text, &timestamp.to_chrono().format(format).to_string());
             prop_assert_eq!(Timestamp::parse(&text), Ok(timestamp));
+        }
+
+        /// A number with a fraction and an exponent, against integer arithmetic.
+        #[test]
+        fn number_is_cut_to_microseconds_in_its_unit(
+            digits in "[1-9][0-9]{0,17}",
+            fraction in "[0-9]{0,9}",
+            shift in 0..30_usize,
+        ) {
+            let whole: i128 = digits.parse().expect("digits");
+            let micros_of_unit: i128 = match digits.len() {
+                ..=11 => 1_000_000,
+                12..=14 => 1_000,
+                _ => 1,
+            };
+            let nanos: i128 = format!("{fraction:0<9}").parse().expect("digits");
+            let micros = whole * micros_of_unit + nanos * micros_of_unit / 1_000_000_000;
+            let expected = i64::try_from(micros).ok().and_then(Timestamp::from_micros).ok_or(InvalidTimestamp::Year);
+            let point = if fraction.is_empty() { "" } else { "." };
+            let zeros = "0".repeat(shift);
+            for number in [
+                format!("{digits}{point}{fraction}"),
+                format!("{digits}{fraction}e-{}", fraction.len()),
+                format!("0.{zeros}{digits}{fraction}E+{}", digits.len() + shift),
+                format!("{digits}{fraction}{zeros}.0e-{}", fraction.len() + shift),
+            ] {
+                prop_assert_eq!(Timestamp::parse_number(&number), expected, "{}", number);
+            }
         }
 
         #[test]

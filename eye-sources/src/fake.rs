@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use eye_core::ack::{Ack, Outcome, Receipt};
-use eye_core::event::{Event, EventLimits, Origin, ParseContext};
+use eye_core::event::{DefaultTimestamp, Event, EventLimits, Origin, ParseContext};
 use eye_core::timestamp::Timestamp;
 use eye_core::transport::{Custody, PublishError, Subscription, Transport, TransportError};
 
@@ -88,7 +88,7 @@ pub(crate) fn parse_context() -> ParseContext {
     let origin = Arc::new(Origin::new("test", None));
     ParseContext {
         received_at: Timestamp::MIN,
-        default_timestamp: Some(Timestamp::MIN),
+        default_timestamp: DefaultTimestamp::ForEventsWithoutId(Timestamp::MIN),
         origin,
         limits: EventLimits::default(),
     }

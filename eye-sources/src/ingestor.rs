@@ -10,7 +10,6 @@ use eye_core::error::BuildError;
 use eye_core::event::{Event, EventLimits, Origin, ParseContext};
 use eye_core::refusals::Refusal;
 use eye_core::source::Outlet;
-use eye_core::timestamp::Timestamp;
 use tokio::time::timeout;
 
 use crate::decode::Decoded;
@@ -62,8 +61,7 @@ impl Ingestor {
     /// Returns the context for events that are received now from `origin`.
     pub(crate) fn parse_context(&self, origin: Arc<Origin>) -> ParseContext {
         let limits = EventLimits { max_event_bytes: self.max_event_bytes as usize };
-        let received_at = Timestamp::now();
-        ParseContext { received_at, default_timestamp: Some(received_at), origin, limits }
+        ParseContext::now(origin, limits)
     }
 
     /// Publishes the events of a body and waits for their receipt. `reservation`, the capacity that the body took from

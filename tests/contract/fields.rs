@@ -8,11 +8,16 @@ use crate::api::{JSON, Page, PageEvent, event, get, page, post};
 on_every_database! {
     texts_are_kept_exactly
     data_is_kept_token_for_token
+    absent_data_is_an_empty_object
     timestamps_are_read_in_every_form
+    numeric_timestamps_are_time_since_1970
+    absent_timestamp_is_the_time_of_the_id_or_of_receipt
     same_id_and_timestamp_is_stored_once
     unknown_fields_are_ignored
     last_of_two_equal_keys_wins
     invalid_events_are_refused_with_reasons
+    invalid_bodies_are_refused_with_reasons
+    invalid_timestamps_are_refused_with_reasons
     all_invalid_fields_are_named_at_once
 }
 
@@ -140,6 +145,11 @@ async fn data_is_kept_token_for_token(eye: &Eye) {
     }
 }
 
+async fn absent_data_is_an_empty_object(eye: &Eye) {
+    let (found, _) = send_and_query(eye, 1, "data", "").await;
+    assert_eq!(found.data.get(), "{}");
+}
+
 async fn timestamps_are_read_in_every_form(eye: &Eye) {
     let table = [
         ("2021-01-01 09:15:27.243860", "2021-01-01T09:15:27.243860Z"),
@@ -160,6 +170,11 @@ async fn timestamps_are_read_in_every_form(eye: &Eye) {
         ("2021-01-01T09:15:27-05:30", "2021-01-01T14:45:27Z"),
         ("2021-01-01T00:00:00+23:59", "2020-12-31T00:01:00Z"),
         ("2021-1-1 9:15:27", "2021-01-01T09:15:27Z"),
+        ("2021-1-1 9:5:7", "2021-01-01T09:05:07Z"),
+        ("2021-01-01t09:15:27z", "2021-01-01T09:15:27Z"),
+        ("2021-01-01 09:15:27 +02:00", "2021-01-01T07:15:27Z"),
+        ("2021-01-01 09:15:27 Z", "2021-01-01T09:15:27Z"),
+        ("2016-12-31T23:59:60Z", "2016-12-31T23:59:59.999999Z"),
         ("2021-01-01", "2021-01-01T00:00:00Z"),
         ("2020-02-29", "2020-02-29T00:00:00Z"),
         ("1970-01-01", "1970-01-01T00:00:00Z"),
@@ -184,6 +199,52 @@ async fn timestamps_are_read_in_every_form(eye: &Eye) {
     }
 }
 
+async fn numeric_timestamps_are_time_since_1970(eye: &Eye) {
+    let table = [
+        ("1609492527", "2021-01-01T09:15:27Z"),
+        ("1609492527.24386", "2021-01-01T09:15:27.243860Z"),
+        ("1609492527.2438609999", "2021-01-01T09:15:27.243860Z"),
+        ("1609492527243", "2021-01-01T09:15:27.243000Z"),
+        ("1609492527243.8601", "2021-01-01T09:15:27.243860Z"),
+        ("1609492527243860", "2021-01-01T09:15:27.243860Z"),
+        ("1.60949252724386E9", "2021-01-01T09:15:27.243860Z"),
+        ("0", "1970-01-01T00:00:00Z"),
+        ("-0", "1970-01-01T00:00:00Z"),
+        ("0.0000019", "1970-01-01T00:00:00.000001Z"),
+        ("99999999999", "5138-11-16T09:46:39Z"),
+        ("100000000000", "1973-03-03T09:46:40Z"),
+        ("99999999999999", "5138-11-16T09:46:39.999000Z"),
+        ("100000000000000", "1973-03-03T09:46:40Z"),
+        ("253402300799999999", "9999-12-31T23:59:59.999999Z"),
+    ];
+    for (row, (sent, read)) in table.into_iter().enumerate() {
+        let (found, _) = send_and_query(eye, row, "timestamp", sent).await;
+        assert_eq!(found.timestamp, read, "{sent}");
+        // A query takes no numbers.
+        for parameter in ["timestamp_after", "timestamp_before"] {
+            let answer = get(eye, &format!("{parameter}={sent}")).await;
+            let expected = json!({parameter: ["Enter a valid date/time."]});
+            assert_eq!((answer.status, answer.json::<Value>()), (400, expected), "{sent}");
+        }
+    }
+}
+
+async fn absent_timestamp_is_the_time_of_the_id_or_of_receipt(eye: &Eye) {
+    let id = "\"0176bd3a-f79b-7000-8000-000000000001\"";
+    let sent = event(&[("timestamp", ""), ("id", id)]);
+    for _ in 0..2 {
+        assert_eq!(post(eye, JSON, sent.clone()).await.status, 201);
+    }
+    let stored = page(eye, &[]).await;
+    assert_eq!((stored.count, stored.results[0].timestamp.as_str()), (1, "2021-01-01T09:15:27.003000Z"));
+
+    let minted = event(&[("timestamp", ""), ("name", "\"minted\"")]);
+    assert_eq!(post(eye, JSON, minted).await.status, 201);
+    let stored: Value = get(eye, "name=minted&include=received_at").await.json();
+    let stored = &stored["results"][0];
+    assert!(stored["timestamp"].is_string() && stored["timestamp"] == stored["received_at"], "{stored}");
+}
+
 async fn same_id_and_timestamp_is_stored_once(eye: &Eye) {
     let read = "67e55044-10b1-426f-9247-bb680e5fe0c8";
     let forms = [
@@ -206,7 +267,7 @@ async fn same_id_and_timestamp_is_stored_once(eye: &Eye) {
     }
 
     // Twice in one body.
-    let twice = event(&[("id", "\"00000000-0000-0000-0000-000000000000\""), ("timestamp", "\"2022-01-01\"")]);
+    let twice = event(&[("id", "\"00000000-0000-0000-0000-000000000009\""), ("timestamp", "\"2022-01-01\"")]);
     let answer = post(eye, JSON, format!("[{twice},{twice}]")).await;
     assert_eq!((answer.status, answer.text.as_str()), (201, r#"{"success": true, "accepted": 2}"#));
     assert_eq!(page(eye, &[("timestamp_after", "2022-01-01")]).await.count, 1);
@@ -257,6 +318,24 @@ const SURROGATE: &str = "Lone surrogates (\\uD800 to \\uDFFF without their pair)
 const FORMAT: &str = "Datetime has wrong format. Use one of these formats instead: \
                       YYYY-MM-DDThh:mm[:ss[.uuuuuu]][+HH:MM|-HH:MM|Z], YYYY-MM-DD.";
 
+const TOO_LARGE: &str = "Numbers beyond the range of a double (about 1.8e308) are not allowed; send them as strings.";
+const NO_DATE: &str = "Datetime has a date that does not exist.";
+const NO_TIME: &str = "Datetime has a time that does not exist: it goes from 00:00:00 to 23:59:59.";
+const NO_OFFSET: &str = "Datetime has an offset that does not exist: it goes from -23:59 to +23:59.";
+const OUT_OF_RANGE: &str = "Datetime is out of range: in UTC it must be within the years 1970 to 9999.";
+const NEGATIVE: &str = "Datetime has a negative number: it must be 0 or more, counted from 1970-01-01T00:00:00Z.";
+const TIMESTAMP_FOR_ID: &str = "This field is required, because the id is not a UUIDv7: without a timestamp, an event \
+                                that is sent again would be stored twice.";
+const UNSET_ID: &str = "The nil and the max UUID do not identify an event. Send a random UUID, or omit the field.";
+
+/// Sends an event with this field and expects this one error.
+async fn assert_refused(eye: &Eye, field: &str, sent: &str, error: &str) {
+    let answer = post(eye, JSON, event(&[(field, sent)])).await;
+    let sent = sent.chars().take(80).collect::<String>();
+    assert_eq!(answer.status, 400, "{field}: {sent}: {}", answer.text);
+    assert_eq!(answer.json::<Value>(), json!({"success": false, "errors": {field: [error]}}), "{field}: {sent}");
+}
+
 async fn invalid_events_are_refused_with_reasons(eye: &Eye) {
     let mut table: Vec<(&str, String, &str)> = Vec::new();
     for field in ["session_id", "category", "name"] {
@@ -282,67 +361,35 @@ async fn invalid_events_are_refused_with_reasons(eye: &Eye) {
         table.push((field, "1".repeat(151), "Ensure this field has no more than 150 characters."));
     }
     let too_deep = "Ensure this field is nested no more than 32 levels deep.";
-    let too_large = "Numbers beyond the range of a double (about 1.8e308) are not allowed; send them as strings.";
     let nested = |open: &str, close: &str, levels: usize| format!("{}{}", open.repeat(levels), close.repeat(levels));
     table.extend([
-        ("data", String::new(), REQUIRED),
         ("data", "null".to_owned(), NULL),
         ("data", nested("[", "]", 33), too_deep),
         ("data", nested("[", "]", 100_000), too_deep),
         ("data", format!("{}1{}", r#"{"a":"#.repeat(33), "}".repeat(33)), too_deep),
-        ("data", "1e400".to_owned(), too_large),
-        ("data", "-1e309".to_owned(), too_large),
-        ("data", r#"{"a":[1e400]}"#.to_owned(), too_large),
-        ("data", "9".repeat(310), too_large),
+        ("data", "1e400".to_owned(), TOO_LARGE),
+        ("data", "-1e309".to_owned(), TOO_LARGE),
+        ("data", r#"{"a":[1e400]}"#.to_owned(), TOO_LARGE),
+        ("data", "9".repeat(310), TOO_LARGE),
         ("data", r#""\u0000""#.to_owned(), NUL_CHARACTER),
         ("data", r#"{"a\u0000":1}"#.to_owned(), NUL_CHARACTER),
         ("data", r#"["\ud800"]"#.to_owned(), SURROGATE),
-        ("timestamp", String::new(), REQUIRED),
         ("timestamp", "null".to_owned(), NULL),
         ("id", "\"no uuid\"".to_owned(), "Must be a valid UUID."),
         ("id", "\"\"".to_owned(), "Must be a valid UUID."),
         ("id", "7".to_owned(), "Must be a valid UUID."),
+        ("id", "\"00000000-0000-0000-0000-000000000000\"".to_owned(), UNSET_ID),
+        ("id", "\"ffffffff-ffff-ffff-ffff-ffffffffffff\"".to_owned(), UNSET_ID),
         ("id", "\"67e55044-10b1-426f-9247-bb680e5fe0c\"".to_owned(), "Must be a valid UUID."),
     ]);
-    let timestamps = [
-        ("", FORMAT),
-        ("now", FORMAT),
-        ("1609492527", FORMAT),
-        ("2021-001", FORMAT),
-        ("2021-W01-1", FORMAT),
-        ("20210101", FORMAT),
-        ("2021-01-01T09", FORMAT),
-        ("2021-01-01T09:15:27 Europe/Berlin", FORMAT),
-        ("2021-01-01T09:15:27 CET", FORMAT),
-        ("2021-01-01T09:15:27GMT", FORMAT),
-        ("Fri, 01 Jan 2021 09:15:27 GMT", FORMAT),
-        ("2021-01-01Z", FORMAT),
-        (" 2021-01-01", FORMAT),
-        ("10000-01-01", FORMAT),
-        ("2021-02-29", "Datetime has a date that does not exist."),
-        ("2021-13-01", "Datetime has a date that does not exist."),
-        ("2021-01-00", "Datetime has a date that does not exist."),
-        ("2021-01-01T24:00:00", "Datetime has a time that does not exist: it goes from 00:00:00 to 23:59:59."),
-        ("2021-01-01T23:59:60", "Datetime has a time that does not exist: it goes from 00:00:00 to 23:59:59."),
-        ("2021-01-01T00:00:00+24:00", "Datetime has an offset that does not exist: it goes from -23:59 to +23:59."),
-        ("1969-12-31T23:59:59.999999", "Datetime is out of range: in UTC it must be within the years 1970 to 9999."),
-        ("9999-12-31T23:59:59-00:01", "Datetime is out of range: in UTC it must be within the years 1970 to 9999."),
-        ("0000-01-01", "Datetime is out of range: in UTC it must be within the years 1970 to 9999."),
-    ];
-    table.extend(timestamps.map(|(sent, error)| ("timestamp", format!("\"{sent}\""), error)));
-    for epoch in ["1609492527", "1609492527243", "1609492527.24"] {
-        let error = "Expected a string such as \"2021-01-01T09:15:27.243860Z\", but got a number.";
-        table.push(("timestamp", epoch.to_owned(), error));
-    }
-
     for (field, sent, error) in table {
-        let answer = post(eye, JSON, event(&[(field, &sent)])).await;
-        let sent = sent.chars().take(80).collect::<String>();
-        assert_eq!(answer.status, 400, "{field}: {sent}: {}", answer.text);
-        assert_eq!(answer.json::<Value>(), json!({"success": false, "errors": {field: [error]}}), "{field}: {sent}");
+        assert_refused(eye, field, &sent, error).await;
     }
+    assert_eq!(page(eye, &[]).await.count, 0, "a refused event is not stored");
+}
 
-    // Unknown fields are validated, too, and the event must be an object.
+/// Unknown fields are validated, too, and the event must be an object.
+async fn invalid_bodies_are_refused_with_reasons(eye: &Eye) {
     let unknown = r#"{"\u0000":1,"#.to_owned() + &event(&[])[1..];
     let not_utf8 = event(&[("name", "\"?\"")]).into_bytes().iter().map(|&b| if b == b'?' { 0xff } else { b }).collect();
     let overlong = event(&[("name", "\"??\"")]).replace("??", "\u{7f}\u{7f}").into_bytes();
@@ -350,7 +397,7 @@ async fn invalid_events_are_refused_with_reasons(eye: &Eye) {
     let not_an_object = |kind| format!("Invalid data. Expected an object, but got {kind}.");
     let table: [(Vec<u8>, &str, String); 8] = [
         (unknown.into(), "non_field_errors", NUL_CHARACTER.into()),
-        (event(&[("other", "1e400")]).into(), "non_field_errors", too_large.into()),
+        (event(&[("other", "1e400")]).into(), "non_field_errors", TOO_LARGE.into()),
         (event(&[("other", r#""\ud800""#)]).into(), "non_field_errors", SURROGATE.into()),
         (not_utf8, "name", "The text is not valid UTF-8.".into()),
         (overlong, "name", "The text is not valid UTF-8.".into()),
@@ -367,9 +414,64 @@ async fn invalid_events_are_refused_with_reasons(eye: &Eye) {
     assert_eq!(page(eye, &[]).await.count, 0, "a refused event is not stored");
 }
 
+async fn invalid_timestamps_are_refused_with_reasons(eye: &Eye) {
+    let texts = [
+        ("", FORMAT),
+        ("now", FORMAT),
+        ("1609492527", FORMAT),
+        ("2021-001", FORMAT),
+        ("2021-W01-1", FORMAT),
+        ("20210101", FORMAT),
+        ("2021-01-01T09", FORMAT),
+        ("2021-01-01T09:15:27 Europe/Berlin", FORMAT),
+        ("2021-01-01T09:15:27 CET", FORMAT),
+        ("2021-01-01T09:15:27GMT", FORMAT),
+        ("Fri, 01 Jan 2021 09:15:27 GMT", FORMAT),
+        ("2021-01-01Z", FORMAT),
+        (" 2021-01-01", FORMAT),
+        ("10000-01-01", FORMAT),
+        ("2021-02-29", NO_DATE),
+        ("2021-13-01", NO_DATE),
+        ("2021-01-00", NO_DATE),
+        ("2021-01-01T24:00:00", NO_TIME),
+        ("2021-01-01T09:15:60", NO_TIME),
+        ("2021-01-01T00:00:00+24:00", NO_OFFSET),
+        ("1969-12-31T23:59:59.999999", OUT_OF_RANGE),
+        ("9999-12-31T23:59:59-00:01", OUT_OF_RANGE),
+        ("0000-01-01", OUT_OF_RANGE),
+    ];
+    for (sent, error) in texts {
+        assert_refused(eye, "timestamp", &format!("\"{sent}\""), error).await;
+    }
+    let numbers =
+        [("-1", NEGATIVE), ("-0.0000001", NEGATIVE), ("253402300800000000", OUT_OF_RANGE), ("1e300", OUT_OF_RANGE)];
+    for (sent, error) in numbers {
+        assert_refused(eye, "timestamp", sent, error).await;
+    }
+    for (sent, kind) in [("true", "a boolean"), ("[]", "an array"), ("{}", "an object")] {
+        let error = format!(
+            "Expected a string such as \"2021-01-01T09:15:27.243860Z\" or a number of seconds, milliseconds or \
+             microseconds since 1970, but got {kind}."
+        );
+        assert_refused(eye, "timestamp", sent, &error).await;
+    }
+
+    // Without a timestamp, the id must tell the time.
+    for (id, error) in [
+        ("67e55044-10b1-426f-9247-bb680e5fe0c8", TIMESTAMP_FOR_ID),
+        ("0176bd3a-f79b-7000-c000-000000000001", TIMESTAMP_FOR_ID),
+        ("ffffffff-ffff-7000-8000-000000000001", OUT_OF_RANGE),
+    ] {
+        let answer = post(eye, JSON, event(&[("timestamp", ""), ("id", &format!("\"{id}\""))])).await;
+        assert_eq!(answer.status, 400, "{id}: {}", answer.text);
+        assert_eq!(answer.json::<Value>(), json!({"success": false, "errors": {"timestamp": [error]}}), "{id}");
+    }
+    assert_eq!(page(eye, &[]).await.count, 0, "a refused event is not stored");
+}
+
 async fn all_invalid_fields_are_named_at_once(eye: &Eye) {
     let answer = post(eye, JSON, "{}").await;
-    let expected = r#"{"success":false,"errors":{"session_id":["This field is required."],"category":["This field is required."],"name":["This field is required."],"data":["This field is required."],"timestamp":["This field is required."]}}"#;
+    let expected = r#"{"success":false,"errors":{"session_id":["This field is required."],"category":["This field is required."],"name":["This field is required."]}}"#;
     assert_eq!((answer.status, answer.text.as_str()), (400, expected));
     let wrong = event(&[("session_id", "null"), ("name", "\" \""), ("timestamp", "\"2021-02-30\""), ("id", "1")]);
     let expected = json!({"success": false, "errors": {

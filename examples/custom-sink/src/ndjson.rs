@@ -165,7 +165,7 @@ fn stored_key(line: &[u8]) -> Option<EventKey> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use eye_core::event::{EventLimits, Origin, ParseContext};
+    use eye_core::event::{DefaultTimestamp, EventLimits, Origin, ParseContext};
     use eye_core::testkit::sink::{SinkFixture, suite};
     use eye_core::testkit::{assert_same_events, event, events};
     use tempfile::TempDir;
@@ -222,7 +222,7 @@ mod tests {
         let text = |field: &str| fields[field].as_str().unwrap();
         let context = ParseContext {
             received_at: Timestamp::parse(text("received_at")).unwrap(),
-            default_timestamp: None,
+            default_timestamp: DefaultTimestamp::None,
             origin: Arc::new(Origin::new(text("origin"), None)),
             limits: EventLimits { max_event_bytes: usize::MAX },
         };

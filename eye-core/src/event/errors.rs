@@ -137,14 +137,16 @@ pub(super) enum FieldError {
     TooDeep,
     #[error("{0}")]
     InvalidTimestamp(#[from] InvalidTimestamp),
-    #[error("Expected a string such as \"2021-01-01T09:15:27.243860Z\" or a number since 1970, but got {0}.")]
+    #[error(
+        "Expected a string such as \"2021-01-01T09:15:27.243860Z\" or a number of seconds, milliseconds or microseconds since 1970, but got {0}."
+    )]
     TimestampOfKind(JsonKind),
     #[error("Must be a valid UUID.")]
     InvalidId,
-    #[error("This UUID is the value of an id that was never set. Send a random one, or leave the field out.")]
+    #[error("The nil and the max UUID do not identify an event. Send a random UUID, or omit the field.")]
     UnsetId,
     #[error(
-        "This field is required beside an id that is no UUIDv7: otherwise the event would be stored again when it is sent again."
+        "This field is required, because the id is not a UUIDv7: without a timestamp, an event that is sent again would be stored twice."
     )]
     TimestampForId,
     #[error("{0}")]
@@ -170,7 +172,7 @@ impl FieldError {
             Self::TooDeep => "nested too deep",
             Self::InvalidTimestamp(_) => "not a timestamp",
             Self::InvalidId => "not a UUID",
-            Self::UnsetId => "UUID that was never set",
+            Self::UnsetId => "nil or max UUID",
             Self::TimestampForId => "missing beside an id",
             Self::Problem(ValueProblem::NullCharacter) => "null character",
             Self::Problem(ValueProblem::LoneSurrogate) => "lone surrogate",

@@ -16,18 +16,39 @@ use super::{Event, EventErrors, EventId, EventLimits, MAX_DATA_LEVELS, MAX_TEXT_
 pub struct ParseContext {
     /// The time of receipt.
     pub received_at: Timestamp,
-    /// The time of events that have neither a `timestamp` nor an `id`. `None` if the `id` of the message is theirs and
-    /// tells no time: such events are refused.
-    pub default_timestamp: Option<Timestamp>,
+    /// The time of events without `timestamp`, unless their `id` is a UUIDv7: that tells the time.
+    pub default_timestamp: DefaultTimestamp,
     /// The sender.
     pub origin: Arc<Origin>,
     /// The limits that operators set.
     pub limits: EventLimits,
 }
 
-/// Returns the time that a UUIDv7 tells; `None` for every other id.
+impl ParseContext {
+    /// Creates the context of events that are received now.
+    pub fn now(origin: Arc<Origin>, limits: EventLimits) -> Self {
+        let received_at = Timestamp::now();
+        let default_timestamp = DefaultTimestamp::ForEventsWithoutId(received_at);
+        Self { received_at, default_timestamp, origin, limits }
+    }
+}
+
+/// The time of events without `timestamp`. `id` and `timestamp` identify an event, so an event that is sent again must
+/// have the same time again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DefaultTimestamp {
+    /// The time of this attempt. An event with an `id` needs a `timestamp`, or sending it again would store it twice.
+    ForEventsWithoutId(Timestamp),
+    /// A time that is the same at each delivery.
+    ForEveryEvent(Timestamp),
+    /// No time: each event needs a `timestamp`, as its message has an id.
+    None,
+}
+
+/// Returns the time that a UUIDv7 tells. `None` for another id, and after the year 9999.
 pub fn time_of(id: EventId) -> Option<Timestamp> {
-    time_of_id(id).ok()
+    let millis = i64::try_from(id.as_u128() >> 80).ok().filter(|_| is_uuid_v7(id))?;
+    Timestamp::from_micros(millis * 1000)
 }
 
 impl Event {
@@ -154,20 +175,21 @@ impl Draft {
         Ok(())
     }
 
-    fn finish(self, default_timestamp: Option<Timestamp>) -> Result<Fields, EventErrors> {
+    fn finish(self, default: DefaultTimestamp) -> Result<Fields, EventErrors> {
         let mut errors = self.problems;
         let mut check = |field, error| errors.add(field, error);
         let session_id = self.session_id.map_err(|error| check(Field::SessionId, error));
         let category = self.category.map_err(|error| check(Field::Category, error));
         let name = self.name.map_err(|error| check(Field::Name, error));
         let data = self.data.map_err(|error| check(Field::Data, error));
-        let timestamp = self.timestamp.map_err(|error| check(Field::Timestamp, error));
-        let timestamp = timestamp.and_then(|timestamp| {
-            let given = timestamp.map(Ok);
-            let of_id = || self.id.as_ref().ok().copied().flatten().map(time_of_id);
-            let default = || default_timestamp.ok_or(FieldError::TimestampForId);
-            given.or_else(of_id).unwrap_or_else(default).map_err(|error| check(Field::Timestamp, error))
-        });
+        let timestamp = match (self.timestamp, &self.id) {
+            (Ok(None), Ok(id)) => default_timestamp(*id, default),
+            // The error of the `id` is enough.
+            (Ok(None), Err(_)) => Ok(Timestamp::MIN),
+            (Ok(Some(timestamp)), _) => Ok(timestamp),
+            (Err(error), _) => Err(error),
+        };
+        let timestamp = timestamp.map_err(|error| check(Field::Timestamp, error));
         let id = self.id.map_err(|error| check(Field::Id, error));
         match (session_id, category, name, data, timestamp, id) {
             (Ok(session_id), Ok(category), Ok(name), Ok(data), Ok(timestamp), Ok(id)) if errors.is_empty() => {
@@ -231,13 +253,14 @@ fn id(scanner: &mut Scanner<'_>, value: &ScannedValue) -> Result<Option<EventId>
     }
 }
 
-/// Returns the time that a UUIDv7 tells. Another id needs a timestamp beside it: the time of receipt would make the same
-/// event, sent again, another one.
-fn time_of_id(id: EventId) -> Result<Timestamp, FieldError> {
-    if id.get_version() != Some(Version::SortRand) || id.get_variant() != Variant::RFC4122 {
-        return Err(FieldError::TimestampForId);
+fn default_timestamp(id: Option<EventId>, default: DefaultTimestamp) -> Result<Timestamp, FieldError> {
+    match (id, default) {
+        (Some(id), _) if is_uuid_v7(id) => time_of(id).ok_or(FieldError::InvalidTimestamp(InvalidTimestamp::Year)),
+        (None, DefaultTimestamp::ForEventsWithoutId(time)) | (_, DefaultTimestamp::ForEveryEvent(time)) => Ok(time),
+        _ => Err(FieldError::TimestampForId),
     }
-    let millis = id.as_u128() >> 80;
-    let micros = i64::try_from(millis * 1000).ok().and_then(Timestamp::from_micros);
-    micros.ok_or(FieldError::InvalidTimestamp(InvalidTimestamp::Year))
+}
+
+fn is_uuid_v7(id: EventId) -> bool {
+    id.get_version() == Some(Version::SortRand) && id.get_variant() == Variant::RFC4122
 }

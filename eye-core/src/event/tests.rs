@@ -18,7 +18,7 @@ fn context() -> ParseContext {
     let origin = Arc::new(Origin::new("web", None));
     ParseContext {
         received_at: RECEIVED_AT,
-        default_timestamp: Some(RECEIVED_AT),
+        default_timestamp: DefaultTimestamp::ForEventsWithoutId(RECEIVED_AT),
         origin,
         limits: EventLimits::default(),
     }
@@ -195,7 +195,9 @@ fn texts_have_1_to_150_characters() {
 #[test]
 fn wrong_types_are_named() {
     let date = |kind: &str| {
-        format!("Expected a string such as \"2021-01-01T09:15:27.243860Z\" or a number since 1970, but got {kind}.")
+        format!(
+            "Expected a string such as \"2021-01-01T09:15:27.243860Z\" or a number of seconds, milliseconds or microseconds since 1970, but got {kind}."
+        )
     };
     for field in ["session_id", "category", "name", "data", "timestamp"] {
         assert_eq!(errors(with(field, "null")), json!({field: ["This field may not be null."]}));
@@ -255,26 +257,43 @@ fn absent_data_is_an_empty_object() {
 }
 
 #[test]
-fn absent_timestamp_is_the_time_in_the_id_or_of_receipt() {
-    let default = Timestamp::parse("2020-02-03T04:05:06.789012Z").unwrap();
-    let parse = |members: &str| {
-        let context = ParseContext { default_timestamp: Some(default), ..context() };
-        Event::parse(minimal(members).as_bytes(), &context).map(|event| event.timestamp().to_string())
-    };
-    let of_receipt = Ok(default.to_string());
-    let required = "timestamp: This field is required beside an id that is no UUIDv7: otherwise the event would be stored \
-                    again when it is sent again.";
-    assert_eq!(parse(""), of_receipt);
-    assert_eq!(parse(r#","id":null"#), of_receipt);
-    assert_eq!(parse(r#","id":"0176bd3a-f79b-7000-8000-000000000001""#), Ok("2021-01-01T09:15:27.003000Z".to_owned()));
-    let other_ids = ["0176bd3a-f79b-4000-8000-000000000001", "0176bd3a-f79b-7000-c000-000000000001"];
-    for id in other_ids {
-        let error = parse(&format!(r#","id":"{id}""#)).unwrap_err();
-        assert_eq!(error.to_string(), required, "{id}");
-        assert!(parse(&format!(r#","id":"{id}","timestamp":1"#)).is_ok());
+fn absent_timestamp_is_the_time_in_the_id_or_the_default() {
+    use DefaultTimestamp::{ForEventsWithoutId, ForEveryEvent, None};
+    let time = Timestamp::parse("2020-02-03T04:05:06.789012Z").unwrap();
+    let of_id = Timestamp::parse("2021-01-01T09:15:27.003Z").unwrap();
+    let version_7 = r#","id":"0176bd3a-f79b-7000-8000-000000000001""#;
+    let version_4 = r#","id":"0176bd3a-f79b-4000-8000-000000000001""#;
+    let other_variant = r#","id":"0176bd3a-f79b-7000-c000-000000000001""#;
+    let late = r#","id":"ffffffff-ffff-7000-8000-000000000001""#;
+    let required =
+        Err("timestamp: This field is required, because the id is not a UUIDv7: without a timestamp, an event \
+                        that is sent again would be stored twice.");
+    let out_of_range = Err("timestamp: Datetime is out of range: in UTC it must be within the years 1970 to 9999.");
+    let table = [
+        ("", ForEventsWithoutId(time), Ok(time)),
+        ("", ForEveryEvent(time), Ok(time)),
+        ("", None, required),
+        (r#","id":null"#, ForEventsWithoutId(time), Ok(time)),
+        (version_7, ForEventsWithoutId(time), Ok(of_id)),
+        (version_7, ForEveryEvent(time), Ok(of_id)),
+        (version_7, None, Ok(of_id)),
+        (version_4, ForEventsWithoutId(time), required),
+        (version_4, ForEveryEvent(time), Ok(time)),
+        (version_4, None, required),
+        (other_variant, ForEventsWithoutId(time), required),
+        (late, ForEventsWithoutId(time), out_of_range),
+        (r#","id":"no""#, ForEventsWithoutId(time), Err("id: Must be a valid UUID.")),
+    ];
+    for (members, default_timestamp, expected) in table {
+        let context = ParseContext { default_timestamp, ..context() };
+        let parse = |members: &str| Event::parse(minimal(members).as_bytes(), &context);
+        let found = parse(members).map(|event| event.timestamp()).map_err(|errors| errors.to_string());
+        assert_eq!(found, expected.map_err(str::to_owned), "{members} {default_timestamp:?}");
+        if found != Err("id: Must be a valid UUID.".to_owned()) {
+            let found = parse(&format!(r#"{members},"timestamp":1"#)).map(|event| event.timestamp().as_micros());
+            assert_eq!(found, Ok(1_000_000), "the own timestamp counts: {members}");
+        }
     }
-    let late = parse(r#","id":"ffffffff-ffff-7000-8000-000000000001""#).unwrap_err();
-    assert_eq!(late.to_string(), format!("timestamp: {}", crate::timestamp::InvalidTimestamp::Year));
 }
 
 #[test]
@@ -293,7 +312,7 @@ fn unset_id_is_refused_with_the_cure() {
     for id in ["00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"] {
         assert_eq!(
             errors(with("id", &format!("\"{id}\""))),
-            json!({"id": ["This UUID is the value of an id that was never set. Send a random one, or leave the field out."]})
+            json!({"id": ["The nil and the max UUID do not identify an event. Send a random UUID, or omit the field."]})
         );
     }
 }
@@ -444,7 +463,7 @@ proptest! {
     fn a_valid_event_comes_through_unchanged(sent in strategy::sent_events()) {
         let context = ParseContext {
             received_at: strategy::RECEIVED_AT,
-            default_timestamp: Some(strategy::RECEIVED_AT),
+            default_timestamp: DefaultTimestamp::ForEventsWithoutId(strategy::RECEIVED_AT),
             origin: crate::testkit::origin().clone(),
             limits: EventLimits::default(),
         };

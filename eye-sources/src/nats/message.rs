@@ -5,7 +5,7 @@
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use eye_core::event::{EventId, ParseContext, time_of};
+use eye_core::event::{DefaultTimestamp, EventId, ParseContext, time_of};
 use eye_core::refusals::Refusal;
 use eye_core::source::Outlet;
 use eye_core::timestamp::Timestamp;
@@ -97,17 +97,19 @@ fn parse(body: &MessageBody, max_body_bytes: u32, context: &ParseContext) -> Res
     decoded.map_err(|error| Answer::failure(Verdict::Invalid, &error.to_string()))
 }
 
-/// Returns the context of one message. Outside of a stream the id of a message must tell the time of its events, or each
-/// event needs a timestamp: otherwise it would be stored again when it is sent again.
+/// Returns the context of one message. The message may be delivered or sent again, so the time of its events comes from its
+/// UUIDv7, else from the stream. A core message with another id tells no time.
 pub(super) fn context_of_message(
     context: &ParseContext,
     new_ids: NewIds,
     published_at: Option<Timestamp>,
 ) -> ParseContext {
-    let default_timestamp = published_at.or_else(|| match new_ids {
-        NewIds::Random => context.default_timestamp,
-        NewIds::From(id) => time_of(id),
-    });
+    let default_timestamp = match (new_ids, published_at) {
+        (NewIds::Random, None) => context.default_timestamp,
+        (NewIds::Random, Some(time)) => DefaultTimestamp::ForEveryEvent(time),
+        (NewIds::From(id), Some(time)) => DefaultTimestamp::ForEveryEvent(time_of(id).unwrap_or(time)),
+        (NewIds::From(id), None) => time_of(id).map_or(DefaultTimestamp::None, DefaultTimestamp::ForEventsWithoutId),
+    };
     ParseContext { default_timestamp, ..context.clone() }
 }
 
@@ -140,5 +142,6 @@ fn unsupported_content_type() -> Answer {
 /// Returns the UUID in the header `Nats-Msg-Id`, if it is one.
 pub(super) fn message_id(headers: Option<&HeaderMap>) -> Option<EventId> {
     let id = headers?.get(async_nats::header::NATS_MESSAGE_ID)?;
-    Uuid::try_parse(id.as_str()).ok()
+    // The nil and the max UUID do not identify a message.
+    Uuid::try_parse(id.as_str()).ok().filter(|id| !id.is_nil() && !id.is_max())
 }

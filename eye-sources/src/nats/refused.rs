@@ -3,7 +3,8 @@
 
 use bytes::Bytes;
 use eye_core::ack::Rejection;
-use eye_core::event::{EventId, ParseContext};
+use eye_core::event::{DefaultTimestamp, Event, EventId, ParseContext};
+use eye_core::timestamp::Timestamp;
 use serde::de::IgnoredAny;
 
 use crate::decode::{Framing, NewIds, decode};
@@ -65,8 +66,8 @@ impl RefusedMessage {
         let text = self.payload.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&self.payload);
         let by_validation = decoded.invalid.iter().map(|event| {
             let text = text[event.text.clone()].trim_ascii();
-            let with_id = with_id(text, self.new_ids.of(event.index));
-            let payload = with_id.filter(|text| text.len() <= self.max_payload).unwrap_or_else(|| text.to_vec());
+            let completed = complete(text, self.new_ids.of(event.index), self.time_to_add(text));
+            let payload = completed.filter(|text| text.len() <= self.max_payload).unwrap_or_else(|| text.to_vec());
             RefusedPart { refused_by: RefusedBy::Validation, reason: event.errors.to_string(), payload }
         });
         let by_store = self.refused_by_store.iter().map(|Rejection { index, reason }| {
@@ -79,14 +80,23 @@ impl RefusedMessage {
         });
         by_validation.chain(by_store).collect()
     }
+
+    /// Returns the time of an event that tells none itself. Over HTTP an event with an `id` needs one.
+    fn time_to_add(&self, text: &[u8]) -> Option<Timestamp> {
+        let DefaultTimestamp::ForEveryEvent(time) = self.context.default_timestamp else { return None };
+        let context = ParseContext { default_timestamp: DefaultTimestamp::None, ..self.context.clone() };
+        let errors = Event::parse(text, &context).err()?;
+        errors.fields().any(|(field, _)| field == "timestamp").then_some(time)
+    }
 }
 
-/// Puts `id` in front of an object's members. Of two equal keys the last one wins, so an own id stays. `None` when the text is no
-/// object.
-fn with_id(text: &[u8], id: EventId) -> Option<Vec<u8>> {
+/// Puts `id` and `timestamp` in front of an object's members. Of two equal keys the last one wins, so own members stay. `None`
+/// when the text is no object.
+fn complete(text: &[u8], id: EventId, timestamp: Option<Timestamp>) -> Option<Vec<u8>> {
     let members = text.strip_prefix(b"{").filter(|_| serde_json::from_slice::<IgnoredAny>(text).is_ok())?;
+    let timestamp = timestamp.map_or_else(String::new, |time| format!(",\"timestamp\":\"{time}\""));
     let comma = if members.trim_ascii_start() == b"}" { "" } else { "," };
-    let mut object = format!("{{\"id\":\"{id}\"{comma}").into_bytes();
+    let mut object = format!("{{\"id\":\"{id}\"{timestamp}{comma}").into_bytes();
     object.extend_from_slice(members);
     Some(object)
 }
@@ -94,8 +104,6 @@ fn with_id(text: &[u8], id: EventId) -> Option<Vec<u8>> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use eye_core::event::Event;
-
     use super::*;
     use crate::decode::MAX_LISTED;
     use crate::fake::parse_context;
@@ -144,6 +152,28 @@ mod tests {
         let corrected = payloads(&parts)[0].replace("\" \"", "\"n\"");
         let event = Event::parse(corrected.as_bytes(), &parse_context()).unwrap();
         assert_eq!(event.id(), own);
+    }
+
+    /// Over HTTP the corrected event has the time that it would have had from the stream.
+    #[test]
+    fn event_without_timestamp_gets_the_time_of_its_message() {
+        let time = Timestamp::parse("2020-02-03").unwrap();
+        let default_timestamp = DefaultTimestamp::ForEveryEvent(time);
+        let table = [
+            ("", time),
+            (r#","id":"0176bd3a-f79b-4000-8000-000000000001""#, time),
+            (r#","id":"0176bd3a-f79b-7000-8000-000000000001""#, Timestamp::parse("2021-01-01T09:15:27.003Z").unwrap()),
+            (r#","timestamp":1"#, Timestamp::from_micros(1_000_000).unwrap()),
+        ];
+        for (members, expected) in table {
+            let bad = format!(r#"{{"session_id":"s","category":"c","name":" "{members}}}"#);
+            let message = refused(bad, Framing::Json);
+            let context = ParseContext { default_timestamp, ..message.context.clone() };
+            let parts = RefusedMessage { context, ..message }.into_parts();
+            let corrected = payloads(&parts)[0].replace("\" \"", "\"n\"");
+            let event = Event::parse(corrected.as_bytes(), &parse_context());
+            assert_eq!(event.map(|event| event.timestamp()), Ok(expected), "{corrected}");
+        }
     }
 
     #[test]

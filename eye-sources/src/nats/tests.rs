@@ -3,7 +3,9 @@ use std::sync::Arc;
 use async_nats::{Client, ConnectOptions, HeaderMap, Message, RequestErrorKind};
 use eye_core::ack::{Outcome, Rejection};
 use eye_core::context::{BuildContext, Extensions};
+use eye_core::event::DefaultTimestamp;
 use eye_core::health::{Component, ComponentState, HealthBoard};
+use eye_core::timestamp::Timestamp;
 use eye_core::transport::PublishError;
 use eye_harness::{NatsServer, eventually};
 use serde_json::{Value, json};
@@ -12,7 +14,7 @@ use tokio::task::JoinHandle;
 mod credentials;
 mod jetstream;
 
-use super::message::MessageBody;
+use super::message::{MessageBody, context_of_message, message_id};
 use super::*;
 use crate::decode::{Framing, NewIds};
 use crate::fake::{FakeTransport, Told};
@@ -226,6 +228,41 @@ async fn message_id_becomes_event_id() {
     assert_eq!(ids[1].as_u128(), 9);
     assert_eq!(ids[2].get_version_num(), 7);
     fixture.stop().await;
+}
+
+#[test]
+fn nil_and_max_message_ids_are_no_ids() {
+    for (sent, expected) in [
+        (ID, Some(ID)),
+        ("order 17", None),
+        ("00000000-0000-0000-0000-000000000000", None),
+        ("ffffffff-ffff-ffff-ffff-ffffffffffff", None),
+    ] {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Msg-Id", sent);
+        assert_eq!(message_id(Some(&headers)).map(|id| id.to_string()).as_deref(), expected, "{sent}");
+    }
+}
+
+#[test]
+fn default_time_comes_from_the_message_id_or_the_stream() {
+    use DefaultTimestamp::{ForEventsWithoutId, ForEveryEvent};
+    let context = crate::fake::parse_context();
+    let [stream, of_id] = ["2020-02-03", "2021-01-01T09:15:27.003Z"].map(|text| Timestamp::parse(text).unwrap());
+    let [version_7, version_4] = ["7000", "4000"]
+        .map(|version| NewIds::From(format!("0176bd3a-f79b-{version}-8000-000000000001").parse().unwrap()));
+    let table = [
+        (NewIds::Random, None, context.default_timestamp),
+        (version_7, None, ForEventsWithoutId(of_id)),
+        (version_4, None, DefaultTimestamp::None),
+        (NewIds::Random, Some(stream), ForEveryEvent(stream)),
+        (version_7, Some(stream), ForEveryEvent(of_id)),
+        (version_4, Some(stream), ForEveryEvent(stream)),
+    ];
+    for (new_ids, published_at, expected) in table {
+        let found = context_of_message(&context, new_ids, published_at).default_timestamp;
+        assert_eq!(found, expected, "{new_ids:?} {published_at:?}");
+    }
 }
 
 #[tokio::test]

@@ -81,6 +81,24 @@ fn both_names_of_a_bound_mean_the_same() {
 }
 
 #[test]
+fn bound_has_every_text_form_but_no_number() {
+    for (sent, expected) in [
+        ("2021-1-1t9:5:7z", Some("2021-01-01T09:05:07Z")),
+        ("2021-01-01T09:15:27+Z", Some("2021-01-01T09:15:27Z")),
+        ("2021-01-01T09:15:27+-02:00", Some("2021-01-01T11:15:27Z")),
+        ("2021-01-01T09:15:27+%2B02:00", Some("2021-01-01T07:15:27Z")),
+        ("2016-12-31T23:59:60Z", Some("2016-12-31T23:59:59.999999Z")),
+        ("1609492527", None),
+        ("1609492527.5", None),
+        ("1609492527243", None),
+        ("0", None),
+    ] {
+        let parsed = Params::parse(&format!("timestamp_before={sent}"));
+        assert_eq!(parsed.ok().and_then(|p| p.query.filter.timestamp_before), expected.map(at), "{sent}");
+    }
+}
+
+#[test]
 fn two_names_of_one_bound_both_apply() {
     let filter = read(
         "timestamp_after=2021-01-01&timestamp_start=2021-01-02&timestamp_before=2021-01-05&timestamp_end=2021-01-04",
@@ -100,7 +118,7 @@ fn unencoded_plus_of_an_offset_is_restored() {
     assert_eq!(after("2021-01-01T00:00:00.5+02:00"), Some(at("2020-12-31T22:00:00.5Z")));
     assert_eq!(after("2021-01-01+02:00"), Some(at("2021-01-01T02:00:00Z")), "a time of day");
     assert_eq!(after("2021-01-01+02"), None, "could be either");
-    assert_eq!(after("2021-01-01T00:00:00+Z"), None);
+    assert_eq!(after("2021-01-01+00:00:00++02:00"), Some(at("2020-12-31T22:00:00Z")), "a space before the offset");
 }
 
 #[test]

@@ -98,14 +98,23 @@ async fn event_without_timestamp_keeps_the_time_of_its_message() {
     let server = NatsServer::start();
     let stream = create_stream(&server).await;
     let fixture = Fixture::start(&server, Told::Settle(Outcome::failed("unavailable")), keys(&server)).await;
-    fixture.publish_with(&[("Nats-Msg-Id", ID)], r#"{"session_id":"s","category":"c","name":"n"}"#).await;
-    let tried_twice = async || fixture.transport.published_names().len() >= 2;
+    let before = Timestamp::now();
+    let id = "0176bd3a-f79b-4000-8000-000000000001";
+    let without_id = r#"{"session_id":"s","category":"c","name":"n"}"#;
+    let with_id = without_id.replace('{', &format!(r#"{{"id":"{id}","#));
+    fixture.publish(format!("[{without_id},{with_id}]")).await;
+    let after = Timestamp::now();
+    let tried_twice = async || fixture.transport.published_names().len() >= 4;
     eventually("the message was delivered twice", DEADLINE, tried_twice).await;
     fixture.transport.tell(Told::Settle(Outcome::Delivered));
     wait_settled(&stream, 1).await;
-    let published = fixture.transport.published.lock().unwrap();
-    assert!(published.iter().all(|event| event.key() == published[0].key()), "{published:?}");
-    drop(published);
+    let published = fixture.transport.published.lock().unwrap().clone();
+    assert_eq!(published[1].id().to_string(), id);
+    for events in published.chunks(2) {
+        assert_eq!([events[0].key(), events[1].key()], [published[0].key(), published[1].key()]);
+        assert_eq!(events[0].timestamp(), events[1].timestamp());
+        assert!((before..=after).contains(&events[0].timestamp()), "{before} {events:?} {after}");
+    }
     fixture.stop().await;
 }
 

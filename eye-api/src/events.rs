@@ -72,13 +72,7 @@ pub fn mount(store: Arc<dyn EventStore>, config: &QueryConfig, trust_proxy: bool
         timeout: Duration::from_millis(config.timeout_ms),
         trust_proxy,
     };
-    Mount {
-        owner: "query".to_owned(),
-        path: "/api/event/".to_owned(),
-        methods: vec![Method::GET],
-        scope: Scope::Read,
-        router: any(answer).with_state(Arc::new(queries)),
-    }
+    Mount::new("query", "/api/event/", Method::GET, Scope::Read, any(answer).with_state(Arc::new(queries)))
 }
 
 /// State that all queries share.

@@ -50,7 +50,7 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Delay after which a requester may retry.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-const OVER_BUDGET: &str = "No room: other messages fill `max_pending_bytes`. Try again.";
+const OVER_BUDGET: &str = "No capacity: other messages fill `max_pending_bytes`. Try again.";
 
 const CONNECTION_LOST: Refusal =
     Refusal { part: "connection", problem: "lost; messages published meanwhile do not arrive" };

@@ -273,7 +273,7 @@ async fn unreadable_message_blocks_nothing() {
     record::encode_event(&event(0), &mut damaged);
     record::seal(&mut damaged, 0, 1);
     damaged[40] ^= 1;
-    // Written by somebody who knows the format.
+    // In the right format, but not JSON.
     let mut no_json = vec![0; record::HEADER_BYTES];
     record::encode_event(&event_with(0, "no JSON", "{"), &mut no_json);
     record::seal(&mut no_json, 0, 1);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use eye_core::context::BuildContext;
 use eye_core::event::EventFields;
-use eye_core::sink::SinkConfig;
+use eye_core::sink::{Sink, SinkConfig};
 use eye_core::testkit::origin;
 use eye_core::timestamp::Timestamp;
 use eye_harness::{DatabaseServer, MariaDb, Postgres};
@@ -47,19 +47,20 @@ fn event(number: u64) -> Event {
     })
 }
 
+async fn open<C: SinkConfig>(url: &str) -> Arc<dyn Sink> {
+    let config = C::deserialize(MapDeserializer::<_, Error>::new([("url", url)].into_iter())).unwrap();
+    let sink = config.build(&BuildContext::standalone("sinks.store")).await.unwrap().sink;
+    sink.prepare().await.unwrap();
+    sink
+}
+
 /// Stores all events at once, so that their counts lie in the same order each time.
 async fn fill<C: SinkConfig>(url: &str) {
-    let open = async || {
-        let config = C::deserialize(MapDeserializer::<_, Error>::new([("url", url)].into_iter())).unwrap();
-        let sink = config.build(&BuildContext::standalone("sinks.store")).await.unwrap().sink;
-        sink.prepare().await.unwrap();
-        sink
-    };
-    let sink = open().await;
+    let sink = open::<C>(url).await;
     sink.write(&(0..EVENTS).map(event).collect::<Vec<_>>()).await.unwrap();
     sink.close().await.unwrap();
     // A fold takes the delta of one half of the batch.
-    let sink = open().await;
+    let sink = open::<C>(url).await;
     sink.prepare().await.unwrap();
     sink.close().await.unwrap();
 }
@@ -137,6 +138,8 @@ async fn sqlite() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("eye.db").display().to_string();
     fill::<SqliteConfig>(&format!("sqlite://{path}")).await;
+    // The staging file exists while a sink is open.
+    let _sink = open::<SqliteConfig>(&format!("sqlite://{path}")).await;
     let line = |row: &QueryResult| row.try_get("", "detail").unwrap();
     let reader = sqlite::read_pool(&SqliteFiles::new(&path), MaxReadConnections::default());
     let plans = plans(reader, "EXPLAIN QUERY PLAN ", line).await;

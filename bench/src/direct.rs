@@ -26,6 +26,9 @@ const BATCH_EVENTS: usize = 5_000;
 /// Rows in one statement of SQLite (at most 32,766 values) and MariaDB (at most 65,535). It divides a batch evenly.
 const STATEMENT_ROWS: usize = 1_000;
 
+/// The stored origin of the events: the name of the HTTP source in the benchmark's configurations.
+const ORIGIN: &str = "web";
+
 /// The statement that stores a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WriteMethod {
@@ -147,14 +150,15 @@ async fn write(db: &mut DatabaseConnection, method: WriteMethod, rows: &[DirectR
 
 async fn insert_postgres(db: &mut PgConnection, rows: &[DirectRow]) -> Result<()> {
     const SQL: &str = "INSERT INTO event (timestamp, id, session_id, category, name, origin, data, received_at)
-        SELECT t, i, s, c, n, 'bench', d::json, t FROM UNNEST($1::timestamptz[], $2::uuid[], $3::text[], $4::text[], $5::text[],
-        $6::text[]) AS row (t, i, s, c, n, d) ON CONFLICT (timestamp, id) DO NOTHING";
+        SELECT t, i, s, c, n, o, d::json, t FROM UNNEST($1::timestamptz[], $2::uuid[], $3::text[], $4::text[], $5::text[],
+        $6::text[], $7::text[]) AS row (t, i, s, c, n, o, d) ON CONFLICT (timestamp, id) DO NOTHING";
     let query = sqlx::query(SQL)
         .bind(rows.iter().map(DirectRow::timestamp).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.id).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.session_id.as_str()).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.category).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.name).collect::<Vec<_>>())
+        .bind(vec![ORIGIN; rows.len()])
         .bind(rows.iter().map(|row| row.data.as_str()).collect::<Vec<_>>());
     query.execute(db).await?;
     Ok(())
@@ -174,14 +178,14 @@ async fn copy_postgres(db: &mut PgConnection, rows: &[DirectRow]) -> Result<()> 
         bytes.extend(8u16.to_be_bytes());
         append(&mut bytes, &timestamp);
         append(&mut bytes, row.id.as_bytes());
-        for text in [&row.session_id, row.category, row.name, "bench", &row.data] {
+        for text in [&row.session_id, row.category, row.name, ORIGIN, &row.data] {
             append(&mut bytes, text.as_bytes());
         }
         append(&mut bytes, &timestamp);
     }
     bytes.extend((-1i16).to_be_bytes());
-    const SQL: &str = "COPY event (timestamp, id, session_id, category, name, origin, data, received_at) \
-                       FROM STDIN WITH (FORMAT binary)";
+    const SQL: &str = "COPY event (timestamp, id, session_id, category, name, origin, data, received_at)
+        FROM STDIN WITH (FORMAT binary)";
     let mut copy = db.copy_in_raw(SQL).await?;
     copy.send(bytes).await?;
     copy.finish().await?;
@@ -195,7 +199,7 @@ async fn insert_sqlite(db: &mut SqliteConnection, rows: &[DirectRow]) -> Result<
     for rows in rows.chunks_exact(STATEMENT_ROWS) {
         let query = rows.iter().fold(sqlx::query(SQL.as_str()), |query, row| {
             let query = query.bind(row.timestamp_us).bind(row.id).bind(row.session_id.as_str());
-            query.bind(row.category).bind(row.name).bind(row.data.as_str()).bind(row.timestamp_us)
+            query.bind(row.category).bind(row.name).bind(ORIGIN).bind(row.data.as_str()).bind(row.timestamp_us)
         });
         query.execute(&mut *transaction).await?;
     }
@@ -210,7 +214,7 @@ async fn insert_mariadb(db: &mut MySqlConnection, rows: &[DirectRow]) -> Result<
         let query = rows.iter().fold(sqlx::query(SQL.as_str()), |query, row| {
             let timestamp = row.timestamp().naive_utc();
             let query = query.bind(timestamp).bind(row.id).bind(row.session_id.as_str());
-            query.bind(row.category).bind(row.name).bind(row.data.as_str()).bind(timestamp)
+            query.bind(row.category).bind(row.name).bind(ORIGIN).bind(row.data.as_str()).bind(timestamp)
         });
         query.execute(&mut *transaction).await?;
     }
@@ -219,6 +223,6 @@ async fn insert_mariadb(db: &mut MySqlConnection, rows: &[DirectRow]) -> Result<
 }
 
 fn insert_sql(insert: &str, tail: &str) -> String {
-    let rows = vec!["(?,?,?,?,?,'bench',?,?)"; STATEMENT_ROWS].join(",");
+    let rows = vec!["(?,?,?,?,?,?,?,?)"; STATEMENT_ROWS].join(",");
     format!("{insert} (timestamp, id, session_id, category, name, origin, data, received_at) VALUES {rows} {tail}")
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use eye_harness::{MariaDb, Postgres, Server};
+use eye_harness::{DatabaseServer, MariaDb, Postgres};
 use tempfile::TempDir;
 
 use crate::database::{DatabaseConnection, DatabaseKind, for_each_database};
@@ -30,8 +30,8 @@ pub(crate) struct ServersArgs {
 
 /// The database servers of a measurement.
 pub(crate) struct DatabaseServers {
-    postgres: OnceCell<Server>,
-    mariadb: OnceCell<Server>,
+    postgres: OnceCell<DatabaseServer>,
+    mariadb: OnceCell<DatabaseServer>,
     buffer_pool_size: String,
 }
 
@@ -76,7 +76,7 @@ pub(crate) struct BenchDatabase<'a> {
     pub(crate) url: String,
     name: String,
     /// `None` for SQLite.
-    server: Option<&'a Server>,
+    server: Option<&'a DatabaseServer>,
     folder: TempDir,
 }
 
@@ -104,7 +104,7 @@ impl BenchDatabase<'_> {
 
     /// Returns the id of the server's main process; `None` for SQLite.
     pub(crate) fn pid(&self) -> Option<String> {
-        self.server.map(Server::pid)
+        self.server.map(DatabaseServer::pid)
     }
 
     /// Fills the database and leaves it as The Eye would after a long time: the events are counted, and the server has
@@ -134,7 +134,7 @@ impl BenchDatabase<'_> {
         Ok(())
     }
 
-    /// Removes the record of the counting migration. The next `eye migrate` counts all events again.
+    /// Removes the record of the migration that counts. The next `eye migrate` counts all events again.
     async fn forget_counts(&self) -> Result<()> {
         const SQL: &str = "DELETE FROM eye_migration WHERE version = 'm0001_initial'";
         let mut connection = DatabaseConnection::open(&self.url).await?;

@@ -16,13 +16,7 @@ use serde::{Deserialize, Serialize};
 
 /// Returns the mount of `/audit`.
 pub fn mount(accounting: Accounting) -> Mount {
-    Mount {
-        owner: "audit".to_owned(),
-        path: "/audit".to_owned(),
-        methods: vec![Method::GET],
-        scope: Scope::Admin,
-        router: any(audit).with_state(accounting),
-    }
+    Mount::new("audit", "/audit", Method::GET, Scope::Admin, any(audit).with_state(accounting))
 }
 
 async fn audit(State(accounting): State<Accounting>) -> Response {

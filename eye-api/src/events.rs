@@ -1,8 +1,8 @@
 //! `GET /api/event/`: pages of stored events, newest first.
 //!
-//! [`Params`] reads the query string strictly into an [`EventQuery`]. The store answers it with page and count. [`page_body`]
-//! writes the page as JSON, with the [`PageLinks`] to its neighbours. Queries at once, their time and unsent pages are
-//! bounded.
+//! `Params` reads the query string strictly into an [`EventQuery`]. The store answers it with a page and the exact count.
+//! `page_body` writes the page as JSON, with `PageLinks` to its neighbours. The number of queries at once, their time and
+//! the bytes of unsent pages are bounded. Read [`mount`] first.
 
 mod body;
 mod cursor;
@@ -72,13 +72,7 @@ pub fn mount(store: Arc<dyn EventStore>, config: &QueryConfig, trust_proxy: bool
         timeout: Duration::from_millis(config.timeout_ms),
         trust_proxy,
     };
-    Mount {
-        owner: "query".to_owned(),
-        path: "/api/event/".to_owned(),
-        methods: vec![Method::GET],
-        scope: Scope::Read,
-        router: any(answer).with_state(Arc::new(queries)),
-    }
+    Mount::new("query", "/api/event/", Method::GET, Scope::Read, any(answer).with_state(Arc::new(queries)))
 }
 
 /// State that all queries share.

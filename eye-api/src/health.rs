@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
-use axum::routing::{MethodRouter, any};
+use axum::routing::any;
 use eye_core::health::{Component, ComponentState, HealthBoard};
 use eye_http::mount::{Mount, Scope};
 use eye_http::response;
@@ -14,12 +14,9 @@ use serde_json::json;
 /// `board`.
 pub fn mounts(board: HealthBoard) -> [Mount; 2] {
     let livez = any(async || response::json(StatusCode::OK, &json!({"status": "ok"})));
-    [mount("/livez", livez), mount("/readyz", any(readyz).with_state(board))]
-}
-
-fn mount(path: &str, router: MethodRouter) -> Mount {
-    let (owner, methods) = ("health".to_owned(), vec![Method::GET]);
-    Mount { owner, path: path.to_owned(), methods, scope: Scope::Public, router }
+    let readyz = any(readyz).with_state(board);
+    [("/livez", livez), ("/readyz", readyz)]
+        .map(|(path, router)| Mount::new("health", path, Method::GET, Scope::Public, router))
 }
 
 #[derive(Serialize)]

@@ -9,13 +9,7 @@ use serde_json::json;
 
 /// Returns the mount of `/`.
 pub fn mount() -> Mount {
-    Mount {
-        owner: "index".to_owned(),
-        path: "/".to_owned(),
-        methods: vec![Method::GET],
-        scope: Scope::Public,
-        router: any(index),
-    }
+    Mount::new("index", "/", Method::GET, Scope::Public, any(index))
 }
 
 async fn index() -> Response {

@@ -1,6 +1,6 @@
 //! `GET /metrics`: the event accounting in Prometheus' text format.
 //!
-//! [`LedgerCollector`] reads the ledger at each scrape, so no metric is kept beside the counters of `eye-core`.
+//! `LedgerCollector` reads the ledger at each scrape, so no metric is kept beside the counters of `eye-core`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,13 +23,7 @@ use prometheus_client::registry::Registry;
 pub fn mount(accounting: Accounting) -> Mount {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(LedgerCollector(accounting)));
-    Mount {
-        owner: "metrics".to_owned(),
-        path: "/metrics".to_owned(),
-        methods: vec![Method::GET],
-        scope: Scope::Admin,
-        router: any(metrics).with_state(Arc::new(registry)),
-    }
+    Mount::new("metrics", "/metrics", Method::GET, Scope::Admin, any(metrics).with_state(Arc::new(registry)))
 }
 
 async fn metrics(State(registry): State<Arc<Registry>>) -> Response {

@@ -102,7 +102,7 @@ fn every_documented_value_is_the_default() {
     assert_eq!(documented()["shutdown_timeout_s"], Value::Integer(10));
 }
 
-/// Whatever the file names beside the sections above, somebody reads: [`eye::config::Config`] knows these and no others.
+/// The file names no section that [`eye::config::Config`] does not read.
 #[test]
 fn nothing_else_is_documented() {
     let documented = documented();

@@ -61,12 +61,12 @@ impl Outcome {
 /// exactly once. A clone that is dropped unsettled counts as [`Outcome::Failed`].
 #[must_use = "an ack that is dropped unsettled fails its events"]
 pub struct Ack {
-    shared: Option<Arc<Settlement>>,
+    shared: Option<Arc<SharedOutcome>>,
 }
 
 type OnSettled = Box<dyn FnOnce(Outcome) + Send>;
 
-struct Settlement {
+struct SharedOutcome {
     // The callback leaves when the last clone is gone: `Drop` runs once.
     state: Mutex<(Outcome, Option<OnSettled>)>,
 }
@@ -77,7 +77,7 @@ impl Ack {
     /// The callback runs on the task that settles last, so it must not block.
     pub fn new(on_settled: impl FnOnce(Outcome) + Send + 'static) -> Self {
         let state = Mutex::new((Outcome::Delivered, Some(Box::new(on_settled) as OnSettled)));
-        Self { shared: Some(Arc::new(Settlement { state })) }
+        Self { shared: Some(Arc::new(SharedOutcome { state })) }
     }
 
     /// Reports the outcome of this clone.
@@ -108,14 +108,14 @@ impl fmt::Debug for Ack {
     }
 }
 
-impl Settlement {
+impl SharedOutcome {
     fn merge(&self, outcome: Outcome) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.0.merge(outcome);
     }
 }
 
-impl Drop for Settlement {
+impl Drop for SharedOutcome {
     fn drop(&mut self) {
         let (outcome, on_settled) = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Some(on_settled) = on_settled.take() {

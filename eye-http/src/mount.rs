@@ -1,9 +1,9 @@
 //! Mounts: the endpoints that other crates add to the listener.
 //!
-//! A component registers each endpoint as a [`Mount`] with [`Mounts`] while it is built. Several mounts may share a path if
-//! their methods differ; a method that is taken is an error that names both owners. [`Mounts::router`] wraps all mounts of
-//! a path in one [`MountedPath`], the one place that every request passes: it sets `Allow` and answers `OPTIONS` and
-//! wrong methods.
+//! A component registers each endpoint, a method of a path, as a [`Mount`] with [`Mounts`] while it is built. Several mounts
+//! may share a path; a method that is taken is an error that names both owners. [`Mounts::router`] wraps all mounts of
+//! a path in one `MountedPath`, the one place that every request passes: it sets `Allow` and answers `OPTIONS` and wrong
+//! methods.
 
 use std::collections::BTreeMap;
 use std::iter;
@@ -31,26 +31,35 @@ pub enum Scope {
     Admin,
 }
 
-/// One endpoint.
+/// One endpoint: a method of a path.
 #[derive(Clone, Debug)]
 pub struct Mount {
-    /// The component that registers the endpoint, such as `sources.web`. Errors name it.
-    pub owner: String,
-    /// The path, as axum writes it. With a slash at its end, the path without the slash is served, too.
-    pub path: String,
-    /// The methods that `router` serves. `GET` includes `HEAD`; `OPTIONS` is answered for every path.
-    pub methods: Vec<Method>,
-    /// The permission that these methods need.
-    pub scope: Scope,
-    /// The handlers. Other methods than `methods` never reach them.
-    pub router: MethodRouter,
+    owner: String,
+    path: &'static str,
+    method: Method,
+    scope: Scope,
+    router: MethodRouter,
 }
 
 impl Mount {
+    /// Creates the mount of `method` on `path`.
+    ///
+    /// `owner` is the component that registers it, such as `sources.web`; errors name it. `path` is in axum's syntax. If
+    /// it ends with a slash, the path without the slash is served, too. `GET` includes `HEAD`, and `OPTIONS` is answered
+    /// for every path. `scope` is the permission that a request needs. `router` gets no request with another method.
+    pub fn new(owner: &str, path: &'static str, method: Method, scope: Scope, router: MethodRouter) -> Self {
+        Self { owner: owner.to_owned(), path, method, scope, router }
+    }
+
+    /// Returns the permission that a request needs.
+    pub fn scope(&self) -> Scope {
+        self.scope
+    }
+
     /// Returns the paths that the mount serves.
-    fn paths(&self) -> impl Iterator<Item = &str> {
+    fn paths(&self) -> impl Iterator<Item = &'static str> {
         let bare = self.path.strip_suffix('/').filter(|bare| !bare.is_empty());
-        iter::once(self.path.as_str()).chain(bare)
+        iter::once(self.path).chain(bare)
     }
 }
 
@@ -65,7 +74,7 @@ pub struct MountError {
     /// The method that both serve.
     pub method: Method,
     /// The path that both serve.
-    pub path: String,
+    pub path: &'static str,
 }
 
 /// The mounts of one listener. Clones share them.
@@ -80,11 +89,10 @@ impl Mounts {
     pub fn add(&self, mount: Mount) -> Result<(), MountError> {
         let mut mounts = self.lock();
         for other in mounts.iter() {
-            let path = mount.paths().find(|path| other.paths().any(|taken| taken == *path));
-            let method = mount.methods.iter().find(|method| other.methods.contains(method));
-            if let (Some(path), Some(method)) = (path, method) {
-                let (path, method) = (path.to_owned(), method.clone());
-                return Err(MountError { owner: mount.owner, other: other.owner.clone(), method, path });
+            let shared = mount.paths().find(|path| other.paths().any(|taken| taken == *path));
+            if let Some(path) = shared.filter(|_| mount.method == other.method) {
+                let Mount { owner, method, .. } = mount;
+                return Err(MountError { owner, other: other.owner.clone(), method, path });
             }
         }
         mounts.push(mount);
@@ -93,10 +101,10 @@ impl Mounts {
 
     /// Returns a router over all mounts registered so far. An unknown path gets 404 with `hint` at the end of its text.
     pub fn router(&self, hint: &'static str) -> Router {
-        let mut paths: BTreeMap<String, Vec<Mount>> = BTreeMap::new();
+        let mut paths: BTreeMap<&str, Vec<Mount>> = BTreeMap::new();
         for mount in self.lock().iter() {
             for path in mount.paths() {
-                paths.entry(path.to_owned()).or_default().push(mount.clone());
+                paths.entry(path).or_default().push(mount.clone());
             }
         }
         let not_found =
@@ -104,7 +112,7 @@ impl Mounts {
         let router = Router::new().fallback(not_found);
         paths.into_iter().fold(router, |router, (path, mounts)| {
             let mounted = Arc::new(MountedPath::new(mounts));
-            router.route(&path, any(async move |request| mounted.answer(request).await))
+            router.route(path, any(async move |request| mounted.answer(request).await))
         })
     }
 
@@ -128,7 +136,7 @@ impl MountedPath {
     async fn answer(&self, request: Request) -> Response {
         // A router answers HEAD as GET and drops the body.
         let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
-        let mut response = match self.mounts.iter().find(|mount| mount.methods.contains(method)) {
+        let mut response = match self.mounts.iter().find(|mount| mount.method == *method) {
             Some(mount) => {
                 let Ok(response) = mount.router.clone().oneshot(request).await;
                 response
@@ -148,7 +156,7 @@ impl MountedPath {
 /// Returns the value of `Allow` for a path with these mounts.
 fn allow(mounts: &[Mount]) -> String {
     const ORDER: [Method; 5] = [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
-    let mut methods: Vec<&Method> = mounts.iter().flat_map(|mount| &mount.methods).collect();
+    let mut methods: Vec<&Method> = mounts.iter().map(|mount| &mount.method).collect();
     methods.sort_by_key(|method| ORDER.iter().position(|known| known == *method).unwrap_or(ORDER.len()));
     let head = methods.contains(&&Method::GET).then_some(&Method::HEAD);
     let methods = methods.into_iter().chain(head).chain([&Method::OPTIONS]);

@@ -15,8 +15,9 @@ use async_nats::{Client, ClientError, ConnectError, ConnectOptions, Event, Serve
 use eye_core::error::BuildError;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Longest wait for a round trip to the server.
 const ROUND_TRIP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -317,6 +318,28 @@ pub async fn watch(
             on_event(ConnectionEvent::Connected);
         }
     }
+}
+
+/// Runs [`watch`] on a task for a user that only needs the connection's state. Returns true in the receiver while connected, and
+/// calls `on_unavailable` with each reason. A dropped message is of no concern where it was not acknowledged.
+pub fn watch_state(
+    client: Client,
+    events: mpsc::Receiver<Event>,
+    name: String,
+    mut on_unavailable: impl FnMut(String) + Send + 'static,
+) -> (watch::Receiver<bool>, AbortOnDropHandle<()>) {
+    let (is_connected, connection) = watch::channel(false);
+    let on_event = move |event| match event {
+        ConnectionEvent::Connected => drop(is_connected.send_replace(true)),
+        ConnectionEvent::Lost => {
+            // First: what was found on the lost connection is no longer reported after this.
+            is_connected.send_replace(false);
+            on_unavailable("the connection was lost".to_owned());
+        }
+        ConnectionEvent::Failed(reason) => on_unavailable(reason),
+        ConnectionEvent::MessageDropped => {}
+    };
+    (connection, AbortOnDropHandle::new(tokio::spawn(watch(client, events, name, on_event))))
 }
 
 /// Waits until the server has processed everything that was sent so far. The server answers this request at once that it has

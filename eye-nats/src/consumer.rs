@@ -18,8 +18,8 @@ use async_nats::jetstream::AckKind;
 use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
 use bytes::Bytes;
 use eye_core::backoff::Backoff;
+use futures_util::StreamExt;
 use futures_util::stream::{FuturesUnordered, ReadyChunks};
-use futures_util::{FutureExt, StreamExt};
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -79,15 +79,6 @@ pub struct Consumer {
     settling: AbortOnDropHandle<()>,
 }
 
-/// Reason for which [`Consumer::pull`] ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PullEnd {
-    /// The consumer has left, because of the shutdown.
-    Left,
-    /// The connection was lost.
-    ConnectionLost,
-}
-
 #[derive(Debug)]
 struct Shared {
     client: Client,
@@ -100,25 +91,24 @@ struct Shared {
 }
 
 /// The messages in flight, and the pause after a failure.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct FlowControl {
     /// Reply subjects of the messages that are not settled, by their number.
     unsettled: HashMap<u64, Subject>,
     last_number: u64,
     /// Settlements that are not sent yet.
-    outbox: Vec<Settlement>,
+    outbox: Vec<SettledMessage>,
     /// Messages whose settlement is not confirmed, and their bytes.
     messages: usize,
     bytes: usize,
-    backoff: Backoff,
-    /// A message has failed since the last acknowledgement.
-    is_probing: bool,
+    /// `None` when no message has failed since the last acknowledgement.
+    backoff: Option<Backoff>,
     paused_until: Option<Instant>,
     is_finishing: bool,
 }
 
 #[derive(Debug)]
-struct Settlement {
+struct SettledMessage {
     reply: Subject,
     kind: AckKind,
     bytes: usize,
@@ -130,7 +120,7 @@ impl Consumer {
         let shared = Arc::new(Shared {
             client,
             settings,
-            flow: Mutex::new(FlowControl::new()),
+            flow: Mutex::default(),
             flow_changed: Notify::new(),
             settled: Notify::new(),
         });
@@ -139,7 +129,7 @@ impl Consumer {
     }
 
     /// Takes messages and hands those that arrive together to `handle`, in the order of the stream. Ends when the consumer has
-    /// left or `connection_lost` resolves; messages in flight outlive it.
+    /// left after the shutdown, or `connection_lost` resolves; messages in flight outlive it.
     ///
     /// # Errors
     /// The reason for which the server or the client library delivers nothing more.
@@ -147,7 +137,7 @@ impl Consumer {
         &self,
         connection_lost: impl Future<Output = ()>,
         mut handle: impl FnMut(Vec<InFlightMessage>),
-    ) -> Result<PullEnd, String> {
+    ) -> Result<(), String> {
         let Shared { client, settings, flow_changed, .. } = &*self.shared;
         let ConsumerSettings { shutdown, drain_after, .. } = settings;
         let inbox = client.new_inbox();
@@ -161,7 +151,7 @@ impl Consumer {
                 let until = *drain_until.get_or_insert_with(|| Instant::now() + settings.drain_for);
                 if self.shared.may_leave(until, is_drained) {
                     self.leave(messages).await;
-                    return Ok(PullEnd::Left);
+                    return Ok(());
                 }
             }
             let is_last = drain_after.is_cancelled();
@@ -186,7 +176,7 @@ impl Consumer {
                     request = rest.filter(|_| statuses.is_empty());
                 }
                 () = flow_changed.notified() => {}
-                () = &mut connection_lost => return Ok(PullEnd::ConnectionLost),
+                () = &mut connection_lost => return Ok(()),
                 () = shutdown.cancelled(), if !shutdown.is_cancelled() => {}
                 () = drain_after.cancelled(), if !is_last => {}
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {
@@ -211,19 +201,14 @@ impl Consumer {
 
     /// Unsubscribes, and returns at once what the server had sent before.
     async fn leave(&self, mut messages: ReadyChunks<Subscriber>) {
-        let release = |ready: Vec<Message>| {
-            ready.into_iter().filter_map(|message| self.shared.track(message)).for_each(InFlightMessage::release);
-        };
-        let drained = async {
+        let released = async {
             let _ = messages.get_mut().drain().await;
             while let Some(ready) = messages.next().await {
-                release(ready);
+                let ready = ready.into_iter().filter_map(|message| self.shared.track(message));
+                ready.for_each(InFlightMessage::release);
             }
         };
-        let _ = timeout(LEAVE_TIMEOUT, drained).await;
-        while let Some(Some(ready)) = messages.next().now_or_never() {
-            release(ready);
-        }
+        let _ = timeout(LEAVE_TIMEOUT, released).await;
     }
 
     /// Polls `pulling`, the caller's loop around [`pull`](Self::pull), to its end. `None` when it has not ended in time after the
@@ -232,7 +217,7 @@ impl Consumer {
         let settings = &self.shared.settings;
         let out_of_time = async {
             settings.shutdown.cancelled().await;
-            sleep(settings.drain_for + 3 * LEAVE_TIMEOUT).await;
+            sleep(settings.drain_for + 2 * LEAVE_TIMEOUT).await;
         };
         tokio::select! {
             ended = pulling => Some(ended),
@@ -257,7 +242,7 @@ impl Shared {
     fn capacity(&self) -> Option<(usize, usize)> {
         let largest = self.client.max_payload() + SUBJECTS_BYTES;
         let flow = self.flow();
-        let divisor = if flow.is_probing { PROBE_DIVISOR } else { 1 };
+        let divisor = if flow.backoff.is_some() { PROBE_DIVISOR } else { 1 };
         let (max_messages, max_bytes) =
             (self.settings.max_messages.div_ceil(divisor), self.settings.max_bytes / divisor);
         let messages = max_messages.saturating_sub(flow.messages);
@@ -311,10 +296,10 @@ impl Shared {
     }
 
     /// Waits for the confirmation of the last one only: the server processes acknowledgements in their order.
-    async fn confirm(&self, settlements: Vec<Settlement>) {
+    async fn confirm(&self, settlements: Vec<SettledMessage>) {
         let confirmed = async {
             let (last, others) = settlements.split_last()?;
-            for Settlement { reply, kind, .. } in others {
+            for SettledMessage { reply, kind, .. } in others {
                 let _ = self.client.publish(reply.clone(), (*kind).into()).await;
             }
             self.client.request(last.reply.clone(), last.kind.into()).await.ok()
@@ -344,20 +329,6 @@ impl Shared {
 }
 
 impl FlowControl {
-    fn new() -> Self {
-        Self {
-            unsettled: HashMap::new(),
-            last_number: 0,
-            outbox: Vec::new(),
-            messages: 0,
-            bytes: 0,
-            backoff: Backoff::new(FIRST_PAUSE, MAX_PAUSE),
-            is_probing: false,
-            paused_until: None,
-            is_finishing: false,
-        }
-    }
-
     /// Returns the end of the pause, during a pause.
     fn pause_end(&self) -> Option<Instant> {
         self.paused_until.filter(|until| Instant::now() < *until)
@@ -366,8 +337,12 @@ impl FlowControl {
     /// Begins a pause unless there is one. Returns the delay for a message: it ends a little before the pause, so that failed
     /// messages are delivered again before new ones.
     fn fail(&mut self) -> Duration {
-        let until = self.pause_end().unwrap_or_else(|| Instant::now() + self.backoff.next_pause().mul_f64(1.25));
-        (self.paused_until, self.is_probing) = (Some(until), true);
+        let backoff = self.backoff.get_or_insert_with(|| Backoff::new(FIRST_PAUSE, MAX_PAUSE));
+        let until = match self.paused_until {
+            Some(until) if Instant::now() < until => until,
+            _ => Instant::now() + backoff.next_pause().mul_f64(1.25),
+        };
+        self.paused_until = Some(until);
         until.saturating_duration_since(Instant::now()).mul_f64(0.8)
     }
 }
@@ -394,8 +369,7 @@ impl InFlightMessage {
     /// Acknowledges the message: its events have their terminal outcome. Ends a pause.
     pub fn ack(self) {
         let mut flow = self.consumer.flow();
-        flow.backoff.reset();
-        (flow.is_probing, flow.paused_until) = (false, None);
+        (flow.backoff, flow.paused_until) = (None, None);
         drop(flow);
         self.settle(AckKind::Ack);
     }
@@ -426,7 +400,7 @@ impl InFlightMessage {
         if flow.unsettled.remove(&self.number).is_none() {
             return;
         }
-        flow.outbox.push(Settlement { reply: self.reply.clone(), kind, bytes: self.bytes });
+        flow.outbox.push(SettledMessage { reply: self.reply.clone(), kind, bytes: self.bytes });
         drop(flow);
         self.consumer.settled.notify_one();
     }

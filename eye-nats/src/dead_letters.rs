@@ -49,23 +49,25 @@ pub struct DeadLetterStream {
     settings: ConnectionSettings,
     /// Connected on first use, unless a running client was given.
     context: OnceCell<Context>,
+    /// The stream that the letters come from.
+    parent: String,
     subject: String,
     config: Config,
     capacity: StreamCapacity,
 }
 
 impl DeadLetterStream {
-    /// Returns the dead letters of `stream`. Connects on first use. `replicas` counts when the stream has to be created.
-    pub fn new(settings: ConnectionSettings, stream: &str, replicas: usize) -> Self {
+    /// Returns the dead letters of `stream`. Connects on first use.
+    pub fn new(settings: ConnectionSettings, stream: &str) -> Self {
         let subject = format!("eye.{stream}.dead_letters");
         let name = format!("{stream}_dead_letters");
         let config = Config {
-            num_replicas: replicas,
             max_bytes: MAX_BYTES,
             duplicate_window: DUPLICATE_WINDOW,
             ..stream::config(&name, subject.clone(), RetentionPolicy::Limits)
         };
-        Self { settings, context: OnceCell::new(), subject, config, capacity: StreamCapacity::default() }
+        let parent = stream.to_owned();
+        Self { settings, context: OnceCell::new(), parent, subject, config, capacity: StreamCapacity::default() }
     }
 
     /// Uses the connection of a running client.
@@ -78,14 +80,18 @@ impl DeadLetterStream {
         &self.config.name
     }
 
-    /// Creates the stream if it is missing, and checks its settings.
+    /// Creates the stream if it is missing, with as many replicas as the stream that the letters come from, and checks its
+    /// settings.
     ///
     /// # Errors
     /// See [`stream::ensure`].
     pub async fn ensure(&self) -> Result<(), ProvisionError> {
         let context = self.context().await.map_err(|error| ProvisionError::Temporary(error.to_string()))?;
+        let parent = context.get_stream(&self.parent).await.map_err(stream::temporary(&self.parent))?;
+        let num_replicas = parent.cached_info().config.num_replicas;
+        let config = Config { num_replicas, ..self.config.clone() };
         let way_out = "change it with `nats stream edit`, or delete it";
-        let info = stream::ensure(context, &self.config, &FREE_SETTINGS, way_out).await?;
+        let info = stream::ensure(context, &config, &FREE_SETTINGS, way_out).await?;
         self.capacity.observe(&info);
         Ok(())
     }

@@ -2,6 +2,8 @@
 //!
 //! [`ensure`] is the entry point. As for streams, a consumer with other settings is a permanent error and is left unchanged.
 
+use std::fmt::Display;
+
 use async_nats::jetstream::consumer::{self, Info, IntoConsumerConfig, pull};
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::stream::ConsumerErrorKind;
@@ -24,18 +26,18 @@ pub async fn ensure(
     required: &pull::Config,
     way_out: &str,
 ) -> Result<Info, ProvisionError> {
-    let temporary = |error: String| temporary(stream_name, name, &error);
-    let stream = context.get_stream_no_info(stream_name).await.map_err(|error| temporary(error.to_string()))?;
+    let temporary = |error: &dyn Display| temporary(stream_name, name, error);
+    let stream = context.get_stream_no_info(stream_name).await.map_err(|error| temporary(&error))?;
     let info = match stream.consumer_info(name).await {
         Ok(info) => info,
         Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {
-            let created = stream.create_consumer(required.clone()).await;
-            created.map_err(|error| temporary(error.to_string()))?.cached_info().clone()
+            let created = stream.create_consumer(required.clone()).await.map_err(|error| temporary(&error))?;
+            created.cached_info().clone()
         }
         Err(error) if error.kind() == ConsumerInfoErrorKind::StreamNotFound => {
-            return Err(temporary("there is no such stream; create it".to_owned()));
+            return Err(temporary(&"there is no such stream; create it"));
         }
-        Err(error) => return Err(temporary(error.to_string())),
+        Err(error) => return Err(temporary(&error)),
     };
     let drift = drift(&settings(&info.config), &settings(&required.clone().into_consumer_config()));
     if drift.is_empty() {
@@ -51,17 +53,17 @@ pub async fn ensure(
 /// # Errors
 /// [`ProvisionError::Temporary`] when the server does not remove it.
 pub async fn remove(context: &Context, stream_name: &str, name: &str) -> Result<(), ProvisionError> {
-    let temporary = |error: String| temporary(stream_name, name, &error);
-    let stream = context.get_stream_no_info(stream_name).await.map_err(|error| temporary(error.to_string()))?;
+    let temporary = |error: &dyn Display| temporary(stream_name, name, error);
+    let stream = context.get_stream_no_info(stream_name).await.map_err(|error| temporary(&error))?;
     let Err(error) = stream.delete_consumer(name).await else { return Ok(()) };
     match error.kind() {
         // Another program removed it first.
         ConsumerErrorKind::JetStream(reason) if reason.error_code() == ErrorCode::CONSUMER_NOT_FOUND => Ok(()),
-        _ => Err(temporary(error.to_string())),
+        _ => Err(temporary(&error)),
     }
 }
 
-fn temporary(stream_name: &str, name: &str, error: &str) -> ProvisionError {
+fn temporary(stream_name: &str, name: &str, error: &dyn Display) -> ProvisionError {
     ProvisionError::Temporary(format!("stream `{stream_name}`, consumer `{name}`: {error}"))
 }
 

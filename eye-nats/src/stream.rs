@@ -4,6 +4,7 @@
 //! set them on purpose.
 
 use std::error::Error;
+use std::fmt::Display;
 
 use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind, PublishError};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType};
@@ -46,16 +47,14 @@ pub async fn ensure(
     way_out: &str,
 ) -> Result<Info, ProvisionError> {
     let name = &required.name;
-    let temporary = |error: String| temporary(name, &error);
     let info = match context.get_stream(name).await {
         Ok(stream) => stream.cached_info().clone(),
         Err(error) if is_not_found(&error) => {
-            let created =
-                context.create_stream(required.clone()).await.map_err(|error| temporary(error.to_string()))?;
+            let created = context.create_stream(required.clone()).await.map_err(temporary(name))?;
             tracing::info!(stream = name, "created the missing stream");
             created.cached_info().clone()
         }
-        Err(error) => return Err(temporary(error.to_string())),
+        Err(error) => return Err(temporary(name)(error)),
     };
     let checked = |config: &Config| {
         let settings = settings(config).into_iter();
@@ -73,15 +72,14 @@ pub async fn ensure(
 /// # Errors
 /// [`ProvisionError::Temporary`] when the server does not answer.
 pub async fn count(context: &Context, name: &str, subject: &str) -> Result<(u64, Info), ProvisionError> {
-    let temporary = |error: String| temporary(name, &error);
-    let stream = context.get_stream_no_info(name).await.map_err(|error| temporary(error.to_string()))?;
-    let mut counts = stream.info_with_subjects(subject).await.map_err(|error| temporary(error.to_string()))?;
-    let count = counts.try_next().await.map_err(|error| temporary(error.to_string()))?;
+    let stream = context.get_stream_no_info(name).await.map_err(temporary(name))?;
+    let mut counts = stream.info_with_subjects(subject).await.map_err(temporary(name))?;
+    let count = counts.try_next().await.map_err(temporary(name))?;
     Ok((count.map_or(0, |(_, messages)| messages as u64), counts.info))
 }
 
-fn temporary(name: &str, error: &str) -> ProvisionError {
-    ProvisionError::Temporary(format!("stream `{name}`: {error}"))
+pub(crate) fn temporary<E: Display>(name: &str) -> impl Fn(E) -> ProvisionError {
+    move |error| ProvisionError::Temporary(format!("stream `{name}`: {error}"))
 }
 
 /// Returns the settings that decide which messages the stream accepts and how long it stores them.

@@ -13,7 +13,7 @@ use eye_core::sink::{BuiltSink, Sink, SinkConfig, SinkError, WriteError, Written
 use eye_core::testkit;
 use eye_core::testkit::sink::SinkFixture;
 use eye_core::timestamp::Timestamp;
-use eye_harness::{MariaDb, Postgres, Server, sqlite_with_staging};
+use eye_harness::{DatabaseServer, MariaDb, Postgres, sqlite_with_staging};
 use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
 use sqlx::{AssertSqlSafe, Connection, Executor, MySqlConnection, PgConnection, SqliteConnection};
 use tempfile::TempDir;
@@ -59,7 +59,7 @@ async fn duplicates_are_reported() {
     assert_eq!(duplicates(build::<MysqlConfig>(&database.url).await.0).await, 3, "MariaDB");
 }
 
-async fn server_conforms<C: SinkConfig + Sync>(server: Server, kind: Kind) {
+async fn server_conforms<C: SinkConfig + Sync>(server: DatabaseServer, kind: Kind) {
     let server = Arc::new(server);
     let fixture = async || {
         let database = server.create_database();
@@ -175,7 +175,7 @@ impl Sink for FlushesHalf {
 }
 
 struct ServerFixture<C> {
-    server: Arc<Server>,
+    server: Arc<DatabaseServer>,
     name: String,
     url: String,
     kind: Kind,

@@ -16,7 +16,7 @@ use eye_core::sink::{SinkConfig, WriteError};
 use eye_core::store::{EventFilter, PageStart};
 use eye_core::testkit::origin;
 use eye_core::timestamp::Timestamp;
-use eye_harness::{MariaDb, Postgres, Server};
+use eye_harness::{DatabaseServer, MariaDb, Postgres};
 use eye_migration::period::{FIRST_DAY, FIRST_MONTH};
 use eye_sinks::{MysqlConfig, PostgresConfig, SqliteConfig};
 use fastrand::Rng;
@@ -270,8 +270,10 @@ async fn page_that_starts_outside_of_the_range_is_empty<C: SinkConfig>(store: St
 fn assert_counts_equal_events(store: &Store) {
     let hour = match store {
         Store::File(_) => "timestamp / 3600000000",
-        Store::Server(..) if store.url().starts_with("postgres") => "FLOOR(EXTRACT(EPOCH FROM timestamp) / 3600)",
-        Store::Server(..) => "TIMESTAMPDIFF(HOUR, '1970-01-01', timestamp)",
+        Store::DatabaseServer(..) if store.url().starts_with("postgres") => {
+            "FLOOR(EXTRACT(EPOCH FROM timestamp) / 3600)"
+        }
+        Store::DatabaseServer(..) => "TIMESTAMPDIFF(HOUR, '1970-01-01', timestamp)",
     };
     store.settle();
     // One statement, since a write that was cut short may still be committed.
@@ -403,8 +405,8 @@ async fn interrupted_write_counts_completely_or_not_at_all<C: SinkConfig>(store:
 }
 
 /// The leaked server dies with the test process.
-async fn killed_server_keeps_counts_and_events_equal<C: SinkConfig>(server: Server) {
-    let server: &'static Server = Box::leak(Box::new(server));
+async fn killed_server_keeps_counts_and_events_equal<C: SinkConfig>(server: DatabaseServer) {
+    let server: &'static DatabaseServer = Box::leak(Box::new(server));
     let (mut rng, store) = (rng(), Store::on(server));
     let mut nodes: Vec<Arc<Node>> = Vec::new();
     for _ in 0..2 {
@@ -437,7 +439,7 @@ async fn rejected_events_are_not_counted<C: SinkConfig>(store: Store) {
         Store::File(_) => {
             "CREATE TRIGGER refuse BEFORE INSERT ON event WHEN NEW.name = 'bad' BEGIN SELECT RAISE(ABORT, 'no'); END"
         }
-        Store::Server(..) => "ALTER TABLE event ADD CONSTRAINT refuse CHECK (name <> 'bad')",
+        Store::DatabaseServer(..) => "ALTER TABLE event ADD CONSTRAINT refuse CHECK (name <> 'bad')",
     });
     node.write(&[event(1), common::named(2, "bad", "1")]).await.unwrap_err();
     assert_eq!(newest(&node, 10).await.count, 0);

@@ -11,7 +11,7 @@ use common::{at, build, event, matching, named, newest, open, page, parse};
 use eye_core::sink::{SinkConfig, WriteError};
 use eye_core::store::{EventFilter, EventQuery, PageStart, StoreError};
 use eye_core::timestamp::Timestamp;
-use eye_harness::{MariaDb, PASSWORD, Postgres, Server, eventually};
+use eye_harness::{DatabaseServer, MariaDb, PASSWORD, Postgres, eventually};
 use eye_sinks::{MysqlConfig, PostgresConfig};
 use sqlx::{Connection, Executor, MySqlConnection, PgConnection};
 
@@ -58,9 +58,9 @@ on_both! {
 }
 
 struct Servers {
-    shared: fn() -> &'static Server,
-    own: fn() -> Server,
-    own_with_tls: fn() -> Server,
+    shared: fn() -> &'static DatabaseServer,
+    own: fn() -> DatabaseServer,
+    own_with_tls: fn() -> DatabaseServer,
 }
 
 const POSTGRES: Servers =
@@ -307,7 +307,7 @@ async fn required_tls_is_never_skipped<C: SinkConfig>(servers: Servers) {
 async fn tls_verifies_the_server<C: SinkConfig>(servers: Servers) {
     let (server, other) = ((servers.own_with_tls)(), (servers.own_with_tls)());
     let database = server.create_database();
-    let url = |meant: &Server| {
+    let url = |meant: &DatabaseServer| {
         let certificate = meant.certificate().certificate;
         let parameters = match is_postgres::<C>() {
             true => "sslmode=verify-full&sslrootcert",

@@ -97,13 +97,8 @@ impl SourceConfig for HttpConfig {
             budget: ByteBudget::new(self.max_pending_bytes),
             config: self,
         };
-        let mount = Mount {
-            owner: context.component.key().to_owned(),
-            path: PATH.to_owned(),
-            methods: vec![Method::POST],
-            scope: Scope::Write,
-            router: any(take).with_state(Arc::new(endpoint)),
-        };
+        let router = any(take).with_state(Arc::new(endpoint));
+        let mount = Mount::new(context.component.key(), PATH, Method::POST, Scope::Write, router);
         mounts.add(mount).map_err(|error| BuildError::new(error.to_string()))?;
         outlet.health().ready();
         Ok(Box::new(HttpSource))
@@ -250,5 +245,5 @@ impl Endpoint {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;

@@ -46,14 +46,14 @@ pub struct NatsConfig {
     stream: String,
     /// JetStream: the name of the consumer, which is created when it is missing. Programs with the same name share the
     /// messages. Default `eye`.
-    #[serde(default = "eye")]
+    #[serde(default = "default_durable")]
     durable: String,
     /// JetStream: milliseconds after which the messages of a program that was killed or lost its connection are delivered again.
     /// Default 30 s.
-    #[serde(default = "thirty_seconds", deserialize_with = "eye_core::config::at_least_one")]
+    #[serde(default = "number::<_, 30_000>", deserialize_with = "eye_core::config::at_least_one")]
     ack_wait_ms: u64,
     /// JetStream: messages in flight at most, below 10000. Default 2048.
-    #[serde(default = "two_thousand_forty_eight", deserialize_with = "eye_core::config::at_least_one")]
+    #[serde(default = "number::<_, 2048>", deserialize_with = "eye_core::config::at_least_one")]
     max_in_flight: u32,
     /// A file with a JWT and its key, as `nsc` writes it. Empty: none.
     #[serde(default)]
@@ -71,48 +71,29 @@ pub struct NatsConfig {
     #[serde(default)]
     ca_file: String,
     /// Bytes of one message at most; a larger one is refused. Default 5 MiB.
-    #[serde(default = "five_mebibytes", deserialize_with = "eye_core::config::at_least_one")]
+    #[serde(default = "number::<_, { 5 << 20 }>", deserialize_with = "eye_core::config::at_least_one")]
     max_body_bytes: u32,
     /// Bytes of one event at most; a larger one is refused. Default 1 MiB.
-    #[serde(default = "one_mebibyte", deserialize_with = "eye_core::config::at_least_one")]
+    #[serde(default = "number::<_, { 1 << 20 }>", deserialize_with = "eye_core::config::at_least_one")]
     max_event_bytes: u32,
     /// Bytes of messages in flight at most. Core: each message counts 1 KiB more; messages beyond the limit are dropped, and
     /// requesters told. JetStream: one message of the server's `max_payload` may exceed it. At least twice `max_body_bytes`. Default
     /// 16 MiB.
-    #[serde(default = "sixteen_mebibytes", deserialize_with = "eye_core::config::at_least_one")]
+    #[serde(default = "number::<_, { 16 << 20 }>", deserialize_with = "eye_core::config::at_least_one")]
     max_pending_bytes: u32,
     /// Milliseconds until a message whose events are not stored counts as failed, although they may still be stored. Default
     /// 10 s.
-    #[serde(default = "ten_seconds", deserialize_with = "eye_core::config::at_least_one")]
+    #[serde(default = "number::<_, 10_000>", deserialize_with = "eye_core::config::at_least_one")]
     receipt_timeout_ms: u64,
 }
 
-fn eye() -> String {
+fn default_durable() -> String {
     "eye".to_owned()
 }
 
-fn two_thousand_forty_eight() -> u32 {
-    2048
-}
-
-fn one_mebibyte() -> u32 {
-    1 << 20
-}
-
-fn five_mebibytes() -> u32 {
-    5 << 20
-}
-
-fn sixteen_mebibytes() -> u32 {
-    16 << 20
-}
-
-fn thirty_seconds() -> u64 {
-    30_000
-}
-
-fn ten_seconds() -> u64 {
-    10_000
+/// Returns the default of a number.
+fn number<T: From<u32>, const DEFAULT: u32>() -> T {
+    DEFAULT.into()
 }
 
 /// The delivery guarantee.
@@ -147,7 +128,7 @@ impl SourceConfig for NatsConfig {
     fn dead_letters(&self) -> Option<Box<dyn DeadLetterStore>> {
         match self.mode {
             NatsMode::Core => None,
-            NatsMode::Jetstream => Some(Box::new(self.dead_letter_stream(1))),
+            NatsMode::Jetstream => Some(Box::new(self.dead_letter_stream())),
         }
     }
 }
@@ -157,9 +138,8 @@ impl NatsConfig {
         connection_settings!(self)
     }
 
-    /// `replicas` counts when the stream of dead letters has to be created.
-    fn dead_letter_stream(&self, replicas: usize) -> DeadLetterStream {
-        DeadLetterStream::new(self.connection(), &self.stream, replicas)
+    fn dead_letter_stream(&self) -> DeadLetterStream {
+        DeadLetterStream::new(self.connection(), &self.stream)
     }
 
     fn ack_wait(&self) -> Duration {

@@ -27,7 +27,7 @@ use eye_nats::connection_settings;
 use eye_nats::dead_letters::DeadLetterStream;
 use eye_nats::stream::is_name;
 use serde::Deserialize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -46,14 +46,14 @@ pub struct JetStreamConfig {
     /// The stream, which is created when it is missing. Programs that share it have the same sinks.
     stream: String,
     /// Servers of a cluster that store each event, at most 5. Default 1.
-    #[serde(default = "one", deserialize_with = "eye_core::config::at_least_one")]
+    #[serde(default = "default_replicas", deserialize_with = "eye_core::config::at_least_one")]
     replicas: u8,
     /// Size limit of the stream in bytes; a full stream refuses requests. At least 64 MiB, default 10 GiB.
-    #[serde(default = "ten_gibibytes")]
+    #[serde(default = "default_max_bytes")]
     max_bytes: u64,
     /// Milliseconds after which the events of a program that was killed or lost its connection are delivered to another one.
     /// Default 30 s.
-    #[serde(default = "thirty_seconds", deserialize_with = "eye_core::config::at_least_one")]
+    #[serde(default = "default_ack_wait_ms", deserialize_with = "eye_core::config::at_least_one")]
     ack_wait_ms: u64,
     /// A file with a JWT and its key, as `nsc` writes it. Empty: none.
     #[serde(default)]
@@ -72,15 +72,15 @@ pub struct JetStreamConfig {
     ca_file: String,
 }
 
-fn one() -> u8 {
+fn default_replicas() -> u8 {
     1
 }
 
-fn ten_gibibytes() -> u64 {
+fn default_max_bytes() -> u64 {
     10 << 30
 }
 
-fn thirty_seconds() -> u64 {
+fn default_ack_wait_ms() -> u64 {
     30_000
 }
 
@@ -121,17 +121,15 @@ impl TransportConfig for JetStreamConfig {
         let connector = Connector::new(&self.connection()).await?;
         let name = connector.name();
         let (client, events) = connector.connect().await.map_err(|error| BuildError::new(error.to_string()))?;
-        let (is_connected, connection) = watch::channel(false);
         let context = ContextBuilder::new().timeout(PUBLISH_TIMEOUT).build(client.clone());
         let monitor =
             Arc::new(StreamMonitor::new(context, &self, self.dead_letter_stream().with_client(client.clone())));
-        let watching = connection::watch(client, events, name, monitor.clone().on_connection_event(is_connected));
+        let watched = monitor.clone();
+        let on_unavailable = move |reason| watched.note_unavailable(reason);
+        let (connection, watching) = connection::watch_state(client, events, name, on_unavailable);
         let (sender, queue) = mpsc::unbounded_channel();
         tokio::spawn(Publisher::new(monitor.clone(), queue).run());
-        let tasks = [
-            AbortOnDropHandle::new(tokio::spawn(watching)),
-            AbortOnDropHandle::new(tokio::spawn(monitor.clone().run(connection))),
-        ];
+        let tasks = [watching, AbortOnDropHandle::new(tokio::spawn(monitor.clone().run(connection)))];
         let budget = ByteBudget::new(MAX_WAITING_BYTES);
         Ok(Box::new(JetStreamTransport { monitor, queue: RwLock::new(Some(sender)), budget, _tasks: tasks }))
     }
@@ -147,7 +145,7 @@ impl JetStreamConfig {
     }
 
     fn dead_letter_stream(&self) -> DeadLetterStream {
-        DeadLetterStream::new(self.connection(), &self.stream, self.replicas.into())
+        DeadLetterStream::new(self.connection(), &self.stream)
     }
 }
 
@@ -197,7 +195,7 @@ impl Transport for JetStreamTransport {
             let rule = "a consumer of the stream has this name: it must not contain any of `.*>/\\ `";
             return Err(TransportError(format!("sinks.{consumer}: {rule}")));
         }
-        if self.monitor.closing().is_cancelled() {
+        if self.monitor.closing.is_cancelled() {
             return Err(TransportError(format!("{consumer} cannot subscribe: the transport is closed")));
         }
         let Some(counts) = self.monitor.add_consumer(consumer) else {
@@ -207,12 +205,12 @@ impl Transport for JetStreamTransport {
     }
 
     fn close(&self) {
-        self.monitor.closing().cancel();
+        self.monitor.closing.cancel();
         self.queue.write().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     fn dead_letters(&self) -> Option<Arc<dyn DeadLetterStore>> {
-        Some(self.monitor.dead_letters().clone())
+        Some(self.monitor.dead_letters.clone())
     }
 
     fn is_shared(&self) -> bool {
@@ -225,7 +223,7 @@ impl Transport for JetStreamTransport {
 
     async fn watch(&self, health: Health) -> TransportError {
         self.monitor.start();
-        let mut statuses = self.monitor.statuses();
+        let mut statuses = self.monitor.status.subscribe();
         loop {
             match statuses.borrow_and_update().clone() {
                 StreamStatus::Starting => {}

@@ -67,11 +67,7 @@ async fn memory_transport_accounts_for_every_event() {
     assert_eq!(source_counts(&accounting), [5, 3, 2, 0, 0]);
     assert_eq!((sink_counts(&accounting), duplicates(&accounting)), (vec![3, 3, 0, 0, 0, 0], 1));
     let refusals = &accounting["sources"]["web"]["refusals"];
-    assert_eq!(
-        (&refusals["body: Bad Request"], &refusals["session_id: missing"]),
-        (&json!(1), &json!(1)),
-        "{accounting}"
-    );
+    assert_eq!((&refusals["body: invalid"], &refusals["session_id: missing"]), (&json!(1), &json!(1)), "{accounting}");
 
     store.refuse().await;
     eye.post(json!([good(), new_event("refused")])).await;

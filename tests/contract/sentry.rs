@@ -57,7 +57,7 @@ async fn refused_events_are_reported_by_kind_without_data() {
     reported.sort();
     // Refusals after the first report are counted and reported at the end.
     let expected =
-        [("refused: body: Bad Request", 1), ("refused: timestamp: missing", 1), ("refused: timestamp: missing", 2)];
+        [("refused: body: invalid", 1), ("refused: timestamp: missing", 1), ("refused: timestamp: missing", 2)];
     assert_eq!(reported, expected.map(|(text, count)| (text.to_owned(), count)));
     let logs = eye.logs();
     for output in [&logs, &format!("{:?}", server.events())] {

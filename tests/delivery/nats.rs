@@ -156,7 +156,7 @@ async fn messages_without_capacity_are_counted() {
     }
     // Messages are received in order, so all others have been received.
     let reply = client.request("events.web", message("asked").to_string().into()).await.unwrap();
-    assert!(String::from_utf8_lossy(&reply.payload).contains("No room"), "{reply:?}");
+    assert!(String::from_utf8_lossy(&reply.payload).contains("No capacity"), "{reply:?}");
     store.server().resume();
     assert_eq!(eye.terminate(HANG), Some(0));
     let lost = lost(&eye);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use eye_harness::{Database, MariaDb, Postgres, Proxy, Server, sqlite_with_staging};
+use eye_harness::{Database, DatabaseServer, MariaDb, Postgres, Proxy, sqlite_with_staging};
 use eye_oracle::EventRow;
 use futures_util::TryStreamExt;
 use sqlx::mysql::MySqlConnection;
@@ -42,8 +42,8 @@ pub(crate) struct Store {
 enum StoreLocation {
     /// A SQLite file, with the folder that is removed at the end.
     File(Option<TempDir>),
-    Shared(&'static Server, Database),
-    Own(Box<Server>, Database),
+    Shared(&'static DatabaseServer, Database),
+    Own(Box<DatabaseServer>, Database),
 }
 
 impl Store {
@@ -81,7 +81,7 @@ impl Store {
     }
 
     /// Returns the server of its own, to stop, kill or pause it.
-    pub(crate) fn server(&self) -> &Server {
+    pub(crate) fn server(&self) -> &DatabaseServer {
         match &self.location {
             StoreLocation::Own(server, _) => server,
             _ => panic!("the store has no server of its own"),

@@ -58,7 +58,7 @@ pub(super) fn decode(cursor: &str) -> Option<PageStart> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use proptest::prelude::*;
 

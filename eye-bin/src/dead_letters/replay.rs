@@ -35,7 +35,7 @@ const NEEDS_A_SOURCE: &str =
 pub(super) struct Replay(Arc<RunningProgram>);
 
 /// An answer of the program.
-struct Answer {
+struct ReplayAnswer {
     status: u16,
     retry_after: Option<Duration>,
     body: String,
@@ -82,7 +82,7 @@ impl Replay {
         }
     }
 
-    async fn post(&self, payload: Arc<[u8]>) -> anyhow::Result<Answer> {
+    async fn post(&self, payload: Arc<[u8]>) -> anyhow::Result<ReplayAnswer> {
         let url = self.0.url("/api/event/");
         let program = self.0.clone();
         let sent = spawn_blocking(move || {
@@ -90,18 +90,18 @@ impl Replay {
             let mut response = request.send(&*payload)?;
             let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
             let body = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).lossy_utf8(true).read_to_string();
-            Ok(Answer {
+            Ok(ReplayAnswer {
                 status: response.status().as_u16(),
                 retry_after: seconds.map(Duration::from_secs),
                 body: body.unwrap_or_else(|error| format!("the body cannot be read: {error}")),
             })
         });
-        let answer: Result<Answer, ureq::Error> = sent.await.expect("it does not panic, and is not cancelled");
+        let answer: Result<ReplayAnswer, ureq::Error> = sent.await.expect("it does not panic, and is not cancelled");
         answer.map_err(|error| anyhow::anyhow!("no answer from {url}: {error}; {NEEDS_A_SOURCE}"))
     }
 }
 
-impl Answer {
+impl ReplayAnswer {
     /// Returns true for The Eye's own success body. On a wrong port, another program may answer 201.
     fn is_success(&self) -> bool {
         #[derive(Deserialize)]

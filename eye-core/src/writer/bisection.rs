@@ -47,7 +47,7 @@ pub(super) struct Bisection {
 impl Bisection {
     pub(super) fn new(events: usize) -> Self {
         Self {
-            parts: VecDeque::from([0..events]),
+            parts: std::iter::once(0..events).collect(),
             is_first: true,
             stored: None,
             suspects: Vec::new(),

@@ -5,17 +5,17 @@ use axum::http::HeaderMap;
 use super::*;
 
 /// A mount that answers with its owner's name.
-fn mount(owner: &'static str, path: &str, methods: &[Method]) -> Mount {
-    let router = any(async move || owner);
-    Mount { owner: owner.to_owned(), path: path.to_owned(), methods: methods.to_vec(), scope: Scope::Public, router }
+fn mount(owner: &'static str, path: &'static str, method: Method) -> Mount {
+    Mount::new(owner, path, method, Scope::Public, any(async move || owner))
 }
 
-/// Two mounts on one path, and one on another.
+/// Three mounts on one path, and one on another.
 fn app() -> Router {
     let mounts = Mounts::default();
-    mounts.add(mount("source", "/events/", &[Method::POST])).unwrap();
-    mounts.add(mount("health", "/livez", &[Method::GET])).unwrap();
-    mounts.add(mount("query", "/events/", &[Method::DELETE, Method::GET])).unwrap();
+    mounts.add(mount("source", "/events/", Method::POST)).unwrap();
+    mounts.add(mount("health", "/livez", Method::GET)).unwrap();
+    mounts.add(mount("query", "/events/", Method::DELETE)).unwrap();
+    mounts.add(mount("query", "/events/", Method::GET)).unwrap();
     mounts.router("See `/`.")
 }
 
@@ -70,7 +70,7 @@ async fn other_methods_get_405_with_allow() {
 #[tokio::test]
 async fn a_path_without_get_allows_no_head() {
     let mounts = Mounts::default();
-    mounts.add(mount("source", "/events/", &[Method::POST])).unwrap();
+    mounts.add(mount("source", "/events/", Method::POST)).unwrap();
     let (status, headers, _) = ask(&mounts.router(""), "HEAD", "/events/").await;
     assert_eq!((status, &headers[header::ALLOW]), (405, &HeaderValue::from_static("POST, OPTIONS")));
 }
@@ -88,7 +88,7 @@ async fn unknown_paths_get_404_for_every_method() {
 async fn a_path_may_have_parameters() {
     let router = any(async |Path(file): Path<String>| file);
     let mounts = Mounts::default();
-    mounts.add(Mount { router, ..mount("page", "/ui/{*file}", &[Method::GET]) }).unwrap();
+    mounts.add(Mount::new("page", "/ui/{*file}", Method::GET, Scope::Public, router)).unwrap();
     assert_eq!(ask(&mounts.router(""), "GET", "/ui/a/b.js").await.2, "a/b.js");
 }
 
@@ -96,10 +96,10 @@ async fn a_path_may_have_parameters() {
 fn taken_method_is_refused_with_both_owners() {
     for (path, shared) in [("/events/", "/events/"), ("/events", "/events")] {
         let mounts = Mounts::default();
-        mounts.add(mount("sources.a", "/events/", &[Method::POST])).unwrap();
-        let error = mounts.add(mount("sources.b", path, &[Method::GET, Method::POST])).unwrap_err();
+        mounts.add(mount("sources.a", "/events/", Method::POST)).unwrap();
+        let error = mounts.add(mount("sources.b", path, Method::POST)).unwrap_err();
         let expected = format!("sources.a serves POST {shared} already, so sources.b cannot: remove one of the two");
         assert_eq!(error.to_string(), expected);
-        mounts.add(mount("sources.b", path, &[Method::GET])).unwrap();
+        mounts.add(mount("sources.b", path, Method::GET)).unwrap();
     }
 }

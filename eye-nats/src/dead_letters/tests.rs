@@ -13,11 +13,13 @@ fn dead_letters(server: &NatsServer) -> DeadLetterStream {
         password: Default::default(),
         ca_file: String::new(),
     };
-    DeadLetterStream::new(settings, STREAM, 1)
+    DeadLetterStream::new(settings, STREAM)
 }
 
 async fn running(server: &NatsServer) -> (Client, DeadLetterStream) {
     let client = async_nats::connect(server.url()).await.unwrap();
+    let parent = Config { name: STREAM.to_owned(), ..Config::default() };
+    jetstream::new(client.clone()).create_stream(parent).await.unwrap();
     (client.clone(), dead_letters(server).with_client(client))
 }
 

@@ -263,6 +263,7 @@ mod tests {
         }
     }
 
+    #[allow(clippy::single_range_in_vec_init, reason = "the ranges themselves are expected")]
     #[test]
     fn long_ranges_are_months() {
         let (day, month) = (|day: i32| FIRST_DAY + day, |month: i32| FIRST_MONTH + month);

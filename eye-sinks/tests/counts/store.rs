@@ -1,6 +1,6 @@
 //! A database with access that bypasses the sink.
 
-use eye_harness::{Database, Server};
+use eye_harness::{Database, DatabaseServer};
 use sqlx::{Connection, SqliteConnection};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
@@ -11,7 +11,7 @@ use super::common::Node;
 /// An empty database.
 pub(super) enum Store {
     File(TempDir),
-    Server(&'static Server, Database),
+    DatabaseServer(&'static DatabaseServer, Database),
 }
 
 impl Store {
@@ -19,14 +19,14 @@ impl Store {
         Self::File(TempDir::new().unwrap())
     }
 
-    pub(super) fn on(server: &'static Server) -> Self {
-        Self::Server(server, server.create_database())
+    pub(super) fn on(server: &'static DatabaseServer) -> Self {
+        Self::DatabaseServer(server, server.create_database())
     }
 
     pub(super) fn url(&self) -> String {
         match self {
             Self::File(folder) => format!("sqlite://{}", folder.path().join("eye.db").display()),
-            Self::Server(_, database) => database.url.clone(),
+            Self::DatabaseServer(_, database) => database.url.clone(),
         }
     }
 
@@ -37,7 +37,7 @@ impl Store {
                 let sql = sqlx::AssertSqlSafe(sql.to_owned());
                 sqlx::query_scalar(sql).fetch_optional(connection).await.unwrap().unwrap_or(0)
             }),
-            Self::Server(server, database) => server.sql(&database.name, sql).parse().unwrap_or(0),
+            Self::DatabaseServer(server, database) => server.sql(&database.name, sql).parse().unwrap_or(0),
         }
     }
 
@@ -48,7 +48,9 @@ impl Store {
                 let sql = sqlx::AssertSqlSafe(sql.to_owned());
                 sqlx::query_scalar(sql).fetch_all(connection).await.unwrap()
             }),
-            Self::Server(server, database) => server.sql(&database.name, sql).lines().map(str::to_owned).collect(),
+            Self::DatabaseServer(server, database) => {
+                server.sql(&database.name, sql).lines().map(str::to_owned).collect()
+            }
         }
     }
 

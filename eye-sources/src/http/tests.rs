@@ -284,7 +284,7 @@ async fn full_transport_is_503_with_whole_seconds() {
         let response = fixture.send(&[("content-type", "application/json")], event("a")).await;
         assert_eq!(response.headers()["retry-after"], seconds);
         assert!(!response.headers().contains_key("connection"));
-        assert_eq!(read(response).await, (503, json!({"success": false, "detail": "no room: 1 of 1 bytes"})));
+        assert_eq!(read(response).await, (503, json!({"success": false, "detail": "no capacity: 1 of 1 bytes"})));
     }
 }
 

@@ -50,7 +50,7 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Delay after which a requester may retry.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-const OVER_BUDGET: &str = "No room: other messages fill `max_pending_bytes`. Try again.";
+const OVER_BUDGET: &str = "No capacity: other messages fill `max_pending_bytes`. Try again.";
 
 const CONNECTION_LOST: Refusal =
     Refusal { part: "connection", problem: "lost; messages published meanwhile do not arrive" };
@@ -295,7 +295,7 @@ impl Responder {
     }
 
     fn on_connection_event(&self, event: ConnectionEvent) {
-        let health = self.ingestor.ingestor.outlet.health();
+        let health = self.ingestor.outlet().health();
         match event {
             ConnectionEvent::Connected => {
                 self.drops.note_read();
@@ -311,6 +311,6 @@ impl Responder {
     }
 
     fn note_lost(&self, reason: Refusal, count: usize) {
-        self.ingestor.ingestor.outlet.refusals().note(iter::repeat_n(reason, count));
+        self.ingestor.outlet().refusals().note(iter::repeat_n(reason, count));
     }
 }

@@ -9,14 +9,12 @@ use std::time::Duration;
 use async_nats::Client;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
-use async_nats::jetstream::context::GetStreamError;
 use eye_core::ack::Rejection;
 use eye_core::dead_letter::{DeadLetterError, DeadLetterStore, NewDeadLetter};
 use eye_core::event::EventId;
-use eye_core::health::Health;
 use eye_core::refusals::Refusal;
 use eye_core::source::SourceError;
-use eye_nats::connection::{self, ConnectionEvent, Connector, flush};
+use eye_nats::connection::{self, Connector, flush};
 use eye_nats::consumer::{Consumer, ConsumerSettings, InFlightMessage};
 use eye_nats::dead_letters::DeadLetterStream;
 use eye_nats::durable;
@@ -26,7 +24,6 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 use uuid::{Builder, Variant, Version};
 
 use crate::decode::NewIds;
@@ -56,10 +53,9 @@ pub(super) async fn run(
 ) -> Result<(), SourceError> {
     let name = connector.name();
     let (client, events) = connector.connect().await.map_err(|error| SourceError(error.to_string()))?;
-    let health = ingestor.ingestor.outlet.health().clone();
-    let (is_connected, connection) = watch::channel(false);
-    let on_event = on_connection_event(is_connected, health.clone());
-    let _watching = AbortOnDropHandle::new(tokio::spawn(connection::watch(client.clone(), events, name, on_event)));
+    let health = ingestor.outlet().health().clone();
+    let on_unavailable = move |reason| health.unavailable(reason);
+    let (connection, _watching) = connection::watch_state(client.clone(), events, name, on_unavailable);
     let settings = ConsumerSettings {
         stream: config.stream.clone(),
         durable: config.durable.clone(),
@@ -71,27 +67,12 @@ pub(super) async fn run(
         drain_for: Duration::ZERO,
     };
     let consumer = Consumer::new(client.clone(), settings);
-    let source = Arc::new(JetStreamIngestor { client, config, ingestor });
-    let ended = consumer.drive(source.consume(&consumer, connection, &health, &shutdown)).await;
+    let dead_letters = config.dead_letter_stream().with_client(client.clone());
+    let source = Arc::new(JetStreamIngestor { client, config, ingestor, dead_letters });
+    let ended = consumer.drive(source.consume(&consumer, connection, &shutdown)).await;
     consumer.finish().await;
     flush(&source.client).await;
     ended.unwrap_or(Ok(()))
-}
-
-/// Returns the handler of connection events. It never sets the source ready: that needs the consumer, too.
-fn on_connection_event(is_connected: watch::Sender<bool>, health: Health) -> impl FnMut(ConnectionEvent) + Send {
-    move |event| match event {
-        ConnectionEvent::Connected => {
-            let _ = is_connected.send(true);
-        }
-        ConnectionEvent::Lost => {
-            health.unavailable("the connection was lost");
-            let _ = is_connected.send(false);
-        }
-        ConnectionEvent::Failed(reason) => health.unavailable(reason),
-        // The message was not acknowledged: it is delivered again.
-        ConnectionEvent::MessageDropped => {}
-    }
 }
 
 /// Shared by the tasks of all groups of messages.
@@ -99,6 +80,7 @@ struct JetStreamIngestor {
     client: Client,
     config: NatsConfig,
     ingestor: MessageIngestor,
+    dead_letters: DeadLetterStream,
 }
 
 impl JetStreamIngestor {
@@ -107,19 +89,17 @@ impl JetStreamIngestor {
         self: &Arc<Self>,
         consumer: &Consumer,
         mut connection: watch::Receiver<bool>,
-        health: &Health,
         shutdown: &CancellationToken,
     ) -> Result<(), SourceError> {
+        let health = self.ingestor.outlet().health();
         while !shutdown.is_cancelled() {
             let connected = connection.wait_for(|is_connected| *is_connected).await.map(drop);
             connected.map_err(|_| SourceError("the NATS client has stopped".to_owned()))?;
             let pulled = match self.provide().await {
-                Ok(dead_letters) => {
+                Ok(()) => {
                     health.ready();
-                    let dead_letters = Arc::new(dead_letters);
-                    let spawn = |messages| self.spawn_groups(messages, &dead_letters);
                     let lost = async { drop(connection.changed().await) };
-                    let pulled = consumer.pull(lost, spawn).await;
+                    let pulled = consumer.pull(lost, |messages| self.spawn_groups(messages)).await;
                     pulled.map_err(|error| format!("cannot take messages from the consumer: {error}"))
                 }
                 Err(ProvisionError::Permanent(reason)) => return Err(SourceError(reason)),
@@ -134,7 +114,7 @@ impl JetStreamIngestor {
     }
 
     /// Creates the consumer and the stream of dead letters if they are missing, and checks their settings.
-    async fn provide(&self) -> Result<DeadLetterStream, ProvisionError> {
+    async fn provide(&self) -> Result<(), ProvisionError> {
         let NatsConfig { stream, durable, subjects, .. } = &self.config;
         let required = pull::Config {
             durable_name: Some(durable.clone()),
@@ -148,15 +128,11 @@ impl JetStreamIngestor {
         let way_out = "delete it, or name another one as `durable`";
         let context = jetstream::new(self.client.clone());
         durable::ensure(&context, stream, durable, &required, way_out).await?;
-        let temporary = |error: GetStreamError| ProvisionError::Temporary(format!("stream `{stream}`: {error}"));
-        let replicas = context.get_stream(stream).await.map_err(temporary)?.cached_info().config.num_replicas;
-        let dead_letters = self.config.dead_letter_stream(replicas).with_client(self.client.clone());
-        dead_letters.ensure().await?;
-        Ok(dead_letters)
+        self.dead_letters.ensure().await
     }
 
     /// Splits messages into groups of bounded size, each with its own task.
-    fn spawn_groups(self: &Arc<Self>, messages: Vec<InFlightMessage>, dead_letters: &Arc<DeadLetterStream>) {
+    fn spawn_groups(self: &Arc<Self>, messages: Vec<InFlightMessage>) {
         let mut messages = messages.into_iter().peekable();
         while let Some(first) = messages.next() {
             let mut bytes = first.payload.len();
@@ -167,12 +143,12 @@ impl JetStreamIngestor {
                 bytes += next.payload.len();
                 group.push(next);
             }
-            tokio::spawn(self.clone().ingest(group, dead_letters.clone()));
+            tokio::spawn(self.clone().ingest(group));
         }
     }
 
     /// Publishes the events of the messages, and settles each message by its own answer.
-    async fn ingest(self: Arc<Self>, messages: Vec<InFlightMessage>, dead_letters: Arc<DeadLetterStream>) {
+    async fn ingest(self: Arc<Self>, messages: Vec<InFlightMessage>) {
         let body = |message: &InFlightMessage| MessageBody {
             payload: message.payload.clone(),
             framing: framing(message.headers.as_ref()),
@@ -184,20 +160,15 @@ impl JetStreamIngestor {
             match answer.verdict() {
                 Verdict::Accepted => message.ack(),
                 Verdict::RetryLater => message.fail(),
-                _ => drop(tokio::spawn(self.clone().refuse(message, refused, dead_letters.clone()))),
+                _ => drop(tokio::spawn(self.clone().refuse(message, refused))),
             }
         }
     }
 
     /// Terminates a message once its dead letters are stored.
-    async fn refuse(
-        self: Arc<Self>,
-        message: InFlightMessage,
-        refused: Vec<Rejection>,
-        dead_letters: Arc<DeadLetterStream>,
-    ) {
-        let refusals = self.ingestor.ingestor.outlet.refusals();
-        match self.write_dead_letters(&message, refused, &dead_letters).await {
+    async fn refuse(self: Arc<Self>, message: InFlightMessage, refused: Vec<Rejection>) {
+        let refusals = self.ingestor.outlet().refusals();
+        match self.write_dead_letters(&message, refused).await {
             Ok(()) => {
                 refusals.note([STORED]);
                 message.term();
@@ -214,7 +185,6 @@ impl JetStreamIngestor {
         &self,
         message: &InFlightMessage,
         refused: Vec<Rejection>,
-        dead_letters: &DeadLetterStream,
     ) -> Result<(), DeadLetterError> {
         let unknown = || DeadLetterError("the message has no position in the stream".to_owned());
         let MessagePosition { consumer, sequence, published_ns } = message.position().ok_or_else(unknown)?;
@@ -231,14 +201,14 @@ impl JetStreamIngestor {
             spawn_blocking(move || refused.into_parts()).await.expect("it does not panic, and is not cancelled");
         let letter = |(index, part): (usize, RefusedPart)| {
             let refused_by = match part.refused_by {
-                RefusedBy::Validation => self.ingestor.ingestor.outlet.health().name(),
+                RefusedBy::Validation => self.ingestor.outlet().health().name(),
                 RefusedBy::Store => "transport",
             };
             let key = format!("{consumer}:{published_ns}:{sequence}:{index}");
             NewDeadLetter { key, refused_by: refused_by.to_owned(), reason: part.reason, payload: part.payload }
         };
         let letters: Vec<_> = parts.into_iter().enumerate().map(letter).collect();
-        dead_letters.put(&letters).await
+        self.dead_letters.put(&letters).await
     }
 }
 

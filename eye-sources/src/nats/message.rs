@@ -7,6 +7,7 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use eye_core::event::{EventId, ParseContext};
 use eye_core::refusals::Refusal;
+use eye_core::source::Outlet;
 use uuid::Uuid;
 
 use crate::decode::{Decoded, Framing, INLINE_MAX_BYTES, NewIds, decode};
@@ -54,15 +55,19 @@ impl MessageIngestor {
         ingested
     }
 
+    pub(super) fn outlet(&self) -> &Outlet {
+        &self.ingestor.outlet
+    }
+
     /// Counts a message of which nothing was taken.
     pub(super) fn note_refused(&self, answer: &Answer) {
         let problem = answer.verdict().problem().unwrap_or("refused");
-        self.ingestor.outlet.refusals().note([Refusal { part: "message", problem }]);
+        self.outlet().refusals().note([Refusal { part: "message", problem }]);
     }
 
     /// Returns the context of events that are received now. Their origin is the source.
     pub(super) fn parse_context(&self) -> ParseContext {
-        self.ingestor.parse_context(self.ingestor.outlet.origin().clone())
+        self.ingestor.parse_context(self.outlet().origin().clone())
     }
 
     /// Parses large groups on a blocking thread. `Err` holds the answer to a message of which nothing can be taken.

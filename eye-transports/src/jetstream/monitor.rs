@@ -19,7 +19,6 @@ use async_nats::jetstream::consumer::{AckPolicy, Info as ConsumerInfo, pull};
 use async_nats::jetstream::stream::{Config, Info, RetentionPolicy};
 use eye_core::transport::Custody;
 use eye_nats::capacity::StreamCapacity;
-use eye_nats::connection::ConnectionEvent;
 use eye_nats::dead_letters::DeadLetterStream;
 use eye_nats::settings::ProvisionError;
 use eye_nats::{durable, stream};
@@ -74,17 +73,17 @@ pub(super) struct CustodyCounts {
 
 /// Shared by all parts of a transport.
 pub(super) struct StreamMonitor {
-    context: Context,
+    pub(super) context: Context,
     stream: Config,
-    ack_wait: Duration,
-    dead_letters: Arc<DeadLetterStream>,
+    pub(super) ack_wait: Duration,
+    pub(super) dead_letters: Arc<DeadLetterStream>,
     capacity: StreamCapacity,
-    status: watch::Sender<StreamStatus>,
+    pub(super) status: watch::Sender<StreamStatus>,
     full_since: Mutex<Option<Instant>>,
     /// By the sink's name; fixed once `started` is cancelled.
     consumers: Mutex<BTreeMap<String, Arc<CustodyCounts>>>,
     started: CancellationToken,
-    closing: CancellationToken,
+    pub(super) closing: CancellationToken,
     /// Cancelled when everything that was taken is published or has failed.
     pub(super) published: CancellationToken,
 }
@@ -112,10 +111,6 @@ impl StreamMonitor {
         }
     }
 
-    pub(super) fn context(&self) -> &Context {
-        &self.context
-    }
-
     pub(super) fn client(&self) -> Client {
         self.context.client()
     }
@@ -132,18 +127,6 @@ impl StreamMonitor {
     /// Returns the names of the sinks.
     pub(super) fn sinks(&self) -> Vec<String> {
         self.consumers().keys().cloned().collect()
-    }
-
-    pub(super) fn ack_wait(&self) -> Duration {
-        self.ack_wait
-    }
-
-    pub(super) fn dead_letters(&self) -> &Arc<DeadLetterStream> {
-        &self.dead_letters
-    }
-
-    pub(super) fn closing(&self) -> &CancellationToken {
-        &self.closing
     }
 
     /// Begins the checks: all sinks have subscribed.
@@ -181,10 +164,6 @@ impl StreamMonitor {
         self.status.borrow().clone()
     }
 
-    pub(super) fn statuses(&self) -> watch::Receiver<StreamStatus> {
-        self.status.subscribe()
-    }
-
     /// Waits until the stream and the consumers are available.
     pub(super) async fn available(&self) {
         let _ = self.status.subscribe().wait_for(StreamStatus::is_available).await;
@@ -212,24 +191,9 @@ impl StreamMonitor {
         });
     }
 
-    /// Returns the handler of connection events.
-    pub(super) fn on_connection_event(
-        self: Arc<Self>,
-        is_connected: watch::Sender<bool>,
-    ) -> impl FnMut(ConnectionEvent) + Send {
-        move |event| match event {
-            ConnectionEvent::Connected => {
-                is_connected.send_replace(true);
-            }
-            ConnectionEvent::Lost => {
-                // First: no check on the lost connection may set the status after this.
-                is_connected.send_replace(false);
-                self.set(StreamStatus::Unavailable("the connection was lost".to_owned()));
-            }
-            ConnectionEvent::Failed(reason) => self.set(StreamStatus::Unavailable(reason)),
-            // The message was not acknowledged: it is delivered again.
-            ConnectionEvent::MessageDropped => {}
-        }
+    /// Records that the connection was lost or cannot be established.
+    pub(super) fn note_unavailable(&self, reason: String) {
+        self.set(StreamStatus::Unavailable(reason));
     }
 
     /// Checks everything on each connection. Ends when an operator must act.

@@ -112,7 +112,7 @@ impl SinkMessage {
         }
         let message = PublishMessage::build().payload(self.payload.clone()).message_id(&self.id);
         let message = message.expected_stream(monitor.stream_name());
-        let answer = monitor.context().send_publish(self.subject.clone(), message).await?;
+        let answer = monitor.context.send_publish(self.subject.clone(), message).await?;
         Ok(answer.await?)
     }
 

@@ -15,7 +15,7 @@ use eye_core::dead_letter::{DeadLetterStore, NewDeadLetter};
 use eye_core::event::Event;
 use eye_core::transport::{BatchLimits, Delivery, Position, Subscription};
 use eye_nats::connection::flush;
-use eye_nats::consumer::{Consumer, ConsumerSettings, InFlightMessage, PullEnd};
+use eye_nats::consumer::{Consumer, ConsumerSettings, InFlightMessage};
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -66,7 +66,7 @@ impl JetStreamSubscription {
 impl Subscription for JetStreamSubscription {
     async fn receive(&mut self, limits: BatchLimits) -> Option<Vec<Delivery>> {
         let queue = &self.queue;
-        let closing = queue.monitor.closing();
+        let closing = &queue.monitor.closing;
         let mut due_at = None;
         while !queue.ended.is_cancelled() {
             let is_due = closing.is_cancelled() || due_at.is_some_and(|at| at <= Instant::now());
@@ -115,25 +115,21 @@ impl DeliveryQueue {
         let settings = ConsumerSettings {
             stream: monitor.stream_name().to_owned(),
             durable: self.sink.clone(),
-            ack_wait: monitor.ack_wait(),
+            ack_wait: monitor.ack_wait,
             max_messages: MAX_MESSAGES,
             max_bytes: MAX_BYTES,
-            shutdown: monitor.closing().clone(),
+            shutdown: monitor.closing.clone(),
             drain_after: monitor.published.clone(),
             drain_for: DRAIN_FOR,
         };
         let consumer = Consumer::new(monitor.client(), settings);
         let pulling = async {
-            loop {
+            while !monitor.closing.is_cancelled() {
                 monitor.available().await;
                 let accept = |messages: Vec<InFlightMessage>| messages.into_iter().for_each(|it| self.accept(it));
-                match consumer.pull(monitor.unavailable(), accept).await {
-                    Ok(PullEnd::Left) => break,
-                    Ok(PullEnd::ConnectionLost) => {}
-                    Err(reason) => {
-                        tracing::debug!(sink = self.sink, reason, "no messages");
-                        sleep(RETRY_DELAY).await;
-                    }
+                if let Err(reason) = consumer.pull(monitor.unavailable(), accept).await {
+                    tracing::debug!(sink = self.sink, reason, "no messages");
+                    sleep(RETRY_DELAY).await;
                 }
             }
         };
@@ -218,13 +214,13 @@ impl DeliveryQueue {
             reason: NOT_A_RECORD.to_owned(),
             payload: message.payload.to_vec(),
         };
-        match self.monitor.dead_letters().put(&[letter]).await {
+        match self.monitor.dead_letters.put(&[letter]).await {
             Ok(()) => {
                 tracing::error!(
                     component = "transport",
                     sink = self.sink,
                     sequence = message.position().map(|position| position.sequence),
-                    stored = self.monitor.dead_letters().stream_name(),
+                    stored = self.monitor.dead_letters.stream_name(),
                     "a message of the stream is {NOT_A_RECORD}"
                 );
                 message.term();

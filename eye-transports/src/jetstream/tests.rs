@@ -8,7 +8,6 @@ use eye_core::health::{ComponentState, HealthBoard};
 use eye_core::testkit::{self, assert_same_events, event, event_with, events};
 use eye_core::transport::{BatchLimits, Delivery};
 use eye_harness::{NatsServer, eventually};
-use eye_nats::connection::ConnectionEvent;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -274,7 +273,7 @@ async fn unreadable_message_blocks_nothing() {
     record::encode_event(&event(0), &mut damaged);
     record::seal(&mut damaged, 0, 1);
     damaged[40] ^= 1;
-    // Written by somebody who knows the format.
+    // In the right format, but not JSON.
     let mut no_json = vec![0; record::HEADER_BYTES];
     record::encode_event(&event_with(0, "no JSON", "{"), &mut no_json);
     record::seal(&mut no_json, 0, 1);

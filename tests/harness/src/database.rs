@@ -1,7 +1,7 @@
 //! PostgreSQL and MariaDB servers for tests.
 //!
-//! Each [`Server`] is a process of its own with durable settings that start fast. [`Postgres`] and [`MariaDb`] start one;
-//! tests that do not stop their server use the shared one and create a database of their own.
+//! Each [`DatabaseServer`] is a process of its own with durable settings that start fast. [`Postgres`] and [`MariaDb`]
+//! start one; tests that do not stop their server use the shared one and create a database of their own.
 
 use std::fs;
 use std::net::TcpListener;
@@ -36,7 +36,7 @@ impl Postgres {
     ///
     /// # Panics
     /// Panics if PostgreSQL is not installed or does not start.
-    pub fn start() -> Server {
+    pub fn start() -> DatabaseServer {
         Self::start_with(&[])
     }
 
@@ -44,25 +44,25 @@ impl Postgres {
     ///
     /// # Panics
     /// Panics as [`start`](Self::start) does.
-    pub fn start_with(arguments: &[&str]) -> Server {
-        Server::start(Engine::Postgres, arguments)
+    pub fn start_with(arguments: &[&str]) -> DatabaseServer {
+        DatabaseServer::start(Engine::Postgres, arguments)
     }
 
-    /// Starts a server that offers TLS with its own [`certificate`](Server::certificate).
+    /// Starts a server that offers TLS with its own [`certificate`](DatabaseServer::certificate).
     ///
     /// # Panics
     /// Panics as [`start`](Self::start) does.
-    pub fn start_with_tls() -> Server {
+    pub fn start_with_tls() -> DatabaseServer {
         Self::start_with(&["-c ssl=on -c ssl_cert_file=@/certificate.pem -c ssl_key_file=@/key.pem"])
     }
 
     /// Returns the server that all tests of this process share. The first call starts it. Each test creates its own
-    /// database ([`Server::create_database`]) and leaves the server running.
+    /// database ([`DatabaseServer::create_database`]) and leaves the server running.
     ///
     /// # Panics
     /// Panics as [`start`](Self::start) does.
-    pub fn shared() -> &'static Server {
-        static SHARED: OnceLock<Server> = OnceLock::new();
+    pub fn shared() -> &'static DatabaseServer {
+        static SHARED: OnceLock<DatabaseServer> = OnceLock::new();
         SHARED.get_or_init(Self::start)
     }
 }
@@ -73,7 +73,7 @@ impl MariaDb {
     ///
     /// # Panics
     /// Panics if MariaDB is not installed or does not start.
-    pub fn start() -> Server {
+    pub fn start() -> DatabaseServer {
         Self::start_with(&[])
     }
 
@@ -81,15 +81,15 @@ impl MariaDb {
     ///
     /// # Panics
     /// Panics as [`start`](Self::start) does.
-    pub fn start_with(arguments: &[&str]) -> Server {
-        Server::start(Engine::MariaDb, arguments)
+    pub fn start_with(arguments: &[&str]) -> DatabaseServer {
+        DatabaseServer::start(Engine::MariaDb, arguments)
     }
 
     /// Starts a server as [`Postgres::start_with_tls`] does.
     ///
     /// # Panics
     /// Panics as [`start`](Self::start) does.
-    pub fn start_with_tls() -> Server {
+    pub fn start_with_tls() -> DatabaseServer {
         Self::start_with(&["--ssl --ssl-cert=@/certificate.pem --ssl-key=@/key.pem"])
     }
 
@@ -97,8 +97,8 @@ impl MariaDb {
     ///
     /// # Panics
     /// Panics as [`start`](Self::start) does.
-    pub fn shared() -> &'static Server {
-        static SHARED: OnceLock<Server> = OnceLock::new();
+    pub fn shared() -> &'static DatabaseServer {
+        static SHARED: OnceLock<DatabaseServer> = OnceLock::new();
         SHARED.get_or_init(Self::start)
     }
 }
@@ -106,7 +106,7 @@ impl MariaDb {
 /// A database server on a port of 127.0.0.1. Dropping it kills the server and removes its files.
 ///
 /// All methods block, so a test with background tasks needs a multi-threaded runtime.
-pub struct Server {
+pub struct DatabaseServer {
     engine: Engine,
     port: u16,
     process: Mutex<GuardedProcess>,
@@ -115,13 +115,13 @@ pub struct Server {
 /// A database on a server.
 #[derive(Clone, Debug)]
 pub struct Database {
-    /// The name, for [`Server::sql`].
+    /// The name, for [`DatabaseServer::sql`].
     pub name: String,
     /// The URL for the program, with user and password.
     pub url: String,
 }
 
-impl Server {
+impl DatabaseServer {
     fn start(engine: Engine, arguments: &[&str]) -> Self {
         let port = free_port();
         let folder = temporary_folder(engine.user());
@@ -192,7 +192,8 @@ impl Server {
         String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
     }
 
-    /// Starts the server again after a stop or a kill, on the same port with the same files, and waits until it answers.
+    /// Starts the server again after a stop or a kill, on the same port with the same files, and waits until it
+    /// answers.
     ///
     /// # Panics
     /// Panics with the server's log if it does not answer, or if it runs already.
@@ -252,9 +253,9 @@ impl Server {
     }
 }
 
-impl std::fmt::Debug for Server {
+impl std::fmt::Debug for DatabaseServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server").field("engine", &self.engine).field("port", &self.port).finish_non_exhaustive()
+        f.debug_struct("DatabaseServer").field("engine", &self.engine).field("port", &self.port).finish_non_exhaustive()
     }
 }
 
@@ -360,7 +361,8 @@ impl Engine {
     }
 }
 
-/// Settings for both the creation and the use of the files. Servers with one temporary folder remove each other's tables.
+/// Settings for both the creation and the use of the files. Servers with one temporary folder remove each other's
+/// tables.
 const MARIADB_SETTINGS: &str = "--datadir=@/data --tmpdir=@ --innodb-log-file-size=32M --innodb-buffer-pool-size=64M";
 
 /// Splits arguments at spaces and puts the folder in place of each `@`.

@@ -2,7 +2,7 @@
 //!
 //! All files are in temporary folders. Processes and folders disappear with the test process, even if it is killed.
 //! Errors are panics that name the cure, so that no test passes because a server is missing. The crate reads `/proc`
-//! and needs Linux. Start with [`Eye`], [`Server`] and [`NatsServer`].
+//! and needs Linux. Start with [`Eye`], [`DatabaseServer`] and [`NatsServer`].
 
 mod certificate;
 mod database;
@@ -15,7 +15,7 @@ mod sqlite;
 mod wait;
 
 pub use certificate::Certificate;
-pub use database::{Database, MariaDb, PASSWORD, Postgres, Server, USER};
+pub use database::{Database, DatabaseServer, MariaDb, PASSWORD, Postgres, USER};
 pub use eye::Eye;
 pub use nats::NatsServer;
 pub use process_guard::{GuardedProcess, temporary_folder};

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::database::{Database, Engine, Server};
+use crate::database::{Database, DatabaseServer, Engine};
 
 /// The time limit for the next commit.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -48,7 +48,7 @@ impl Proxy {
     ///
     /// # Panics
     /// Panics if no port is free.
-    pub async fn start(server: &Server, database: &Database) -> Self {
+    pub async fn start(server: &DatabaseServer, database: &Database) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has a free port");
         let port = listener.local_addr().expect("the listener is bound").port();
         let (engine, server_port, control) = (server.engine(), server.port(), Arc::<Control>::default());

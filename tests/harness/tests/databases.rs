@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use eye_harness::{MariaDb, Postgres, Server};
+use eye_harness::{DatabaseServer, MariaDb, Postgres};
 
-fn assert_data_survives(server: &Server, end: impl Fn(&Server)) {
+fn assert_data_survives(server: &DatabaseServer, end: impl Fn(&DatabaseServer)) {
     let database = server.create_database();
     server.sql(&database.name, "CREATE TABLE kept (text VARCHAR(10))");
     server.sql(&database.name, "INSERT INTO kept VALUES ('still'), ('here')");
@@ -18,22 +18,22 @@ fn assert_data_survives(server: &Server, end: impl Fn(&Server)) {
 
 #[test]
 fn postgres_data_survives_a_kill() {
-    assert_data_survives(&Postgres::start(), Server::kill);
+    assert_data_survives(&Postgres::start(), DatabaseServer::kill);
 }
 
 #[test]
 fn postgres_data_survives_a_stop() {
-    assert_data_survives(&Postgres::start(), Server::stop);
+    assert_data_survives(&Postgres::start(), DatabaseServer::stop);
 }
 
 #[test]
 fn mariadb_data_survives_a_kill() {
-    assert_data_survives(&MariaDb::start(), Server::kill);
+    assert_data_survives(&MariaDb::start(), DatabaseServer::kill);
 }
 
 #[test]
 fn mariadb_data_survives_a_stop() {
-    assert_data_survives(&MariaDb::start(), Server::stop);
+    assert_data_survives(&MariaDb::start(), DatabaseServer::stop);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use eye_harness::{MariaDb, Postgres, Server, eventually};
+use eye_harness::{DatabaseServer, MariaDb, Postgres, eventually};
 
 /// Counts the processes that work in `folder`, by the links in `/proc`.
 fn processes_in(folder: &Path) -> usize {
@@ -30,7 +30,7 @@ fn dropped_server_leaves_nothing() {
 }
 
 /// Returns key and ID of PostgreSQL's segment of shared memory, in the format of the system's list.
-fn shared_memory(server: &Server) -> String {
+fn shared_memory(server: &DatabaseServer) -> String {
     let file = fs::read_to_string(server.folder().join("data/postmaster.pid")).expect("the server runs");
     let numbers: Vec<u64> = file.lines().nth(6).expect("7 lines").split_whitespace().flat_map(str::parse).collect();
     format!("{:>10} {:>10} ", numbers[0] as u32 as i32, numbers[1])

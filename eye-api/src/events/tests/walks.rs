@@ -23,7 +23,7 @@ async fn walk(api: &Router, start: &str, direction: &str, mut between: impl FnMu
 }
 
 #[tokio::test]
-async fn a_walk_by_cursor_sees_what_was_there_exactly_once_while_others_arrive() {
+async fn cursor_walk_sees_every_old_event_exactly_once() {
     let old: Vec<Event> = (0..10_000).map(|n| event(n * 2)).collect();
     let ids = |events: &[Event]| events.iter().map(|event| event.id().to_string()).collect::<BTreeSet<_>>();
     let store = MemoryStore::with(old.iter().cloned());
@@ -48,7 +48,7 @@ async fn a_walk_by_cursor_sees_what_was_there_exactly_once_while_others_arrive()
 }
 
 #[tokio::test]
-async fn a_walk_back_is_the_walk_forward_in_reverse() {
+async fn walk_back_is_the_walk_forward_in_reverse() {
     let api = api(MemoryStore::with((0..1000).map(event)));
     for start in ["?limit=70&include=id", "?limit=70&include=id&offset=0", "?limit=100&include=id&category=odd"] {
         let start = format!("http://eye.example:8000/api/event/{start}");

@@ -9,7 +9,7 @@ use eye_core::event::EventFields;
 use eye_core::sink::{Sink, SinkConfig};
 use eye_core::testkit::origin;
 use eye_core::timestamp::Timestamp;
-use eye_harness::{MariaDb, Postgres, Server};
+use eye_harness::{DatabaseServer, MariaDb, Postgres};
 use sea_orm::{Database, QueryResult, Statement};
 use serde::de::value::{Error, MapDeserializer};
 use tempfile::TempDir;
@@ -120,7 +120,7 @@ async fn plans(mut db: DatabaseConnection, explain: &str, line: fn(&QueryResult)
 
 /// `analyze` reads all rows of a table, so that the statistics are the same each time.
 async fn server_plans<C: SinkConfig>(
-    server: &Server,
+    server: &DatabaseServer,
     analyze: &[&str],
     explain: &str,
     line: fn(&QueryResult) -> String,

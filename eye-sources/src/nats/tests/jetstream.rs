@@ -148,19 +148,19 @@ async fn refused_message_is_terminated_alone() {
     names.sort();
     assert_eq!(names, ["a", "b", "c", "d"]);
 
-    let mut kept: Vec<(String, String)> = dead_letters(&server)
+    let mut stored: Vec<(String, String)> = dead_letters(&server)
         .await
         .into_iter()
         .map(|letter| (letter.refused_by, String::from_utf8_lossy(&letter.payload).into_owned()))
         .collect();
-    kept.sort();
-    assert_eq!(kept.len(), 5, "{kept:?}");
-    assert!(kept[0] == ("sources.bus".to_owned(), String::new()), "{kept:?}");
+    stored.sort();
+    assert_eq!(stored.len(), 5, "{stored:?}");
+    assert!(stored[0] == ("sources.bus".to_owned(), String::new()), "{stored:?}");
     let invalid = &INVALID[1..];
-    assert!(kept[1].1.starts_with("{\"id\":\"") && kept[1].1.ends_with(invalid), "{kept:?}");
-    assert!(kept[2].1.starts_with("{\"id\":\"") && kept[2].1.ends_with(invalid), "{kept:?}");
-    assert_eq!(kept[3].0, "sources.bus");
-    assert!(kept[4].0 == "transport" && kept[4].1.contains("\"name\":\"c\""), "{kept:?}");
+    assert!(stored[1].1.starts_with("{\"id\":\"") && stored[1].1.ends_with(invalid), "{stored:?}");
+    assert!(stored[2].1.starts_with("{\"id\":\"") && stored[2].1.ends_with(invalid), "{stored:?}");
+    assert_eq!(stored[3].0, "sources.bus");
+    assert!(stored[4].0 == "transport" && stored[4].1.contains("\"name\":\"c\""), "{stored:?}");
     fixture.stop().await;
 }
 

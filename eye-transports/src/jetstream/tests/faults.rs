@@ -102,16 +102,16 @@ async fn check_on_lost_connection_is_ignored() {
     let client = async_nats::ConnectOptions::new().retry_on_initial_connect().connect(server.url()).await.unwrap();
     let letters = config.dead_letter_stream().with_client(client.clone());
     let monitor = Arc::new(StreamMonitor::new(jetstream::new(client), &config, letters));
-    let (is_connected, mut connection) = watch::channel(false);
-    let mut on_event = monitor.clone().on_connection_event(is_connected);
+    let (is_connected, mut connection) = tokio::sync::watch::channel(false);
     for reconnected in [false, true] {
-        on_event(ConnectionEvent::Connected);
+        is_connected.send_replace(true);
         connection.borrow_and_update();
         monitor.note_checked(&connection, 0);
         assert_eq!(monitor.status(), StreamStatus::Available);
-        on_event(ConnectionEvent::Lost);
+        is_connected.send_replace(false);
+        monitor.note_unavailable("lost".to_owned());
         if reconnected {
-            on_event(ConnectionEvent::Connected);
+            is_connected.send_replace(true);
         }
         monitor.note_checked(&connection, 0);
         assert!(matches!(monitor.status(), StreamStatus::Unavailable(_)), "{:?}", monitor.status());

@@ -9,5 +9,6 @@ mod dead_letters;
 mod disk;
 mod jetstream;
 mod nats;
+mod sink_settings;
 #[path = "../support/mod.rs"]
 mod support;

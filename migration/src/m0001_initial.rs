@@ -1,6 +1,6 @@
 //! The tables: events, their counts by period, and how much of SQLite's staging table was flushed.
 //!
-//! The migration creates what is missing and counts all events anew. So it can run again from any point, which MySQL
+//! The migration creates missing tables and counts all events again. So it can run again from any point, which MySQL
 //! needs because it commits after each statement. An operator who deletes events by SQL runs it again for exact counts.
 
 use sea_orm_migration::prelude::*;

@@ -11,8 +11,8 @@ use futures_util::{Stream, TryStreamExt};
 
 use super::counts::{HourCounts, parse_delta, periods_of};
 
-/// Pause between two folds while events arrive. A shorter one folds the same names again, a longer one leaves queries more
-/// deltas to read.
+/// Pause between two folds while events arrive. A shorter one folds the same names again, a longer one leaves queries
+/// more deltas to read.
 const FOLD_EVERY: Duration = Duration::from_secs(2);
 /// Events that make a fold due earlier.
 const FOLD_AT_EVENTS: usize = 50_000;

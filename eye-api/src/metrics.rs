@@ -52,7 +52,7 @@ const OF_SINKS: [Metric<SinkLedger>; 11] = [
     ("eye_sink_events_delivered", Counter, "Events that it has.", |sink| sink.counts.delivered),
     ("eye_sink_events_rejected", Counter, "Events that it refused for good.", |sink| sink.counts.rejected),
     ("eye_sink_events_filtered", Counter, "Events that its filter left out.", |sink| sink.counts.filtered),
-    ("eye_sink_events_failed", Counter, "Events that were handed back.", |sink| sink.counts.failed),
+    ("eye_sink_events_failed", Counter, "Events that could not be stored.", |sink| sink.counts.failed),
     ("eye_sink_events_missing", Counter, "Events lost to damage on the disk.", |sink| sink.custody.missing),
     ("eye_sink_events_duplicate", Counter, "Events that it had already.", |sink| sink.counts.duplicates),
     ("eye_sink_write_retries", Counter, "Writes that were tried again.", |sink| sink.counts.retried),

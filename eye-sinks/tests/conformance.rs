@@ -131,7 +131,8 @@ impl SinkFixture for SqliteFixture {
     }
 }
 
-/// A sink that after each batch flushes the older half of the staged events without deleting them, as a killed one does.
+/// A sink that after each batch flushes the older half of the staged events without deleting them, as a killed one
+/// does.
 struct FlushesHalf {
     file: String,
     sink: Arc<dyn Sink>,

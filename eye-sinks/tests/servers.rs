@@ -386,7 +386,7 @@ async fn page_reports_event_of_its_key<C: SinkConfig>(servers: Servers) {
 async fn cancelled_queries_leave_no_broken_connection<C: SinkConfig>(servers: Servers) {
     let sink = open::<C>(&(servers.shared)().create_database().url).await;
     sink.write(&(0..1000).map(event).collect::<Vec<_>>()).await.unwrap();
-    for micros in 0..200 {
+    for micros in 0..100 {
         let query = sink.store().page(EventQuery { limit: 1000, ..EventQuery::default() });
         drop(tokio::time::timeout(Duration::from_micros(micros * 20), query).await);
     }

@@ -47,7 +47,7 @@ pub struct HttpConfig {
     /// Bytes of one event at most; a larger one is refused. Default 1 MiB.
     #[serde(deserialize_with = "eye_core::config::at_least_one")]
     pub max_event_bytes: u32,
-    /// Bytes of all bodies that are being read, decoded or handed on at once; beyond, requests wait a second, then are
+    /// Bytes of all bodies that are read, decoded or published at once. Further requests wait up to a second and are then
     /// answered 503. At least twice `max_body_bytes`. Default 32 MiB.
     #[serde(deserialize_with = "eye_core::config::at_least_one")]
     pub max_pending_bytes: u32,

@@ -1,6 +1,6 @@
 //! The tables: events, their counts by period, and how much of SQLite's staging table was flushed.
 //!
-//! The migration creates what is missing and counts all events anew. So it can run again from any point, which MySQL
+//! The migration creates missing tables and counts all events again. So it can run again from any point, which MySQL
 //! needs because it commits after each statement. An operator who deletes events by SQL runs it again for exact counts.
 
 use sea_orm_migration::prelude::*;
@@ -199,8 +199,8 @@ const POSTGRES: &[&str] = &[
 /// `TIMESTAMP` would end in 2038. Exact comparison needs a collation that is binary and does not pad: under
 /// `utf8mb4_bin` `abc` equals `abc `. MySQL and MariaDB name theirs differently; each skips the other's comment.
 ///
-/// MariaDB checks the category in the index of names only while it reads the index forwards, which is newest first here.
-/// Before 10.8 it ignores `DESC`.
+/// MariaDB checks the category in the index of names only while it reads the index forwards, which is newest first
+/// here. Before 10.8 it ignores `DESC`.
 const MYSQL: &[&str] = &[
     "CREATE TABLE IF NOT EXISTS `event` (
         `timestamp` DATETIME(6) NOT NULL,

@@ -38,8 +38,8 @@ async fn start(example: &str, url: Option<String>) -> Eye {
     eye
 }
 
-/// Returns an event with these fields as JSON, in this order, and default values for the others. An empty text omits the
-/// field.
+/// Returns an event with these fields as JSON, in this order, and default values for the others. An empty text omits
+/// the field.
 pub(crate) fn event(fields: &[(&str, &str)]) -> String {
     let others = [
         ("session_id", "\"s\""),

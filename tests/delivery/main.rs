@@ -1,4 +1,5 @@
-//! Delivery: events pass from the sources over each durable transport to the stores, and refused events become dead letters.
+//! Delivery: events pass from the sources over each durable transport to the stores, and refused events become dead
+//! letters.
 //!
 //! Each module covers one transport, source or command of the built program. The servers are real ones from
 //! `eye-harness`.
@@ -8,5 +9,6 @@ mod dead_letters;
 mod disk;
 mod jetstream;
 mod nats;
+mod sink_settings;
 #[path = "../support/mod.rs"]
 mod support;

@@ -83,8 +83,8 @@ fn queue_on(disk: &Disk) -> String {
     format!("transport = {{ type = \"disk\", path = \"{}\" }}", disk.path().join("queue").display())
 }
 
-/// One bad sector is in the events, one in `cursors`. While writes fail as well, the whole disk counts as unavailable, and
-/// no event is given up.
+/// One bad sector is in the events, one in `cursors`. While writes fail as well, the whole disk counts as unavailable,
+/// and no event is given up.
 #[tokio::test(flavor = "multi_thread")]
 async fn unreadable_records_are_reported_and_others_stored() {
     const EVENTS: usize = 120;

@@ -1,5 +1,5 @@
-//! Disks that become full under load: the program answers 503, continues by itself after space is freed, and stores every
-//! acknowledged event once. `EYE_TEST_ROUNDS` sets the number of rounds.
+//! Disks that become full under load: the program answers 503, continues by itself after space is freed, and stores
+//! every acknowledged event once. `EYE_TEST_ROUNDS` sets the number of rounds.
 
 use std::fs;
 use std::path::Path;

@@ -1,7 +1,8 @@
 //! Failure: databases, disks, servers and the program itself break under load, and no acknowledged event is lost.
 //!
 //! `reliability` is the largest part: an oracle in a process of its own judges each trial. `scripts/soak` runs
-//! `reliability`, `power_loss` and `disk_full` for many rounds (`EYE_TEST_ROUNDS`). `docs/reliability.md` explains them.
+//! `reliability`, `power_loss` and `disk_full` for many rounds (`EYE_TEST_ROUNDS`). `docs/reliability.md` explains
+//! them.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod damage;

@@ -1,5 +1,5 @@
-//! Power cuts under load: every acknowledged event is stored once. The disk is a file system that loses all or some of the
-//! unsynced data. `EYE_TEST_ROUNDS` sets the number of power cuts.
+//! Power cuts under load: every acknowledged event is stored once. The disk is a file system that loses all or some of
+//! the unsynced data. `EYE_TEST_ROUNDS` sets the number of power cuts.
 
 use eye_harness::Eye;
 use eye_oracle::Reconciliation;

@@ -70,8 +70,8 @@ pub(crate) async fn start_ready(store: &Store, settings: &str) -> Eye {
     eye
 }
 
-/// Starts the program as [`start`] does, and waits until the sink is ready and the table exists. With a durable transport
-/// the program is ready before.
+/// Starts the program as [`start`] does, and waits until the sink is ready and the table exists. With a durable
+/// transport the program is ready before.
 pub(crate) async fn start_with_table(store: &Store, settings: &str) -> Eye {
     let eye = start_ready(store, settings).await;
     until_sink_is(&eye, "ready").await;
@@ -158,8 +158,8 @@ pub(crate) async fn audit(what: &str, eye: &Eye) {
     assert!(output.status.success(), "{what}: {text}");
 }
 
-/// Waits until the transport's stream is empty and no ack is pending. After a kill of the server, or while a consumer is
-/// recreated, the list of consumers may fail.
+/// Waits until the transport's stream is empty and no ack is pending. After a kill of the server, or while a consumer
+/// is recreated, the list of consumers may fail.
 pub(crate) async fn audit_stream(what: &str, server: &NatsServer) {
     let client = async_nats::connect(server.url()).await.expect("the server runs");
     let stream = jetstream::new(client).get_stream("EYE").await.expect("the stream exists");

@@ -5,8 +5,8 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::thread;
 
-/// Starts a server that gives these answers in order, then repeats the last one. Returns its URL and a channel that gets
-/// a message for each request.
+/// Starts a server that gives these answers in order, then repeats the last one. Returns its URL and a channel that
+/// gets a message for each request.
 pub(crate) fn answering(answers: Vec<impl AsRef<str> + Send + 'static>) -> (String, mpsc::Receiver<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 
 use eye_core::event::{Event, EventKey};
 
-/// Numbers of rows, largest first. 512 events have 4,096 values; SQLite takes 32,766, MySQL 65,535. Each is half of the one
-/// before, so that a batch needs few statements.
+/// Numbers of rows, largest first. 512 events have 4,096 values; SQLite takes 32,766, MySQL 65,535. Each is half of the
+/// one before, so that a batch needs few statements.
 const ROWS: [usize; 10] = [512, 256, 128, 64, 32, 16, 8, 4, 2, 1];
 /// The most rows of a statement.
 pub(super) const MAX_ROWS: usize = ROWS[0];

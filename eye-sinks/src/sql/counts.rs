@@ -114,8 +114,8 @@ pub(super) fn end_of(hour: i32) -> Timestamp {
     Timestamp::from_micros((i64::from(hour) + 1) * HOUR_MICROS - 1).unwrap_or(Timestamp::MAX)
 }
 
-/// Returns the first and the last of the hours that a page of `needed` events may lie in. The page may start anywhere in
-/// the first hour. `hours` are in the order of the page, with their counts.
+/// Returns the first and the last of the hours that a page of `needed` events may lie in. The page may start anywhere
+/// in the first hour. `hours` are in the order of the page, with their counts.
 pub(super) fn hours_with(needed: u64, hours: impl IntoIterator<Item = (i32, i64)>) -> Option<(i32, i32)> {
     let mut hours = hours.into_iter();
     let (first, _) = hours.next()?;
@@ -145,8 +145,8 @@ pub(super) struct CountPlan {
 pub(super) type TimeSpan = (Timestamp, Timestamp);
 
 impl CountPlan {
-    /// Plans the count of a filter. `None` where the counts do not help: a filter by session, or a range so short that the
-    /// corrections would read as many events.
+    /// Plans the count of a filter. `None` where the counts do not help: a filter by session, or a range so short that
+    /// the corrections would read as many events.
     pub(super) fn of(filter: &EventFilter) -> Option<Self> {
         if filter.session_id.is_some() {
             return None;

@@ -74,7 +74,8 @@ impl<D: Driver> Database<D> {
 
     pub(super) async fn migrate(&self) -> Result<(), DbErr> {
         let pool = self.driver.migration_pool();
-        // Each start and each outage asks for the schema, and must not wait for a dead server as long as a migration takes.
+        // Each start and each outage asks for the schema, and must not wait for a dead server as long as a migration
+        // takes.
         let is_current = limited("reading the schema", CONNECT_TIMEOUT, eye_migration::is_current(&pool)).await;
         let migrated = match is_current {
             Ok(true) => Ok(()),
@@ -87,7 +88,8 @@ impl<D: Driver> Database<D> {
 
     /// Stores a batch.
     pub(super) async fn insert(&self, batch: &[Event]) -> Result<Written, sqlx::Error> {
-        // Two nodes that write the same events in the order of their keys cannot deadlock. Of equal keys the first stays.
+        // Two nodes that write the same events in the order of their keys cannot deadlock. Of equal keys the first
+        // stays.
         let mut sorted = batch.to_vec();
         sorted.sort_by_key(Event::key);
         sorted.dedup_by_key(|event| event.key());
@@ -156,7 +158,7 @@ impl<D: Driver> Database<D> {
             Ok(()) => self.fold_schedule.note_delta(1),
             Err(error) => {
                 let (sink, error) = (&self.driver, error::reason(error));
-                tracing::warn!(%sink, %error, "events stay in the staging table: they are stored, but writing slows down");
+                tracing::warn!(%sink, %error, "events stay staged: they are stored, but writing slows down");
             }
         }
         flushed.is_ok()

@@ -11,8 +11,8 @@ use sqlx::Connection;
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time limit for one write, with the wait for a connection. Only a server that hangs needs so long.
 pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time limit for closing the connections to a server. It has all that was acknowledged, and over TLS sqlx would wait for
-/// the answer of a server that hangs.
+/// Time limit for closing the connections to a server. It has all that was acknowledged, and over TLS sqlx would wait
+/// for the answer of a server that hangs.
 pub(super) const SERVER_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A kind of database as a place to write to. It is displayed as the product and the address, without secrets.
@@ -34,8 +34,8 @@ pub(super) trait Driver: fmt::Display + Send + Sync + 'static {
     /// Called after all connections were dropped.
     fn on_disconnect(&self) {}
 
-    /// Stores all events or none, and in the same transaction the delta of those that are new. Known events stay as they
-    /// are, or are an error with [`Expected::AllNew`]. Returns the number of new events.
+    /// Stores all events or none, and in the same transaction the delta of those that are new. Known events stay as
+    /// they are, or are an error with [`Expected::AllNew`]. Returns the number of new events.
     ///
     /// The events are in the order of their keys, each key once. After an error that may refuse an event the connection
     /// must be fit for the next batch, or report its open transaction. After any other error it is closed.

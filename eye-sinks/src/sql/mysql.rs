@@ -49,8 +49,8 @@ const SQL_MODE: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,N
 /// A transaction begins with its first statement, without `BEGIN`.
 const NO_AUTOCOMMIT: &str = "SET SESSION autocommit = 0";
 
-/// The server ends a statement that takes more than 30 seconds. MySQL and MariaDB name this limit differently; each skips
-/// the other's comment.
+/// The server ends a statement that takes more than 30 seconds. MySQL and MariaDB name this limit differently; each
+/// skips the other's comment.
 const READ_SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES' \
     /*M! , max_statement_time = 30 */ /*!50708 , max_execution_time = 30000 */";
 
@@ -145,8 +145,8 @@ impl Driver for MysqlDriver {
     const MIN_EVENTS_TO_SPLIT: usize = 512;
     const CLOSE_TIMEOUT: Duration = SERVER_CLOSE_TIMEOUT;
 
-    /// Sets `READ COMMITTED`: a batch sees what another node commits meanwhile, and locks no gap that another node inserts
-    /// into.
+    /// Sets `READ COMMITTED`: a batch sees what another node commits meanwhile, and locks no gap that another node
+    /// inserts into.
     async fn connect(&self) -> Result<MySqlConnection, sqlx::Error> {
         let mut connection = self.url.0.connect().await?;
         connection.execute(SQL_MODE).await?;
@@ -208,8 +208,8 @@ impl Driver for MysqlDriver {
     }
 }
 
-/// Stores the new events of a batch with their deltas, and commits. Returns the number of new events. No statement has more
-/// than `max_bytes`. The last delta shares a text with the commit, which saves a round trip.
+/// Stores the new events of a batch with their deltas, and commits. Returns the number of new events. No statement has
+/// more than `max_bytes`. The last delta shares a text with the commit, which saves a round trip.
 async fn insert_and_count(
     connection: &mut MySqlConnection,
     batch: &[Event],
@@ -230,7 +230,8 @@ async fn insert_and_count(
     Ok(new.len())
 }
 
-/// Refuses an event that is too large for the server: it would close the connection, which looks like a network failure.
+/// Refuses an event that is too large for the server: it would close the connection, which looks like a network
+/// failure.
 fn check_packet(event: &Event, max_packet_bytes: usize) -> Result<(), sqlx::Error> {
     const OVERHEAD_BYTES: usize = 1024;
     if event.size_bytes() + OVERHEAD_BYTES <= max_packet_bytes {

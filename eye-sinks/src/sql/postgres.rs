@@ -120,8 +120,8 @@ macro_rules! insert_batch {
     };
 }
 
-/// Stores events that are all new, and their delta. A quarter cheaper than [`INSERT_NEW`], where PostgreSQL looks for each
-/// event, inserts it speculatively, and returns it.
+/// Stores events that are all new, and their delta. A quarter cheaper than [`INSERT_NEW`], where PostgreSQL looks for
+/// each event, inserts it speculatively, and returns it.
 const INSERT_ALL: &str = concat!(
     "WITH inserted AS (",
     insert_batch!(),

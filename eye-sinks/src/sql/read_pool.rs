@@ -15,8 +15,8 @@ pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time limit for the answer to a query, whatever the database does.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(35);
 
-/// A pool that is replaced after a query without an answer in time. A connection to a host that vanished in the middle of
-/// a query gets no error, and would occupy the pool for ever.
+/// A pool that is replaced after a query without an answer in time. A connection to a host that vanished in the middle
+/// of a query gets no error, and would occupy the pool for ever.
 pub(super) struct ReadPool {
     open: Box<dyn Fn() -> DatabaseConnection + Send + Sync>,
     pool: Mutex<Arc<DatabaseConnection>>,

@@ -36,8 +36,8 @@ impl<D: Driver> SqlSink<D> {
         &self.database
     }
 
-    /// Starts what maintenance is due, beside the next batches: a stored batch is acknowledged at once, and another node
-    /// may hold the same counts.
+    /// Starts what maintenance is due, beside the next batches: a stored batch is acknowledged at once, and another
+    /// node may hold the same counts.
     fn maintain(&self) {
         self.start_flush();
         if let Ok(permit) = self.fold_permit.clone().try_acquire_owned()

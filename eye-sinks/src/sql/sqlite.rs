@@ -1,7 +1,8 @@
-//! SQLite. Small batches go through a staging table in a file of its own, see [`staging`]; the others go to the main file.
+//! SQLite. Small batches go through a staging table in a file of its own, see [`staging`]; the others go to the main
+//! file.
 //!
-//! After a clean shutdown the main file is the whole database: the staging file, the logs and the shared memory are gone.
-//! After a kill they stay, and the next start reads them.
+//! After a clean shutdown the main file is the whole database: the staging file, the logs and the shared memory are
+//! gone. After a kill they stay, and the next start reads them.
 
 mod files;
 mod insert;
@@ -57,7 +58,8 @@ const DEFAULT_URL: &str = "sqlite://eye-data/eye.db";
 const MIN_VERSION: i32 = 3_051_003;
 const _: () = assert!(libsqlite3_sys::SQLITE_VERSION_NUMBER >= MIN_VERSION, "SQLite 3.51.3 or newer is needed");
 
-/// Time for which a statement waits for a lock. It is shorter than [`CONNECT_TIMEOUT`], so that the message is SQLite's.
+/// Time for which a statement waits for a lock. It is shorter than [`CONNECT_TIMEOUT`], so that the message is
+/// SQLite's.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Debug, Deserialize)]
@@ -124,7 +126,8 @@ fn options(path: &Path) -> SqliteConnectOptions {
 /// Opens the pool of a store. Its connections never write, end a statement that takes too long, and see the last commit
 /// while another one is written. They create no file: a missing staging file makes the store unavailable.
 pub(super) fn read_pool(files: &SqliteFiles, max: MaxReadConnections) -> DatabaseConnection {
-    // With more rows in the buffer, SQLite's thread and the reading one wait for each other less. An event may have 1 MiB.
+    // With more rows in the buffer, SQLite's thread and the reading one wait for each other less. An event may have 1
+    // MiB.
     let options = options(&files.main).pragma("cache_size", "-16384").row_buffer_size(64);
     let (staging, read_files) = (Arc::<str>::from(files.staging.as_str()), Arc::new(ReadFiles::new(files.clone())));
     let pool = SqlitePoolOptions::new()
@@ -173,10 +176,10 @@ pub(super) struct SqliteDriver {
 }
 
 impl SqliteDriver {
-    /// A commit is on the disk when it returns (`FULL`). The log grows to 128 MiB before SQLite copies it into the file, so
-    /// that a page that changes often is copied once: for a large file, copying takes nearly half of the time otherwise.
-    /// A flush to a large file touches some 20 MiB of pages, which the cache holds. A start after a kill reads the logs:
-    /// 150 MB beside the main file and 136 MB beside the staging file took 0.3 s.
+    /// A commit is on the disk when it returns (`FULL`). The log grows to 128 MiB before SQLite copies it into the
+    /// file, so that a page that changes often is copied once: for a large file, copying takes nearly half of the time
+    /// otherwise. A flush to a large file touches some 20 MiB of pages, which the cache holds. A start after a kill
+    /// reads the logs: 150 MB beside the main file and 136 MB beside the staging file took 0.3 s.
     pub(super) fn new(files: SqliteFiles) -> Self {
         let synchronous = if mutant::is("sqlite-no-sync") { "OFF" } else { "FULL" };
         let options = options(&files.main)
@@ -188,7 +191,8 @@ impl SqliteDriver {
         Self { files, options, synchronous, ids, staging, write_permit }
     }
 
-    /// Fails when a file was removed or replaced. Connections would go on writing to the old one, and lose all on closing.
+    /// Fails when a file was removed or replaced. Connections would go on writing to the old one, and lose all on
+    /// closing.
     fn check_files(&self) -> io::Result<()> {
         let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.files.ids();
@@ -215,8 +219,8 @@ impl SqliteDriver {
     /// Removes the staging file after all connections of the sink were closed.
     ///
     /// The exclusive lock fails while another connection or process has the file open, and excludes new ones until the
-    /// file is gone. Whoever waits for the lock checks afterwards if the file is still the one at its path. All events are
-    /// in the main file then, so a crash at any point, or a power cut that restores the file, loses nothing.
+    /// file is gone. Whoever waits for the lock checks afterwards if the file is still the one at its path. All events
+    /// are in the main file then, so a crash at any point, or a power cut that restores the file, loses nothing.
     async fn remove_staging(&self) -> Result<(), sqlx::Error> {
         if !self.files.has_staging() {
             return Ok(());
@@ -330,7 +334,8 @@ impl Driver for SqliteDriver {
     async fn after_close(&self) {
         if let Err(error) = self.remove_staging().await {
             let (file, error) = (&self.files.staging, error::reason(&error));
-            tracing::warn!(sink = %self, file, %error, "the staging file stays: keep it beside the database, the next start reads it");
+            let message = "the staging file stays: keep it beside the database, the next start reads it";
+            tracing::warn!(sink = %self, file, %error, "{message}");
         }
     }
 

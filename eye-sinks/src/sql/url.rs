@@ -27,8 +27,8 @@ impl TryFrom<u32> for MaxReadConnections {
     }
 }
 
-/// Checks that a URL has one of the schemes and no unknown parameter: a misspelt `sslmode` must not turn encryption off.
-/// The messages quote names alone, since the rest may be a secret.
+/// Checks that a URL has one of the schemes and no unknown parameter: a misspelt `sslmode` must not turn encryption
+/// off. The messages quote names alone, since the rest may be a secret.
 pub(super) fn check(url: &str, schemes: &[&str], example: &str, parameters: &[&str]) -> Result<(), String> {
     let rest = url.split_once(':').filter(|(scheme, _)| schemes.contains(scheme));
     let Some((_, rest)) = rest else {

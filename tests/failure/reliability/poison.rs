@@ -1,5 +1,5 @@
-//! The database refuses one valid event in a thousand. The others are stored. The producer of the refused one gets an error
-//! with the memory transport; the durable transports keep a dead letter.
+//! The database refuses one valid event in a thousand. The others are stored. The producer of the refused one gets an
+//! error with the memory transport; the durable transports keep a dead letter.
 
 use futures_util::future::join_all;
 

@@ -1,7 +1,7 @@
 //! PostgreSQL and MariaDB servers for tests.
 //!
-//! Each [`DatabaseServer`] is a process of its own with durable settings that start fast. [`Postgres`] and [`MariaDb`] start one;
-//! tests that do not stop their server use the shared one and create a database of their own.
+//! Each [`DatabaseServer`] is a process of its own with durable settings that start fast. [`Postgres`] and [`MariaDb`]
+//! start one; tests that do not stop their server use the shared one and create a database of their own.
 
 use std::fs;
 use std::net::TcpListener;
@@ -192,7 +192,8 @@ impl DatabaseServer {
         String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
     }
 
-    /// Starts the server again after a stop or a kill, on the same port with the same files, and waits until it answers.
+    /// Starts the server again after a stop or a kill, on the same port with the same files, and waits until it
+    /// answers.
     ///
     /// # Panics
     /// Panics with the server's log if it does not answer, or if it runs already.
@@ -360,7 +361,8 @@ impl Engine {
     }
 }
 
-/// Settings for both the creation and the use of the files. Servers with one temporary folder remove each other's tables.
+/// Settings for both the creation and the use of the files. Servers with one temporary folder remove each other's
+/// tables.
 const MARIADB_SETTINGS: &str = "--datadir=@/data --tmpdir=@ --innodb-log-file-size=32M --innodb-buffer-pool-size=64M";
 
 /// Splits arguments at spaces and puts the folder in place of each `@`.

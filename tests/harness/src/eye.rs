@@ -27,8 +27,8 @@ pub struct Eye {
 impl Eye {
     /// Starts `program` with the configuration `config` (TOML) and blocks until it listens.
     ///
-    /// The configuration should contain `[server] listen = "127.0.0.1:0"`, since the port is read from the log. A test of
-    /// eye-bin passes `env!("CARGO_BIN_EXE_eye")` as `program`. `RUST_LOG` and `EYE_CONFIG` are removed from its
+    /// The configuration should contain `[server] listen = "127.0.0.1:0"`, since the port is read from the log. A test
+    /// of eye-bin passes `env!("CARGO_BIN_EXE_eye")` as `program`. `RUST_LOG` and `EYE_CONFIG` are removed from its
     /// environment.
     ///
     /// # Panics
@@ -72,8 +72,8 @@ impl Eye {
         }
     }
 
-    /// Starts the program again after its end, with the same configuration and folder. With port 0 in `listen` it gets a
-    /// new port.
+    /// Starts the program again after its end, with the same configuration and folder. With port 0 in `listen` it gets
+    /// a new port.
     ///
     /// # Panics
     /// Panics as [`start`](Self::start) does.
@@ -151,14 +151,14 @@ impl Eye {
         json(request.body(body.to_string())).await
     }
 
-    /// Returns the HTTP client, for other requests than [`get`](Self::get) and [`post`](Self::post), and for those that may
-    /// fail.
+    /// Returns the HTTP client, for other requests than [`get`](Self::get) and [`post`](Self::post), and for those that
+    /// may fail.
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// Sends SIGTERM, blocks until the program ends, and returns its exit code: 128 + N after signal N, `None` if it still
-    /// runs at the deadline.
+    /// Sends SIGTERM, blocks until the program ends, and returns its exit code: 128 + N after signal N, `None` if it
+    /// still runs at the deadline.
     pub fn terminate(&mut self, deadline: Duration) -> Option<i32> {
         self.process.terminate("TERM", deadline)
     }

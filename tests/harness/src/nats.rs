@@ -12,8 +12,8 @@ use crate::wait::holds_within;
 /// The time limit for the server to answer after its start, or to end after a signal.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A nats-server on a port of 127.0.0.1 with its streams in a temporary folder. Dropping it kills the server and removes
-/// its files. All methods block.
+/// A nats-server on a port of 127.0.0.1 with its streams in a temporary folder. Dropping it kills the server and
+/// removes its files. All methods block.
 #[derive(Debug)]
 pub struct NatsServer {
     port: u16,

@@ -90,8 +90,8 @@ impl GuardedProcess {
         self.wait(deadline)
     }
 
-    /// Waits for the end of the process and returns its exit code: 128 + N after signal N, `None` if it still runs at the
-    /// deadline.
+    /// Waits for the end of the process and returns its exit code: 128 + N after signal N, `None` if it still runs at
+    /// the deadline.
     ///
     /// # Panics
     /// Panics if the process was not started, or if its exit code was read already.
@@ -169,8 +169,8 @@ impl Drop for GuardedProcess {
     }
 }
 
-/// Returns a unique path for a temporary folder. The count distinguishes threads, the time distinguishes folders that an
-/// earlier test left behind.
+/// Returns a unique path for a temporary folder. The count distinguishes threads, the time distinguishes folders that
+/// an earlier test left behind.
 pub fn temporary_folder(kind: &str) -> PathBuf {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);

@@ -113,7 +113,8 @@ fn request(connection: &mut impl BufRead) -> io::Result<Option<(String, Vec<u8>)
     Ok(Some((head, body)))
 }
 
-/// Extracts the events. An envelope is a header line followed by items, and each item is a header line and a payload line.
+/// Extracts the events. An envelope is a header line followed by items, and each item is a header line and a payload
+/// line.
 fn events_of(envelope: &[u8]) -> Vec<Value> {
     let mut lines = envelope.split(|byte| *byte == b'\n').skip(1).filter(|line| !line.is_empty());
     let mut events = Vec::new();

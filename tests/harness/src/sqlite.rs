@@ -1,7 +1,7 @@
 //! SQLite: a running program has two files, and a test reads both.
 
-/// Returns SQL by which a connection to `file` sees staged events in `event`, too. After a clean shutdown there is no staging
-/// file, and the SQL does nothing.
+/// Returns SQL by which a connection to `file` sees staged events in `event`, too. After a clean shutdown there is no
+/// staging file, and the SQL does nothing.
 pub fn sqlite_with_staging(file: &str) -> String {
     if !std::path::Path::new(&format!("{file}-staging")).exists() {
         return String::new();

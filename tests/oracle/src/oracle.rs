@@ -58,8 +58,8 @@ impl Oracle {
         let _: LoadCounts = self.ask(&OracleCommand::Send { url: url.to_owned() }).await;
     }
 
-    /// Pauses the clients until the next [`send_to`](Self::send_to). Returns when the program has answered all requests and
-    /// the ledger has their outcomes.
+    /// Pauses the clients until the next [`send_to`](Self::send_to). Returns when the program has answered all requests
+    /// and the ledger has their outcomes.
     pub async fn pause(&mut self) -> LoadCounts {
         self.ask(&OracleCommand::Pause).await
     }
@@ -75,8 +75,8 @@ impl Oracle {
         self.ask(&OracleCommand::SendFresh { url: url.to_owned(), deadline_ms }).await
     }
 
-    /// Compares the ledger with the database; see [`reconcile`]. Pause the load first: the ledger must not be newer than
-    /// the rows.
+    /// Compares the ledger with the database; see [`reconcile`]. Pause the load first: the ledger must not be newer
+    /// than the rows.
     ///
     /// # Panics
     /// Panics if the ledger cannot be read.

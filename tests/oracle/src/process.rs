@@ -38,7 +38,8 @@ pub struct FreshEvent {
 
 /// Runs the oracle until stdin ends.
 ///
-/// An ignored `#[tokio::test(flavor = "multi_thread")]` calls this function and nothing else. [`Oracle::start`] starts it.
+/// An ignored `#[tokio::test(flavor = "multi_thread")]` calls this function and nothing else. [`Oracle::start`] starts
+/// it.
 ///
 /// [`Oracle::start`]: crate::Oracle::start
 ///

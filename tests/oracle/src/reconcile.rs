@@ -1,5 +1,5 @@
-//! The comparison of ledger and database: [`reconcile`] counts events by outcome and finds lost, duplicated, corrupt and
-//! foreign ones.
+//! The comparison of ledger and database: [`reconcile`] counts events by outcome and finds lost, duplicated, corrupt
+//! and foreign ones.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -62,8 +62,8 @@ impl fmt::Display for Reconciliation {
     }
 }
 
-/// Compares `ledger` with all events of the database, given as ids and fingerprints, and with the ids of the dead letters.
-/// No request may be in flight; see [`Oracle::pause`](crate::Oracle::pause).
+/// Compares `ledger` with all events of the database, given as ids and fingerprints, and with the ids of the dead
+/// letters. No request may be in flight; see [`Oracle::pause`](crate::Oracle::pause).
 pub fn reconcile(ledger: &Ledger, stored: &[(Uuid, u64)], dead_letters: &HashSet<Uuid>) -> Reconciliation {
     let mut report = Reconciliation {
         issued: ledger.entries.len(),
@@ -100,8 +100,8 @@ mod tests {
     use super::*;
     use crate::event::EventRow;
 
-    /// Creates a consistent state: an acknowledged event, a refused one, two with unknown outcome of which one is stored,
-    /// and a dead letter.
+    /// Creates a consistent state: an acknowledged event, a refused one, two with unknown outcome of which one is
+    /// stored, and a dead letter.
     fn consistent() -> (Ledger, Vec<EventRow>, HashSet<Uuid>) {
         let mut rng = Rng::with_seed(7);
         let rows: Vec<EventRow> = (0..5).map(|_| EventRow::random(&mut rng, None)).collect();

@@ -23,8 +23,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// The time limit for the acknowledgement of a stream, which a healthy server never needs.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A client that sends requests: to `http://…` as a POST, to `nats://HOST:PORT/SUBJECT` as a message to the stream of the
-/// subject.
+/// A client that sends requests: to `http://…` as a POST, to `nats://HOST:PORT/SUBJECT` as a message to the stream of
+/// the subject.
 #[derive(Debug)]
 pub(crate) struct RequestSender {
     http: reqwest::Client,

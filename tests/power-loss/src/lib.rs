@@ -30,8 +30,8 @@ pub use fault::Fault;
 use media::Media;
 use mount::MountedMedia;
 
-/// The probabilities that data is durable before its sync, for one start of the disk after the other. The first disk keeps
-/// synced data alone, the others keep a part of the rest.
+/// The probabilities that data is durable before its sync, for one start of the disk after the other. The first disk
+/// keeps synced data alone, the others keep a part of the rest.
 const EARLY: [f64; 3] = [0.0, 0.5, 0.9];
 
 /// The message of the server after the mount.
@@ -50,8 +50,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Mounts a disk and blocks meanwhile. `seed` determines which unsynced data a power cut loses. Returns `None`, with a
-    /// message on stderr, if this user may not mount or the system has no FUSE.
+    /// Mounts a disk and blocks meanwhile. `seed` determines which unsynced data a power cut loses. Returns `None`,
+    /// with a message on stderr, if this user may not mount or the system has no FUSE.
     ///
     /// # Panics
     /// Panics if the mount fails for any other reason.

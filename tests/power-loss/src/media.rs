@@ -1,8 +1,8 @@
 //! The contents of the disk in memory, and the durable part of them in files: [`Media`].
 //!
 //! Programs see the contents in memory. The durable part is below a folder: `blocks/N` holds the bytes of file N, and
-//! `names/N` the entries of folder N, one per line. A sync of a folder makes its names durable, a sync of a file its bytes.
-//! As on a real disk, some writes become durable earlier by chance: blocks in any order, names in their order.
+//! `names/N` the entries of folder N, one per line. A sync of a folder makes its names durable, a sync of a file its
+//! bytes. As on a real disk, some writes become durable earlier by chance: blocks in any order, names in their order.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};

@@ -27,8 +27,8 @@ enum Fault {
     DropsWhatItRefuses,
     RefusesNeighbours,
     RefusesForEver,
-    RefusesDuringAnOutage,
-    StaysAway,
+    RefusesDuringOutage,
+    StaysUnavailable,
     EmptiesAtClose,
     CannotClose,
 }
@@ -38,12 +38,12 @@ struct Storage {
     fault: Fault,
     events: Arc<Mutex<Vec<Event>>>,
     refused_name: Arc<Mutex<Option<String>>>,
-    away: Arc<AtomicBool>,
+    unavailable: Arc<AtomicBool>,
 }
 
 impl Storage {
     fn new(fault: Fault) -> Self {
-        Self { fault, events: Arc::default(), refused_name: Arc::default(), away: Arc::default() }
+        Self { fault, events: Arc::default(), refused_name: Arc::default(), unavailable: Arc::default() }
     }
 }
 
@@ -56,7 +56,7 @@ impl SinkFixture for Storage {
             fault: self.fault,
             events: self.events.clone(),
             refused_name: self.refused_name.clone(),
-            away: self.away.clone(),
+            unavailable: self.unavailable.clone(),
             keys: Mutex::new(stored.iter().map(Event::key).collect()),
             has_refused: AtomicBool::new(false),
             unwritten: Mutex::default(),
@@ -73,12 +73,12 @@ impl SinkFixture for Storage {
     }
 
     async fn become_unavailable(&self) -> bool {
-        self.away.store(true, Ordering::SeqCst);
+        self.unavailable.store(true, Ordering::SeqCst);
         true
     }
 
     async fn become_available(&self) {
-        self.away.store(self.fault == Fault::StaysAway, Ordering::SeqCst);
+        self.unavailable.store(self.fault == Fault::StaysUnavailable, Ordering::SeqCst);
     }
 }
 
@@ -86,7 +86,7 @@ struct StorageSink {
     fault: Fault,
     events: Arc<Mutex<Vec<Event>>>,
     refused_name: Arc<Mutex<Option<String>>>,
-    away: Arc<AtomicBool>,
+    unavailable: Arc<AtomicBool>,
     keys: Mutex<BTreeSet<EventKey>>,
     has_refused: AtomicBool,
     unwritten: Mutex<Vec<Event>>,
@@ -95,14 +95,14 @@ struct StorageSink {
 #[async_trait]
 impl Sink for StorageSink {
     async fn prepare(&self) -> Result<(), WriteError> {
-        if self.away.load(Ordering::SeqCst) { Err(WriteError::retry("away")) } else { Ok(()) }
+        if self.unavailable.load(Ordering::SeqCst) { Err(WriteError::retry("unavailable")) } else { Ok(()) }
     }
 
     async fn write(&self, batch: &[Event]) -> Result<Written, WriteError> {
-        if self.away.load(Ordering::SeqCst) {
+        if self.unavailable.load(Ordering::SeqCst) {
             return Err(match self.fault {
-                Fault::RefusesDuringAnOutage => WriteError::reject("away"),
-                _ => WriteError::retry("away"),
+                Fault::RefusesDuringOutage => WriteError::reject("unavailable"),
+                _ => WriteError::retry("unavailable"),
             });
         }
         let mut batch = self.accepted(batch)?;
@@ -224,8 +224,8 @@ caught! {
     a_refused_event_that_vanishes: DropsWhatItRefuses by refused_event_is_isolated;
     refused_neighbours: RefusesNeighbours by refused_event_is_isolated;
     a_refusal_that_never_ends: RefusesForEver by refused_event_is_isolated;
-    a_refusal_instead_of_an_outage: RefusesDuringAnOutage by an_outage_ends;
-    an_outage_without_end: StaysAway by an_outage_ends;
+    a_refusal_instead_of_an_outage: RefusesDuringOutage by an_outage_ends;
+    an_outage_without_end: StaysUnavailable by an_outage_ends;
     emptied_at_close: EmptiesAtClose by close_flushes;
     an_error_at_close: CannotClose by close_flushes;
 }

@@ -16,8 +16,8 @@ use super::super::{entity, error};
 /// Bytes of an event in a statement besides its texts.
 const EVENT_OVERHEAD_BYTES: usize = 128;
 
-/// A known event is an error, and rare. `INSERT IGNORE` would also ignore values that do not fit. With `ON DUPLICATE KEY`
-/// sqlx counts found rows, be they new or not.
+/// A known event is an error, and rare. `INSERT IGNORE` would also ignore values that do not fit. With `ON DUPLICATE
+/// KEY` sqlx counts found rows, be they new or not.
 static INSERT: LazyLock<BulkStatements> = LazyLock::new(|| BulkStatements::insert_events("INSERT INTO event", ""));
 
 /// Stores the events that are not known, at most `max_bytes` in a statement, and returns them.

@@ -1,9 +1,10 @@
-//! The staging table: small batches are stored in a file of its own, whose one index grows at its end. Many events at once
-//! are flushed from there to the main table with its indexes, while further batches arrive.
+//! The staging table: small batches are stored in a file of its own, whose one index grows at its end. Many events at
+//! once are flushed from there to the main table with its indexes, while further batches arrive.
 //!
-//! Staged events are numbered. The table `event_staging_flushed` of the main file has the number of the last flushed one,
-//! set in the transaction that copies the events. So each event counts in exactly one file at any moment: staged while its
-//! number is larger, else in the main table, even if the staged row is not deleted yet. A crash needs no repair.
+//! Staged events are numbered. The table `event_staging_flushed` of the main file has the number of the last flushed
+//! one, set in the transaction that copies the events. So each event counts in exactly one file at any moment: staged
+//! while its number is larger, else in the main table, even if the staged row is not deleted yet. A crash needs no
+//! repair.
 //!
 //! Read [`StagingTable`] first.
 
@@ -35,7 +36,8 @@ const MAX_BATCH_EVENTS: usize = 4_000;
 /// Larger events, on average of a batch, fill pages by themselves. This bounds the bytes of the staging file, too.
 const MAX_MEAN_BYTES: usize = 4 << 10;
 
-/// No number is used twice. `event_staging_id` distinguishes this file from its predecessors, which had the same numbers.
+/// No number is used twice. `event_staging_id` distinguishes this file from its predecessors, which had the same
+/// numbers.
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS staging.event_staging (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -99,17 +101,18 @@ pub(super) const READ_BOTH: &str = concat!(
 );
 
 /// Stores the delta of the batch, whose last event has the highest number, and ends the transaction. The delta is NULL,
-/// which its column refuses, when the main table knows an event of the batch, or when an operator's trigger or unique index
-/// there has to check the events before they are acknowledged.
+/// which its column refuses, when the main table knows an event of the batch, or when an operator's trigger or unique
+/// index there has to check the events before they are acknowledged.
 const COUNT_AND_COMMIT: &str = "; INSERT INTO event_staging_delta (number, delta) SELECT number, CASE WHEN EXISTS (
-    SELECT 1 FROM event_staging AS new CROSS JOIN event AS known ON known.timestamp = new.timestamp AND known.id = new.id
+    SELECT 1 FROM event_staging AS new
+    CROSS JOIN event AS known ON known.timestamp = new.timestamp AND known.id = new.id
     WHERE new.number > last.number - ?
 ) OR EXISTS (
     SELECT 1 FROM main.sqlite_schema WHERE tbl_name = 'event' AND (type = 'trigger' OR sql LIKE 'CREATE UNIQUE %')
 ) THEN NULL ELSE ? END FROM (SELECT MAX(number) AS number FROM event_staging) AS last; COMMIT";
 
-// A batch is one transaction of as few texts as possible, since each one is a round trip to SQLite's thread. It locks the
-// staging file first, and no other.
+// A batch is one transaction of as few texts as possible, since each one is a round trip to SQLite's thread. It locks
+// the staging file first, and no other.
 static FIRST: LazyLock<BulkStatements> = LazyLock::new(|| inserts("BEGIN; ", ""));
 static NEXT: LazyLock<BulkStatements> = LazyLock::new(|| inserts("", ""));
 static LAST: LazyLock<BulkStatements> = LazyLock::new(|| inserts("", COUNT_AND_COMMIT));
@@ -214,8 +217,8 @@ impl StagingTable {
         Ok(())
     }
 
-    /// Returns true when the main file has every event that this program knows to be staged. Then a missing staging file may
-    /// be recreated. Another process may have flushed the events and removed the file.
+    /// Returns true when the main file has every event that this program knows to be staged. Then a missing staging
+    /// file may be recreated. Another process may have flushed the events and removed the file.
     pub(super) async fn is_flushed(&self, main: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
         let (id, last) = match &*self.state() {
             StagingState { id: Some(id), last, flushed, .. } if flushed < last => (*id, *last),
@@ -226,8 +229,8 @@ impl StagingTable {
         Ok(flushed.is_some_and(|flushed| flushed >= last))
     }
 
-    /// Returns true when all events of the file were flushed, as far as this program knows. `staging` has opened that file
-    /// alone.
+    /// Returns true when all events of the file were flushed, as far as this program knows. `staging` has opened that
+    /// file alone.
     pub(super) async fn is_removable(&self, staging: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
         let (id, flushed) = {
             let state = self.state();
@@ -261,8 +264,8 @@ impl StagingTable {
         }
     }
 
-    /// Stages a batch with its delta. Returns false, and stores nothing, when the batch has to bypass the staging table: the
-    /// main table knows an event of it, or has an operator's trigger or unique index.
+    /// Stages a batch with its delta. Returns false, and stores nothing, when the batch has to bypass the staging
+    /// table: the main table knows an event of it, or has an operator's trigger or unique index.
     pub(super) async fn insert(&self, connection: &mut SqliteConnection, batch: &[Event]) -> Result<bool, sqlx::Error> {
         let _permit = self.write_permit.acquire().await;
         match insert_and_count(connection, batch).await {

@@ -114,8 +114,9 @@ impl<'a> Counter<'a> {
         Ok(sum.flatten().unwrap_or(0))
     }
 
-    /// Narrows a filter of a category and a name to the hours of the page. The index of names, which has the category at
-    /// its end, leads to the events, unless the category is far rarer than the name. Returns `None` for an empty page.
+    /// Narrows a filter of a category and a name to the hours of the page. The index of names, which has the category
+    /// at its end, leads to the events, unless the category is far rarer than the name. Returns `None` for an empty
+    /// page.
     pub(super) async fn narrow(
         &self,
         start: &PageStart,

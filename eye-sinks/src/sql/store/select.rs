@@ -1,4 +1,5 @@
-//! Statements that select events: what a filter matches, in the order of a page. Each one reads a single range of an index.
+//! Statements that select events: what a filter matches, in the order of a page. Each one reads a single range of an
+//! index.
 
 use eye_core::event::EventKey;
 use eye_core::store::EventFilter;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use axum::extract::State;
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
-use axum::routing::any;
+use axum::routing::get;
 use eye_core::accounting::{Accounting, Ledger, SinkLedger};
 use eye_core::counters::SourceCounts;
 use eye_http::mount::{Mount, Scope};
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 /// Returns the mount of `/audit`.
 pub fn mount(accounting: Accounting) -> Mount {
-    Mount::new("audit", "/audit", Method::GET, Scope::Admin, any(audit).with_state(accounting))
+    Mount::new("audit", "/audit", Method::GET, Scope::Admin, get(audit).with_state(accounting))
 }
 
 async fn audit(State(accounting): State<Accounting>) -> Response {

@@ -17,7 +17,7 @@ use axum::extract::State;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, VARY};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use axum::routing::any;
+use axum::routing::get;
 use eye_config::at_least_one;
 use eye_core::budget::{ByteBudget, Reservation};
 use eye_core::event::Event;
@@ -72,7 +72,7 @@ pub fn mount(store: Arc<dyn EventStore>, config: &QueryConfig, trust_proxy: bool
         timeout: Duration::from_millis(config.timeout_ms),
         trust_proxy,
     };
-    Mount::new("query", "/api/event/", Method::GET, Scope::Read, any(answer).with_state(Arc::new(queries)))
+    Mount::new("query", "/api/event/", Method::GET, Scope::Read, get(answer).with_state(Arc::new(queries)))
 }
 
 /// State that all queries share.

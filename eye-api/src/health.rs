@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
-use axum::routing::any;
+use axum::routing::get;
 use eye_core::health::{Component, ComponentState, HealthBoard};
 use eye_http::mount::{Mount, Scope};
 use eye_http::response;
@@ -13,8 +13,8 @@ use serde_json::json;
 /// Returns the mounts of `/livez`, which is 200 while the process runs, and `/readyz`, which shows the components on
 /// `board`.
 pub fn mounts(board: HealthBoard) -> [Mount; 2] {
-    let livez = any(async || response::json(StatusCode::OK, &json!({"status": "ok"})));
-    let readyz = any(readyz).with_state(board);
+    let livez = get(async || response::json(StatusCode::OK, &json!({"status": "ok"})));
+    let readyz = get(readyz).with_state(board);
     [("/livez", livez), ("/readyz", readyz)]
         .map(|(path, router)| Mount::new("health", path, Method::GET, Scope::Public, router))
 }

@@ -2,14 +2,14 @@
 
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
-use axum::routing::any;
+use axum::routing::get;
 use eye_http::mount::{Mount, Scope};
 use eye_http::response;
 use serde_json::json;
 
 /// Returns the mount of `/`.
 pub fn mount() -> Mount {
-    Mount::new("index", "/", Method::GET, Scope::Public, any(index))
+    Mount::new("index", "/", Method::GET, Scope::Public, get(index))
 }
 
 async fn index() -> Response {

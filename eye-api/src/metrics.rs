@@ -9,7 +9,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::{Method, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::any;
+use axum::routing::get;
 use eye_core::accounting::{Accounting, Ledger, SinkLedger};
 use eye_core::counters::SourceCounts;
 use eye_http::mount::{Mount, Scope};
@@ -23,7 +23,7 @@ use prometheus_client::registry::Registry;
 pub fn mount(accounting: Accounting) -> Mount {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(LedgerCollector(accounting)));
-    Mount::new("metrics", "/metrics", Method::GET, Scope::Admin, any(metrics).with_state(Arc::new(registry)))
+    Mount::new("metrics", "/metrics", Method::GET, Scope::Admin, get(metrics).with_state(Arc::new(registry)))
 }
 
 async fn metrics(State(registry): State<Arc<Registry>>) -> Response {

@@ -48,7 +48,7 @@ impl Batch {
         let mut pending = Vec::with_capacity(deliveries.len());
         for Delivery { events: delivered, ack, position } in deliveries {
             let (start, count) = (events.len(), delivered.len());
-            let passed = if delivered.iter().all(|event| filter.passes(event)) {
+            let passed = if filter.is_empty() || delivered.iter().all(|event| filter.passes(event)) {
                 events.extend(delivered);
                 None
             } else {

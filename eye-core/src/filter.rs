@@ -40,6 +40,10 @@ fn at_least_one_value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Opti
 }
 
 impl ValueLists {
+    fn is_empty(&self) -> bool {
+        self.category.is_none() && self.name.is_none() && self.origin.is_none()
+    }
+
     /// Returns, for each list that is given, whether it has the event's value.
     fn matches(&self, event: &Event) -> impl Iterator<Item = bool> {
         let lists =
@@ -49,6 +53,11 @@ impl ValueLists {
 }
 
 impl SinkFilter {
+    /// Returns whether every event passes, without a look at it.
+    pub fn is_empty(&self) -> bool {
+        self.only.is_empty() && self.except.is_empty()
+    }
+
     /// Returns whether the sink gets the event.
     pub fn passes(&self, event: &Event) -> bool {
         self.only.matches(event).all(|matches| matches) && !self.except.matches(event).any(|matches| matches)

@@ -1,20 +1,18 @@
 //! Mounts: the endpoints that other crates add to the listener.
 //!
 //! A component registers each endpoint, a method of a path, as a [`Mount`] with [`Mounts`] while it is built. Several mounts
-//! may share a path; a method that is taken is an error that names both owners. [`Mounts::router`] wraps all mounts of
-//! a path in one `MountedPath`, the one place that every request passes: it sets `Allow` and answers `OPTIONS` and wrong
-//! methods.
+//! may share a path; a method that is taken is an error that names both owners. [`Mounts::router`] merges all mounts of a
+//! path in `path_router`, the one place that every request passes: it sets `Allow` and answers `OPTIONS` and wrong methods.
 
 use std::collections::BTreeMap;
 use std::iter;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::Router;
-use axum::extract::Request;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, any};
-use tower::ServiceExt;
+use axum::routing::MethodRouter;
+use tower::util::MapResponseLayer;
 
 use crate::response::error;
 
@@ -46,7 +44,8 @@ impl Mount {
     ///
     /// `owner` is the component that registers it, such as `sources.web`; errors name it. `path` is in axum's syntax. If
     /// it ends with a slash, the path without the slash is served, too. `GET` includes `HEAD`, and `OPTIONS` is answered
-    /// for every path. `scope` is the permission that a request needs. `router` gets no request with another method.
+    /// for every path. `scope` is the permission that a request needs. `router` serves
+    /// this method and no other, as `axum::routing::get` and `post` make it.
     pub fn new(owner: &str, path: &'static str, method: Method, scope: Scope, router: MethodRouter) -> Self {
         Self { owner: owner.to_owned(), path, method, scope, router }
     }
@@ -110,10 +109,7 @@ impl Mounts {
         let not_found =
             async move |uri: Uri| error(StatusCode::NOT_FOUND, &format!("Not found: {}. {hint}", uri.path()));
         let router = Router::new().fallback(not_found);
-        paths.into_iter().fold(router, |router, (path, mounts)| {
-            let mounted = Arc::new(MountedPath::new(mounts));
-            router.route(path, any(async move |request| mounted.answer(request).await))
-        })
+        paths.into_iter().fold(router, |router, (path, mounts)| router.route(path, path_router(mounts)))
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Mount>> {
@@ -121,36 +117,23 @@ impl Mounts {
     }
 }
 
-/// All mounts of one path, and what applies to every request for it.
-struct MountedPath {
-    mounts: Vec<Mount>,
-    allow: HeaderValue,
-}
-
-impl MountedPath {
-    fn new(mounts: Vec<Mount>) -> Self {
-        let allow = HeaderValue::from_str(&allow(&mounts)).expect("methods are tokens, which headers may contain");
-        Self { mounts, allow }
-    }
-
-    async fn answer(&self, request: Request) -> Response {
-        // A router answers HEAD as GET and drops the body.
-        let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
-        let mut response = match self.mounts.iter().find(|mount| mount.method == *method) {
-            Some(mount) => {
-                let Ok(response) = mount.router.clone().oneshot(request).await;
-                response
-            }
-            None if method == Method::OPTIONS => StatusCode::OK.into_response(),
-            None => {
-                let allow = self.allow.to_str().unwrap_or_default();
-                let detail = format!("{} is not allowed here; {allow} are.", request.method());
-                error(StatusCode::METHOD_NOT_ALLOWED, &detail)
-            }
-        };
-        response.headers_mut().insert(header::ALLOW, self.allow.clone());
+/// Returns the router of one path: all of its mounts, and around them everything that applies to each request for it.
+fn path_router(mounts: Vec<Mount>) -> MethodRouter {
+    let allow = HeaderValue::from_str(&allow(&mounts)).expect("methods are tokens, which headers may contain");
+    let allowed = allow.clone();
+    let other_method = async move |method: Method| match method {
+        Method::OPTIONS => StatusCode::OK.into_response(),
+        method => {
+            let detail = format!("{method} is not allowed here; {} are.", allowed.to_str().unwrap_or_default());
+            error(StatusCode::METHOD_NOT_ALLOWED, &detail)
+        }
+    };
+    let set_allow = MapResponseLayer::new(move |mut response: Response| {
+        response.headers_mut().insert(header::ALLOW, allow.clone());
         response
-    }
+    });
+    let merged = mounts.into_iter().fold(MethodRouter::new(), |merged, mount| merged.merge(mount.router));
+    merged.fallback(other_method).layer(set_allow)
 }
 
 /// Returns the value of `Allow` for a path with these mounts.

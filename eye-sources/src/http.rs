@@ -12,7 +12,7 @@ use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::any;
+use axum::routing::post;
 use bytes::Bytes;
 use eye_core::budget::{ByteBudget, Reservation};
 use eye_core::error::BuildError;
@@ -97,7 +97,7 @@ impl SourceConfig for HttpConfig {
             budget: ByteBudget::new(self.max_pending_bytes),
             config: self,
         };
-        let router = any(take).with_state(Arc::new(endpoint));
+        let router = post(take).with_state(Arc::new(endpoint));
         let mount = Mount::new(context.component.key(), PATH, Method::POST, Scope::Write, router);
         mounts.add(mount).map_err(|error| BuildError::new(error.to_string()))?;
         outlet.health().ready();

@@ -62,20 +62,32 @@ impl DeltaBatch {
     /// Returns the rows to add to `event_count`: for a category and a name, for either alone, and for all; by hour, day
     /// and month. They are in the order of the key: two nodes that lock rows in one order cannot deadlock.
     pub(super) fn rows(&self) -> Vec<CountRow<'_>> {
-        let mut sums = BTreeMap::new();
+        let mut sums: BTreeMap<(&str, &str), BTreeMap<i32, i64>> = BTreeMap::new();
+        let mut add = |category, name, periods: [i32; 3], count: i64| {
+            let by_period = sums.entry((category, name)).or_default();
+            for period in periods {
+                *by_period.entry(period).or_default() += count;
+            }
+        };
         for (&hour, categories) in &self.counts {
             let periods = periods_of(hour);
+            let mut of_all = 0;
             for (category, names) in categories {
-                for (name, count) in names {
-                    for (category, name) in [(category.as_str(), name.as_str()), (category, ""), ("", name), ("", "")] {
-                        for period in periods {
-                            *sums.entry((category, name, period)).or_insert(0) += count;
-                        }
-                    }
+                let mut of_category = 0;
+                for (name, &count) in names {
+                    add(category, name, periods, count);
+                    add("", name, periods, count);
+                    of_category += count;
                 }
+                add(category, "", periods, of_category);
+                of_all += of_category;
             }
+            add("", "", periods, of_all);
         }
-        sums.into_iter().map(|((category, name, period), count)| CountRow { category, name, period, count }).collect()
+        let row = |((category, name), by_period): ((_, _), BTreeMap<_, _>)| {
+            by_period.into_iter().map(move |(period, count)| CountRow { category, name, period, count })
+        };
+        sums.into_iter().flat_map(row).collect()
     }
 }
 

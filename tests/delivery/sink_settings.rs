@@ -1,9 +1,10 @@
 //! Writer settings and filters of single sinks: each sink gets its own events, and the accounting balances.
 
+use eye_harness::eventually;
 use serde_json::{Value, json};
 
 use crate::support::store::{Kind, Store};
-use crate::support::{DISK, audit, new_event, start_ready, until_stored};
+use crate::support::{DISK, HANG, audit, new_event, readyz, start_ready, until_stored};
 
 /// Settings of a second sink that leaves out one name, and of the first one that gets nothing else.
 fn filters(other: &Store) -> String {
@@ -24,6 +25,12 @@ async fn filtered_events_reach_only_their_sink() {
     for transport in ["", DISK] {
         let (store, other) = (Store::new(Kind::Sqlite), Store::new(Kind::Sqlite));
         let eye = start_ready(&store, &format!("{transport}\n{}", filters(&other))).await;
+        let is_ready = async || {
+            let (_, body) = readyz(&eye).await;
+            let components = body["components"].as_array().unwrap();
+            components.iter().all(|component| component["state"] == "ready")
+        };
+        eventually("both sinks have their tables", HANG, is_ready).await;
         let events: Value = ["kept", "left", "kept", "right"].map(new_event).into_iter().collect();
         assert_eq!(eye.post(events).await.0, 201);
         until_stored(&store, 2).await;

@@ -65,11 +65,6 @@ impl Reservation {
         self.0.merge(other.0);
     }
 
-    /// Splits off up to `bytes` as a reservation of their own.
-    pub fn split(&mut self, bytes: usize) -> Self {
-        Self(self.0.split(bytes.min(self.bytes())).expect("no more is split off than there is"))
-    }
-
     /// Returns the reserved bytes.
     pub fn bytes(&self) -> usize {
         self.0.num_permits()

@@ -34,11 +34,6 @@ impl BuildContext {
         self.health.name()
     }
 
-    /// Returns the name that the operator gave, such as `store` of `sinks.store`.
-    pub fn name(&self) -> &str {
-        self.key().rsplit('.').next().unwrap_or_default()
-    }
-
     /// Returns the component's entry in the health report.
     pub fn health(&self) -> &Health {
         &self.health
